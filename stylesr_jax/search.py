@@ -1,0 +1,280 @@
+"""The one search engine: gradient steps compiled once, batched over starts.
+
+It knows nothing of faces. A `Problem` says how one start turns variables into a loss; the engine
+evaluates it for a batch of starts, updates, projects, keeps each start's best variables and
+freezes a start whose loss or gradient stops being finite.
+
+The layout follows optax (pure functions, state in a NamedTuple) and optimistix (the loop is
+written once, solvers plug in).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+Variables = Any  # a pytree of float arrays: what is searched for one start
+Shared = Any  # a pytree that all starts share: generator, prior, settings
+Example = Any  # a pytree of what belongs to one start: target, mask
+Terms = dict[str, Array]  # name -> scalar, weighted: they sum to the loss
+Rate = Callable[[Array], Array]  # progress in [0, 1) -> factor of the learning rate
+
+
+def _identity(
+    shared: Shared, example: Example, key: Array, variables: Variables, anchor: Variables
+) -> Variables:
+    return variables
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the engine needs to know; hashable, so that one compilation serves all its runs.
+
+    Attributes:
+        loss: (shared, example, variables, progress) -> (terms, output) for one start.
+        optimiser: shared -> optax transformation that yields a *descent direction of unit
+            rate*, such as scale_by_adam followed by scale(-1).
+        learning_rate: shared -> scalar; `rate` multiplies it along the search.
+        project: (shared, example, key, variables, anchor) -> variables after each update;
+            `anchor` holds the variables that the search began with.
+        couple: (shared, examples, outputs) -> terms of shape (B,) that tie the starts of a
+            batch together, or None; outputs of failed starts come as zeros.
+        keep: "best" returns each start's variables of least loss, "last" those of the end.
+    """
+
+    loss: Callable[[Shared, Example, Variables, Array], tuple[Terms, Any]]
+    optimiser: Callable[[Shared], optax.GradientTransformation]
+    learning_rate: Callable[[Shared], Array]
+    rate: Rate
+    project: Callable[[Shared, Example, Array, Variables, Variables], Variables] = _identity
+    couple: Callable[[Shared, Example, Any], Terms] | None = None
+    keep: Literal["best", "last"] = "best"
+
+
+class SearchState(NamedTuple):
+    """Everything that changes along a search; leading axis B (starts) but for `step`."""
+
+    step: Array  # int32 scalar
+    variables: Variables
+    anchor: Variables  # the variables at the beginning
+    optimiser: Any
+    best: Variables
+    best_loss: Array  # (B,) float32, +inf before the first evaluation
+    best_step: Array  # (B,) int32
+    failed_at: Array  # (B,) int32: the step whose loss or gradient was not finite, else -1
+
+
+class SearchResult(NamedTuple):
+    """What a search returns; numpy arrays but for the variables."""
+
+    variables: Variables  # (B, ...): the best, or the last, as the problem says
+    loss: np.ndarray  # (B,) loss of the best
+    best_step: np.ndarray  # (B,)
+    failed_at: np.ndarray  # (B,) -1 where all went well
+    history: dict[str, np.ndarray]  # term -> (steps, B)
+    steps: int  # steps that were made
+    interrupted: bool  # by Ctrl-C
+
+
+Progress = Callable[[int, int, dict[str, np.ndarray]], None]  # step, total, terms of the last step
+
+
+def _select(chosen: Array, a: Any, b: Any) -> Any:
+    """Per start: a where chosen (B,), else b."""
+
+    def pick(x: Array, y: Array) -> Array:
+        return jnp.where(chosen.reshape(chosen.shape + (1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(pick, a, b)
+
+
+def _all_finite(tree: Any) -> Array:
+    """(B,) whether every number of each start is finite."""
+    leaves = jax.tree.leaves(tree)
+    flags = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]
+    return jnp.stack(flags).all(axis=0)
+
+
+def begin(problem: Problem, shared: Shared, variables: Variables) -> SearchState:
+    """The state before the first step; variables have the starts as their leading axis."""
+    n_starts = jax.tree.leaves(variables)[0].shape[0]
+    return SearchState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        anchor=variables,
+        optimiser=jax.vmap(problem.optimiser(shared).init)(variables),
+        best=variables,
+        best_loss=jnp.full((n_starts,), jnp.inf),
+        best_step=jnp.zeros((n_starts,), jnp.int32),
+        failed_at=jnp.full((n_starts,), -1, jnp.int32),
+    )
+
+
+def evaluate(
+    problem: Problem, shared: Shared, examples: Example, variables: Variables, progress: Array
+) -> tuple[Array, Terms]:
+    """Loss and weighted terms of each start, shape (B,)."""
+    one = partial(problem.loss, shared)
+    terms, outputs = jax.vmap(one, in_axes=(0, 0, None))(examples, variables, progress)
+    losses = sum(terms.values())
+    if problem.couple is not None:
+        sound = jnp.isfinite(losses)
+        zeros = jax.tree.map(jnp.zeros_like, outputs)
+        ties = problem.couple(shared, examples, _select(sound, outputs, zeros))
+        terms = {**terms, **ties}
+        losses = losses + sum(ties.values())
+    return losses, terms  # type: ignore[return-value]
+
+
+def step(
+    problem: Problem,
+    shared: Shared,
+    examples: Example,
+    keys: Array,
+    total: Array,
+    state: SearchState,
+) -> tuple[SearchState, Terms]:
+    """One step of every start: value, gradient, update, projection, book-keeping.
+
+    A start's gradient depends on its own variables only (unless `couple` ties them), so that the
+    sum over starts can be differentiated at once without one start's NaN reaching another.
+    """
+    progress = state.step.astype(jnp.float32) / total.astype(jnp.float32)
+
+    def summed(variables: Variables) -> tuple[Array, tuple[Array, Terms]]:
+        losses, terms = evaluate(problem, shared, examples, variables, progress)
+        return jnp.sum(losses), (losses, terms)
+
+    gradient, (losses, terms) = jax.grad(summed, has_aux=True)(state.variables)
+    running = state.failed_at < 0
+    finite = jnp.isfinite(losses) & _all_finite(gradient)
+    better = running & jnp.isfinite(losses) & (losses < state.best_loss)
+
+    optimiser = problem.optimiser(shared)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+        direction, optimiser_state = jax.vmap(optimiser.update)(
+            gradient, state.optimiser, state.variables
+        )
+    rate = problem.learning_rate(shared) * problem.rate(progress)
+    moved = jax.tree.map(lambda v, d: v + rate * d, state.variables, direction)
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
+    moved = jax.vmap(partial(problem.project, shared))(examples, step_keys, moved, state.anchor)
+    going = running & finite
+    return (
+        SearchState(
+            step=state.step + 1,
+            variables=_select(going, moved, state.variables),
+            anchor=state.anchor,
+            optimiser=_select(going, optimiser_state, state.optimiser),
+            best=_select(better, state.variables, state.best),
+            best_loss=jnp.where(better, losses, state.best_loss),
+            best_step=jnp.where(better, state.step, state.best_step),
+            failed_at=jnp.where(running & ~finite, state.step, state.failed_at),
+        ),
+        terms,
+    )
+
+
+@partial(jax.jit, static_argnames=("problem", "length"))
+def advance(
+    problem: Problem,
+    shared: Shared,
+    examples: Example,
+    keys: Array,
+    total: Array,
+    state: SearchState,
+    *,
+    length: int,
+) -> tuple[SearchState, Terms]:
+    """Up to `length` steps in one compiled scan; steps beyond `total` are skipped.
+
+    Returns:
+        The new state and each term's history (length, B), NaN where steps were skipped.
+    """
+    one = partial(step, problem, shared, examples, keys, total)
+    _, shapes = jax.eval_shape(one, state)
+
+    def skip(state: SearchState) -> tuple[SearchState, Terms]:
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+    def body(state: SearchState, _: None) -> tuple[SearchState, Terms]:
+        return jax.lax.cond(state.step < total, one, skip, state)
+
+    return jax.lax.scan(body, state, None, length=length)
+
+
+@partial(jax.jit, static_argnames=("problem",))
+def _close(
+    problem: Problem, shared: Shared, examples: Example, state: SearchState
+) -> tuple[SearchState, Terms]:
+    """Evaluate the variables after the last update too, so that no step is wasted."""
+    losses, terms = evaluate(problem, shared, examples, state.variables, jnp.ones(()))
+    better = (state.failed_at < 0) & jnp.isfinite(losses) & (losses < state.best_loss)
+    closed = state._replace(
+        best=_select(better, state.variables, state.best),
+        best_loss=jnp.where(better, losses, state.best_loss),
+        best_step=jnp.where(better, state.step, state.best_step),
+    )
+    return closed, terms
+
+
+def search(
+    problem: Problem,
+    *,
+    shared: Shared,
+    examples: Example,
+    variables: Variables,
+    keys: Array,
+    steps: int,
+    chunk: int = 10,
+    on_progress: Progress | None = None,
+) -> SearchResult:
+    """Run a search to its end, or to Ctrl-C, and return the best of each start.
+
+    Args:
+        problem: what is searched for.
+        shared: pytree that all starts share; a compiled argument, never a constant.
+        examples: pytree with leading axis B.
+        variables: where the starts begin, leading axis B.
+        keys: (B,) one PRNG key per start, for problems that draw as they go.
+        steps: gradient steps; not part of what is compiled.
+        chunk: steps per compiled call, between which progress is reported.
+        on_progress: called after each chunk.
+
+    Returns:
+        The result; a start that failed before its first finite loss has loss +inf.
+    """
+    state = begin(problem, shared, variables)
+    total = jnp.asarray(steps, jnp.int32)
+    records: list[dict[str, np.ndarray]] = []
+    done, interrupted = 0, False
+    try:
+        while done < steps:
+            state, terms = advance(problem, shared, examples, keys, total, state, length=chunk)
+            kept = min(chunk, steps - done)
+            records.append({name: np.asarray(value)[:kept] for name, value in terms.items()})
+            done += kept
+            if on_progress is not None:
+                on_progress(done, steps, {name: v[-1] for name, v in records[-1].items()})
+            if bool((state.failed_at >= 0).all()):
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    if not interrupted:
+        state, _ = _close(problem, shared, examples, state)
+    names = records[0] if records else {}
+    return SearchResult(
+        variables=state.best if problem.keep == "best" else state.variables,
+        loss=np.asarray(state.best_loss),
+        best_step=np.asarray(state.best_step),
+        failed_at=np.asarray(state.failed_at),
+        history={name: np.concatenate([r[name] for r in records]) for name in names},
+        steps=int(state.step),
+        interrupted=interrupted,
+    )
