@@ -23,7 +23,6 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image
-from scipy.fft import next_fast_len
 
 from stylesr_jax.errors import UserError
 
@@ -346,14 +345,20 @@ def motion_kernel(length: float, angle: ArrayLike) -> Array:
     """
     reach = (length - 1.0) / 2.0
     radius = int(np.ceil(reach))
-    count = 4 * int(np.ceil(length)) + 1
-    along = jnp.asarray(np.linspace(-reach, reach, count), jnp.float32)
+    # Four samples a pixel: evenly shared where the length is whole.
+    along = jnp.asarray(np.linspace(-reach, reach, 8 * radius + 1), jnp.float32)
     radians = jnp.deg2rad(jnp.asarray(angle, jnp.float32))
     pixels = jnp.asarray(np.arange(-radius, radius + 1), jnp.float32)[:, None]
     rows = jnp.maximum(1.0 - jnp.abs(pixels + along * jnp.sin(radians)), 0.0)
     columns = jnp.maximum(1.0 - jnp.abs(pixels - along * jnp.cos(radians)), 0.0)
     kernel = jnp.einsum("yt,xt->yx", rows, columns, precision=jax.lax.Precision.HIGHEST)
     return kernel / jnp.sum(kernel)
+
+
+def _fast_length(n: int) -> int:
+    """The least length from n whose only prime factors are 2, 3 and 5, which FFTs like."""
+    powers = (2**a * 3**b * 5**c for a in range(16) for b in range(10) for c in range(7))
+    return min(m for m in powers if m >= n)
 
 
 class MotionBlur(Degradation):
@@ -385,10 +390,10 @@ class MotionBlur(Degradation):
         ]
         padded = x[index[0]][:, index[1]]
         # As long as the padded image, circular convolution leaves the inside exact.
-        shape = (next_fast_len(padded.shape[0], True), next_fast_len(padded.shape[1], True))
-        spectrum = jnp.fft.rfft2(padded, shape, axes=(0, 1))
-        response = jnp.fft.rfft2(kernel, shape)
-        blurred = jnp.fft.irfft2(spectrum * response[..., None], shape, axes=(0, 1))
+        shape = [_fast_length(n) for n in padded.shape[:2]]
+        spectrum = jnp.fft.rfftn(padded, shape, axes=(0, 1))
+        response = jnp.fft.rfftn(kernel, shape)
+        blurred = jnp.fft.irfftn(spectrum * response[..., None], shape, axes=(0, 1))
         inside = slice(2 * radius, None)
         return blurred[inside, inside][:height, :width]
 
@@ -399,7 +404,7 @@ class MotionBlur(Degradation):
         return self.replace(angle=jax.random.uniform(key, maxval=180.0))
 
     def __str__(self) -> str:
-        angle = "" if self.angle is None else f",{float(self.angle):g}"
+        angle = "" if self.angle is None else f",{float(np.asarray(self.angle)):g}"
         return f"motion({self.length:g}{angle})"
 
 
@@ -519,7 +524,8 @@ class Jpeg(Degradation):
             chroma = resize(_round(chroma), half, kernel="area")
             table = _quantisation(_CHROMINANCE, self.quality)
             planes = [_jpeg_plane(_round(chroma[..., i]), table) for i in range(2)]
-            chroma = resize(jnp.stack(planes, axis=-1), y.shape, kernel="bilinear")
+            full = (levels.shape[0], levels.shape[1])
+            chroma = resize(jnp.stack(planes, axis=-1), full, kernel="bilinear")
             y = _jpeg_plane(_round(y) - 128.0, luminance) + 128.0
             cb, cr = chroma[..., 0], chroma[..., 1]
             r, b = y + 1.402 * cr, y + 1.772 * cb
