@@ -66,6 +66,7 @@ class SearchState(NamedTuple):
     optimiser: Any
     best: Variables
     best_loss: Array  # (B,) float32, +inf before the first evaluation
+    best_terms: Terms  # (B,) each: the terms of the best
     best_step: Array  # (B,) int32
     failed_at: Array  # (B,) int32: the step whose loss or gradient was not finite, else -1
 
@@ -75,6 +76,7 @@ class SearchResult(NamedTuple):
 
     variables: Variables  # (B, ...): the best, or the last, as the problem says
     loss: np.ndarray  # (B,) loss of the best
+    terms: dict[str, np.ndarray]  # (B,) each: the weighted terms of the best
     best_step: np.ndarray  # (B,)
     failed_at: np.ndarray  # (B,) -1 where all went well
     history: dict[str, np.ndarray]  # term -> (steps, B)
@@ -101,9 +103,15 @@ def _all_finite(tree: Any) -> Array:
     return jnp.stack(flags).all(axis=0)
 
 
-def begin(problem: Problem, shared: Shared, variables: Variables) -> SearchState:
+@partial(jax.jit, static_argnames=("problem",))
+def begin(
+    problem: Problem, shared: Shared, examples: Example, variables: Variables
+) -> SearchState:
     """The state before the first step; variables have the starts as their leading axis."""
     n_starts = jax.tree.leaves(variables)[0].shape[0]
+    _, terms = jax.eval_shape(
+        partial(evaluate, problem), shared, examples, variables, jnp.zeros(())
+    )
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
@@ -111,6 +119,7 @@ def begin(problem: Problem, shared: Shared, variables: Variables) -> SearchState
         optimiser=jax.vmap(problem.optimiser(shared).init)(variables),
         best=variables,
         best_loss=jnp.full((n_starts,), jnp.inf),
+        best_terms={name: jnp.full((n_starts,), jnp.inf) for name in terms},
         best_step=jnp.zeros((n_starts,), jnp.int32),
         failed_at=jnp.full((n_starts,), -1, jnp.int32),
     )
@@ -174,6 +183,7 @@ def step(
             optimiser=_select(going, optimiser_state, state.optimiser),
             best=_select(better, state.variables, state.best),
             best_loss=jnp.where(better, losses, state.best_loss),
+            best_terms=_select(better, terms, state.best_terms),
             best_step=jnp.where(better, state.step, state.best_step),
             failed_at=jnp.where(running & ~finite, state.step, state.failed_at),
         ),
@@ -212,16 +222,17 @@ def advance(
 @partial(jax.jit, static_argnames=("problem",))
 def _close(
     problem: Problem, shared: Shared, examples: Example, state: SearchState
-) -> tuple[SearchState, Terms]:
+) -> SearchState:
     """Evaluate the variables after the last update too, so that no step is wasted."""
     losses, terms = evaluate(problem, shared, examples, state.variables, jnp.ones(()))
     better = (state.failed_at < 0) & jnp.isfinite(losses) & (losses < state.best_loss)
     closed = state._replace(
         best=_select(better, state.variables, state.best),
         best_loss=jnp.where(better, losses, state.best_loss),
+        best_terms=_select(better, terms, state.best_terms),
         best_step=jnp.where(better, state.step, state.best_step),
     )
-    return closed, terms
+    return closed
 
 
 def search(
@@ -250,7 +261,7 @@ def search(
     Returns:
         The result; a start that failed before its first finite loss has loss +inf.
     """
-    state = begin(problem, shared, variables)
+    state = begin(problem, shared, examples, variables)
     total = jnp.asarray(steps, jnp.int32)
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False
@@ -267,11 +278,12 @@ def search(
     except KeyboardInterrupt:
         interrupted = True
     if not interrupted:
-        state, _ = _close(problem, shared, examples, state)
+        state = _close(problem, shared, examples, state)
     names = records[0] if records else {}
     return SearchResult(
         variables=state.best if problem.keep == "best" else state.variables,
         loss=np.asarray(state.best_loss),
+        terms={name: np.asarray(value) for name, value in state.best_terms.items()},
         best_step=np.asarray(state.best_step),
         failed_at=np.asarray(state.failed_at),
         history={name: np.concatenate([r[name] for r in records]) for name in names},

@@ -53,6 +53,7 @@ def test_finds_the_minimum_of_each_start():
     np.testing.assert_allclose(result.variables["x"], expected, atol=1e-3)
     np.testing.assert_allclose(result.loss, [2.5, 5.0], atol=1e-4)
     assert result.steps == 300 and not result.interrupted
+    np.testing.assert_allclose(sum(result.terms.values()), result.loss, rtol=1e-6)
     assert set(result.history) == {"fit", "size"}
     assert result.history["fit"].shape == (300, 2)
 
@@ -145,7 +146,7 @@ def test_the_step_lowers_for_every_platform(platform):
     shared = {"weight": jnp.asarray(0.0), "rate": jnp.asarray(0.1)}
     targets = jnp.ones((2, 3))
     variables = {"x": jnp.zeros((2, 3))}
-    state = engine.begin(QUADRATIC, shared, variables)
+    state = engine.begin(QUADRATIC, shared, {"target": targets}, variables)
     keys = jax.random.split(jax.random.key(0), 2)
 
     def run(shared, examples, raw_keys, total, state):

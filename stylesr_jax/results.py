@@ -1,0 +1,224 @@
+"""What a run leaves in a folder: pictures, a report, and latents that redraw the pictures."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from stylesr_jax import store
+from stylesr_jax.errors import UserError
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.images import to_uint8, write_png
+from stylesr_jax.objective import Latents
+from stylesr_jax.solve import Observation, Result
+
+CELL = 256  # px: longer side of a picture in the grid
+GAIN = 4.0  # of the differences in the grid
+MARGIN, TITLE = 8, 24
+
+
+# --- The grid -------------------------------------------------------------------------------
+
+
+def _cell(image: np.ndarray, *, smooth: bool) -> Image.Image:
+    """A picture of at most CELL px; small ones are enlarged pixel by pixel, large ones shrunk."""
+    picture = Image.fromarray(to_uint8(image))
+    scale = CELL / max(picture.size)
+    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+    filters = Image.Resampling
+    return picture.resize(size, filters.LANCZOS if smooth else filters.NEAREST)
+
+
+def draw_grid(rows: list[list[tuple[str, np.ndarray, bool] | None]]) -> np.ndarray:
+    """Titled pictures in rows and columns.
+
+    Args:
+        rows: of (title, (h, w, 3) in [-1, 1], whether to resample smoothly), or None for a gap.
+
+    Returns:
+        (H, W, 3) uint8 on white.
+    """
+    cells = [[None if c is None else _cell(c[1], smooth=c[2]) for c in row] for row in rows]
+    width = max((c.width for row in cells for c in row if c), default=CELL)
+    height = max((c.height for row in cells for c in row if c), default=CELL)
+    n_columns = max(len(row) for row in rows)
+    step_x, step_y = width + MARGIN, height + TITLE + MARGIN
+    page = Image.new("RGB", (n_columns * step_x + MARGIN, len(rows) * step_y + MARGIN), "white")
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=15)
+    for r, row in enumerate(rows):
+        for c, content in enumerate(row):
+            picture = cells[r][c]
+            if content is None or picture is None:
+                continue
+            x, y = MARGIN + c * step_x, MARGIN + r * step_y
+            draw.text((x, y), content[0], fill="black", font=font)
+            page.paste(picture, (x, y + TITLE))
+    return np.asarray(page)
+
+
+def result_grid(result: Result, original: np.ndarray | None = None) -> np.ndarray:
+    """Input, solutions, their re-downscaled images and the differences: (H, W, 3) uint8."""
+    seen = result.observation.image
+    height, width = seen.shape[:2]
+    enlarged = np.asarray(
+        jax.image.resize(jnp.asarray(seen), (height * 8, width * 8, 3), "cubic")
+    )
+    top: list[Any] = [(f"input {width}x{height}", seen, False)]
+    middle: list[Any] = [("bicubic", enlarged, True)]
+    bottom: list[Any] = [None if original is None else ("original", original, True)]
+    for i, solution in enumerate(result.solutions):
+        difference = np.clip(GAIN * (solution.low - seen), -1.0, 1.0)
+        top.append((f"solution {i}", solution.image, True))
+        middle.append((f"downscaled, {solution.residual_psnr:.1f} dB", solution.low, False))
+        bottom.append((f"{GAIN:.0f} x difference, grey = none", difference, False))
+    return draw_grid([top, middle, bottom])
+
+
+# --- Latents that redraw the pictures --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `solutions.npz` holds.
+
+    Attributes:
+        latents: one `Latents` per solution, noise maps included.
+        observation: what was super-resolved.
+        config: generator name or path, its weights' sha256, degradation, method, settings, seed.
+    """
+
+    latents: tuple[Latents, ...]
+    observation: Observation
+    config: dict[str, Any]
+
+
+def save_solutions(
+    path: str | os.PathLike[str], result: Result, config: Mapping[str, Any]
+) -> None:
+    """Write the latents of all solutions, every noise map, and `config`, to one .npz file.
+
+    Noise maps that all solutions share are written once.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    latents = [solution.latents for solution in result.solutions]
+    arrays: dict[str, np.ndarray] = {
+        "ws": np.stack([one.ws for one in latents]),
+        "target": result.observation.target,
+        "mask": result.observation.mask,
+        "config": np.asarray(json.dumps({**config, "box": result.observation.box})),
+    }
+    parts = {
+        "noise": [one.noise for one in latents],
+        "activation": [one.activation for one in latents],
+        "synthesis": [one.synthesis for one in latents],
+    }
+    for name, trees in parts.items():
+        if trees[0] is None:
+            continue
+        for i, leaves in enumerate(zip(*map(jax.tree.leaves, trees), strict=True)):
+            shared = all(np.array_equal(leaves[0], leaf) for leaf in leaves[1:])
+            arrays[f"{name}_{i:03d}"] = np.stack(leaves[:1] if shared else leaves)
+    with store.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_solutions(path: str | os.PathLike[str], generator: Generator | None = None) -> Saved:
+    """Read what `save_solutions` wrote; nothing in the file is executed.
+
+    `generator` gives the structure of activations and changed weights, where there are any.
+
+    Raises:
+        UserError: the file is missing, damaged, or not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a solutions.npz that upsample wrote")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        config = json.loads(str(arrays["config"]))
+        ws, target, mask = arrays["ws"], arrays["target"], arrays["mask"]
+        box = tuple(config.pop("box"))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: damaged, or not a file that upsample wrote ({error})") from error
+    except Exception as error:  # zipfile's own errors share no base class
+        raise UserError(f"{path}: damaged, or not a file that upsample wrote ({error})") from error
+
+    def leaves(name: str, index: int) -> list[np.ndarray]:
+        stacks = [arrays[key] for key in sorted(arrays) if key.startswith(f"{name}_")]
+        return [stack[min(index, len(stack) - 1)] for stack in stacks]
+
+    def restore(name: str, index: int, like: Any) -> Any:
+        found = leaves(name, index)
+        return jax.tree.unflatten(jax.tree.structure(like), found) if found else None
+
+    latents = []
+    for i in range(len(ws)):
+        activation = synthesis = None
+        if generator is not None:
+            synthesis = restore("synthesis", i, generator.params["synthesis"])
+            if leaves("activation", i):
+                block = int(config["block"])
+                entering = jax.eval_shape(
+                    lambda w, block=block: generator.features(w, block=block), ws[:1]
+                )
+                activation = restore("activation", i, entering)
+        latents.append(Latents(ws[i], tuple(leaves("noise", i)), activation, synthesis))
+    return Saved(tuple(latents), Observation(target, mask, box), config)
+
+
+# --- A folder for one input -----------------------------------------------------------------
+
+
+def write_result(
+    folder: str | os.PathLike[str],
+    result: Result,
+    *,
+    report: Mapping[str, Any],
+    config: Mapping[str, Any],
+    original: np.ndarray | None = None,
+) -> None:
+    """Write solution_i.png, grid.png, solutions.npz and, last, report.json.
+
+    A folder without report.json is unfinished: that is what resuming looks at.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    (folder / "report.json").unlink(missing_ok=True)
+    for stale in folder.glob("solution_*.png"):
+        stale.unlink()
+    for i, solution in enumerate(result.solutions):
+        write_png(folder / f"solution_{i}.png", solution.image)
+    write_png(folder / "grid.png", result_grid(result, original))
+    save_solutions(folder / "solutions.npz", result, config)
+    write_json(folder / "report.json", report)
+
+
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """Write JSON, whole or not at all; NaN and infinities become null."""
+    with store.atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_finite(values), indent=2) + "\n")
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {str(name): _finite(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    if isinstance(values, (float, np.floating)):
+        return float(values) if np.isfinite(values) else None
+    if isinstance(values, np.integer):
+        return int(values)
+    return values

@@ -1,0 +1,390 @@
+"""From a low-resolution image to high-resolution solutions: observe, search, render."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from stylesr_jax.degradations import Bicubic, Degradation
+from stylesr_jax.errors import UserError
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.methods import (
+    Method,
+    Value,
+    method_named,
+    problem_of,
+    render,
+    traced_settings,
+)
+from stylesr_jax.objective import Example, Latents, Shared
+from stylesr_jax.search import search
+
+MAX_LOW = 256  # px: what is larger is no low-resolution observation
+MIN_LOW = 4
+
+# image, solution, step, steps, terms of the step
+Progress = Callable[[int, int, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A low-resolution image on a square canvas, as generators make squares.
+
+    Attributes:
+        target: (s, s, 3) float32 in [-1, 1], s the longer side; padding repeats the edge.
+        mask: (s, s, 1), 1 on the image and 0 on the padding, which no term looks at.
+        box: (top, left, height, width) of the image in the canvas.
+    """
+
+    target: np.ndarray
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+
+    @property
+    def image(self) -> np.ndarray:
+        """The image alone, (height, width, 3)."""
+        top, left, height, width = self.box
+        return self.target[top : top + height, left : left + width]
+
+    def crop(self, images: np.ndarray) -> np.ndarray:
+        """The image's part of pictures of the whole canvas (..., H, H, C), at their scale."""
+        scale = images.shape[-2] / self.target.shape[0]
+        top, left, height, width = (round(v * scale) for v in self.box)
+        return images[..., top : top + height, left : left + width, :]
+
+
+def observe(image: Any) -> Observation:
+    """Put a low-resolution image (h, w, 3) in [-1, 1] in the middle of a square canvas.
+
+    Raises:
+        UserError: its shape, size or values are not those of such an image.
+    """
+    image = np.asarray(image, np.float32)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"an image is an array (height, width, 3), not {image.shape}")
+    height, width = image.shape[:2]
+    if not MIN_LOW <= min(height, width) <= max(height, width) <= MAX_LOW:
+        raise UserError(
+            f"the low-resolution image is {width}x{height} px; sides from {MIN_LOW} to {MAX_LOW} "
+            "px can be super-resolved: shrink it first"
+        )
+    if not np.isfinite(image).all() or np.abs(image).max() > 1.5:
+        raise UserError("the image's values must lie in [-1, 1]; divide 8-bit ones by 127.5, less 1")
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    edges = ((top, side - height - top), (left, side - width - left), (0, 0))
+    mask = np.pad(np.ones((height, width, 1), np.float32), edges)
+    return Observation(np.pad(image, edges, mode="edge"), mask, (top, left, height, width))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One high-resolution image and how it was found.
+
+    Attributes:
+        image: (H, W, 3) float32 in [-1, 1], clipped, cropped to the observation's shape.
+        low: (h, w, 3) A(image), not clipped: to be compared with the observation.
+        latents: `objective.Latents` as numpy arrays; `render` redraws the image from them.
+        terms: weighted terms of the objective at the best step; they sum to `loss`.
+        history: each term at each step; NaN where no step was made.
+        residual_l1: mean |A(G) - y| on [-1, 1].
+        residual_psnr: dB, of A(G) against y, data range 2.
+        best_step: the step whose variables were kept.
+        failed_at: step at which the search met a NaN or infinity, or -1.
+    """
+
+    image: np.ndarray
+    low: np.ndarray
+    latents: Latents
+    loss: float
+    terms: dict[str, float]
+    history: dict[str, np.ndarray]
+    residual_l1: float
+    residual_psnr: float
+    best_step: int
+    failed_at: int
+
+    @property
+    def status(self) -> str:
+        """"ok", or what went wrong."""
+        if self.failed_at < 0:
+            return "ok"
+        return f"not finite at step {self.failed_at}; kept step {self.best_step}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """All solutions of one image, in the order of their numbers."""
+
+    observation: Observation
+    solutions: tuple[Solution, ...]
+    method: str
+    settings: dict[str, Value]
+    seconds: float
+    interrupted: bool
+
+    @property
+    def images(self) -> np.ndarray:
+        """(solutions, H, W, 3) float32 in [-1, 1]."""
+        return np.stack([solution.image for solution in self.solutions])
+
+
+def key_of(seed: int, name: str) -> Array:
+    """The PRNG key of an image: from the seed and its name, whatever else is in the batch."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "big"))
+
+
+@jax.jit
+def _start_keys(key: Array, index: Array) -> tuple[Array, Array]:
+    start, search_key = jax.random.split(jax.random.fold_in(key, index))
+    return start, search_key
+
+
+_render = jax.jit(render, static_argnames=("block", "stop"))
+
+
+@jax.jit
+def _degrade(degradation: Degradation, image: Array) -> Array:
+    return degradation(image)
+
+
+def redraw(shared: Shared, latents: Latents, *, block: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The image (H, W, 3), clipped to [-1, 1], and A of it, from latents.
+
+    One compiled function for one image: the same latents give the same pixels, whatever they
+    were searched together with.
+    """
+    image = jnp.clip(_render(shared, latents, block=block), -1.0, 1.0)
+    return np.asarray(image), np.asarray(_degrade(shared.degradation, image))
+
+
+def default_degradation(observation: Observation) -> Degradation:
+    """Antialiased bicubic down-sampling to the observation's canvas."""
+    return Bicubic(size=observation.target.shape[0])
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def solve(
+    observations: Sequence[Observation],
+    keys: Sequence[Array],
+    *,
+    generator: Generator,
+    prior: Any = None,
+    perceptual: Any = None,
+    method: Method,
+    settings: Mapping[str, Value],
+    solutions: int = 4,
+    degradation: Degradation | None = None,
+    batch: int = 1,
+    chunk: int = 10,
+    on_progress: Progress | None = None,
+) -> list[Result]:
+    """Search `solutions` starts for each observation, `batch` starts at a time.
+
+    The observations must share one canvas size. A start depends on its image's key and its own
+    number only; with `batch` 1, the default on CPUs, results do not depend on what else is
+    searched, to the last bit.
+
+    Returns:
+        A result for each observation; after Ctrl-C those of the starts made so far.
+
+    Raises:
+        UserError: the method needs a prior or feature network that is not given.
+    """
+    if method.needs_prior and prior is None:
+        raise UserError(
+            f"{method.name} needs a flow prior for {generator.name}; fit one: "
+            f"python -m stylesr_jax.fit_prior --generator {generator.name}"
+        )
+    if method.needs_perceptual and perceptual is None:
+        raise UserError(f"{method.name} needs the LPIPS feature network (perceptual=...)")
+    degradation = degradation or default_degradation(observations[0])
+    shared = Shared(generator, prior, degradation, perceptual, traced_settings(settings))
+    stages = method.stages(settings)
+    found: dict[int, list[Solution]] = {i: [] for i in range(len(observations))}
+    seconds = dict.fromkeys(found, 0.0)
+    interrupted = False
+    jobs = [(i, s) for i in found for s in range(solutions)]
+    for first in range(0, len(jobs), batch):
+        some = jobs[first : first + batch]
+        began = time.monotonic()
+        solved, interrupted = _solve_batch(
+            some,
+            [observations[i] for i, _ in some],
+            [keys[i] for i, _ in some],
+            shared=shared,
+            stages=stages,
+            settings=settings,
+            chunk=chunk,
+            on_progress=on_progress,
+        )
+        for (i, _), solution in zip(some, solved, strict=True):
+            found[i].append(solution)
+            seconds[i] += (time.monotonic() - began) / len(some)
+        if interrupted:
+            break
+    return [
+        Result(
+            observation=observations[i],
+            solutions=tuple(found[i]),
+            method=method.name,
+            settings=dict(settings),
+            seconds=seconds[i],
+            interrupted=interrupted,
+        )
+        for i in found
+        if found[i]
+    ]
+
+
+def _solve_batch(
+    jobs: Sequence[tuple[int, int]],
+    observations: Sequence[Observation],
+    keys: Sequence[Array],
+    *,
+    shared: Shared,
+    stages: Sequence[Any],
+    settings: Mapping[str, Value],
+    chunk: int,
+    on_progress: Progress | None,
+) -> tuple[list[Solution], bool]:
+    """Run every stage for one batch of (image, solution) pairs and render what was found."""
+    pairs = [_start_keys(key, jnp.uint32(s)) for key, (_, s) in zip(keys, jobs, strict=True)]
+    start_keys, search_keys = (jnp.stack(part) for part in zip(*pairs, strict=True))
+    indices = jnp.asarray([s for _, s in jobs], jnp.int32)
+    examples = _stack(
+        [
+            Example(jnp.asarray(o.target), jnp.asarray(o.mask), jnp.asarray(i, jnp.int32))
+            for o, (i, _) in zip(observations, jobs, strict=True)
+        ]
+    )
+    total = sum(int(settings[stage.steps]) for stage in stages)
+    histories: list[dict[str, np.ndarray]] = []
+    previous: Any = None
+    done = 0
+    result = None
+    for stage in stages:
+        begin = jax.jit(jax.vmap(stage.coordinates.start, in_axes=(0, 0, None, 0)))
+        variables = begin(start_keys, indices, shared, previous)
+
+        def report(step: int, _: int, terms: dict[str, np.ndarray], done: int = done) -> None:
+            if on_progress is not None:
+                means = {name: float(np.mean(value)) for name, value in terms.items()}
+                on_progress(jobs[0][0], jobs[0][1], done + step, total, means)
+
+        result = search(
+            problem_of(stage),
+            shared=shared,
+            examples=examples,
+            variables=variables,
+            keys=search_keys,
+            steps=int(settings[stage.steps]),
+            chunk=chunk,
+            on_progress=report,
+        )
+        previous = result.variables
+        histories.append(result.history)
+        done += int(settings[stage.steps])
+        if result.interrupted:
+            break
+    assert result is not None
+    decode = jax.jit(stage.coordinates.decode)
+    solved = []
+    for b, observation in enumerate(observations):
+        own = jax.tree.map(lambda x, b=b: x[b], result.variables)
+        latents = decode(shared, own)
+        if latents.noise is None:
+            latents = latents._replace(noise=shared.generator.stored_noise)
+        image, low = redraw(shared, latents, block=stage.block)
+        error = (low - observation.target) * observation.mask
+        count = observation.mask.sum() * 3
+        mse = float(np.sum(np.square(error)) / count)
+        solved.append(
+            Solution(
+                image=observation.crop(image),
+                low=observation.crop(low),
+                latents=jax.tree.map(np.asarray, latents),
+                loss=float(result.loss[b]),
+                terms={name: float(value[b]) for name, value in result.terms.items()},
+                history=_join([{n: v[:, b] for n, v in h.items()} for h in histories]),
+                residual_l1=float(np.sum(np.abs(error)) / count),
+                residual_psnr=float(10 * np.log10(4.0 / max(mse, 1e-12))),
+                best_step=int(result.best_step[b]),
+                failed_at=int(result.failed_at[b]),
+            )
+        )
+    return solved, result.interrupted
+
+
+def _join(histories: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The stages' histories after one another; NaN where a stage lacks a term."""
+    names = list(dict.fromkeys(name for history in histories for name in history))
+    lengths = [len(next(iter(h.values()), ())) for h in histories]
+    return {
+        name: np.concatenate(
+            [h.get(name, np.full(n, np.nan)) for h, n in zip(histories, lengths, strict=True)]
+        )
+        for name in names
+    }
+
+
+def upsample(
+    image: Any,
+    *,
+    generator: Generator,
+    prior: Any = None,
+    method: str | Method = "rls",
+    solutions: int = 4,
+    key: Array,
+    preset: str = "balanced",
+    settings: Mapping[str, Value] | None = None,
+    degradation: Degradation | None = None,
+    perceptual: Any = None,
+    batch: int = 1,
+    on_progress: Progress | None = None,
+) -> Result:
+    """Find high-resolution images that down-scale to `image` and look like the generator's.
+
+    Args:
+        image: (h, w, 3) in [-1, 1], sides from 4 to 256 px; a non-square one is searched on a
+            square canvas of which only its own part counts, and comes back in its own shape.
+        generator: from `load_generator`.
+        prior: from `load_prior(generator)`; None where the method has no prior.
+        method: a name (see `methods.METHODS`) or a `Method` of your own.
+        solutions: how many starts.
+        key: PRNG key; each solution's own key is folded from it and its number.
+        preset: "fast", "balanced", "best" or "paper".
+        settings: changes to the preset, by name.
+        degradation: A; None is antialiased bicubic down-sampling.
+        perceptual: from `load_features("vgg16")`, for methods with an LPIPS term.
+        batch: starts searched together.
+        on_progress: called with (image, solution, step, steps, terms) between chunks.
+
+    Raises:
+        UserError: the image, the settings or the method's needs are not met.
+    """
+    chosen = method_named(method) if isinstance(method, str) else method
+    (result,) = solve(
+        [observe(image)],
+        [key],
+        generator=generator,
+        prior=prior,
+        perceptual=perceptual,
+        method=chosen,
+        settings=chosen.resolve(preset, settings),
+        solutions=solutions,
+        degradation=degradation,
+        batch=batch,
+        on_progress=on_progress,
+    )
+    return result
