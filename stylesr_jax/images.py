@@ -97,14 +97,14 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     Raises:
         UserError: a pattern or folder holds no image.
     """
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = {
+        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    }
     found: dict[Path, None] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            some = sorted(
-                p for p in path.iterdir() if p.is_file() and p.suffix.lower() in endings
-            )
+            some = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in endings)
             if not some:
                 raise UserError(f"{text}: there are no images in this folder")
         elif not path.exists() and glob.has_magic(text):

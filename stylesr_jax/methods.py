@@ -290,9 +290,7 @@ def style_coordinates(settings: Mapping[str, Value]) -> Coordinates:
 
 
 def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    likelihood = choose(
-        settings, "reduction", {"sum": objective.l1_sum, "mean": objective.l1_mean}
-    )
+    likelihood = choose(settings, "reduction", {"sum": objective.l1_sum, "mean": objective.l1_mean})
     terms = (
         Term("l1", likelihood, "lambda_l1"),
         Term("prior", objective.prior, "lambda_w"),

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from stylesr_jax.degradations import Bicubic, Degradation
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods import (
+    Coordinates,
     Method,
     Value,
     method_named,
@@ -75,7 +77,9 @@ def observe(image: Any) -> Observation:
             "px can be super-resolved: shrink it first"
         )
     if not np.isfinite(image).all() or np.abs(image).max() > 1.5:
-        raise UserError("the image's values must lie in [-1, 1]; divide 8-bit ones by 127.5, less 1")
+        raise UserError(
+            "the image's values must lie in [-1, 1]; scale 8-bit ones by x / 127.5 - 1"
+        )
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     edges = ((top, side - height - top), (left, side - width - left), (0, 0))
@@ -112,7 +116,7 @@ class Solution:
 
     @property
     def status(self) -> str:
-        """"ok", or what went wrong."""
+        """ "ok", or what went wrong."""
         if self.failed_at < 0:
             return "ok"
         return f"not finite at step {self.failed_at}; kept step {self.best_step}"
@@ -145,6 +149,19 @@ def key_of(seed: int, name: str) -> Array:
 def _start_keys(key: Array, index: Array) -> tuple[Array, Array]:
     start, search_key = jax.random.split(jax.random.fold_in(key, index))
     return start, search_key
+
+
+@partial(jax.jit, static_argnames=("coordinates",))
+def _begin(
+    coordinates: Coordinates, keys: Array, indices: Array, shared: Shared, previous: Any
+) -> Any:
+    """The variables of a batch of starts, leading axis B."""
+    return jax.vmap(coordinates.start, in_axes=(0, 0, None, 0))(keys, indices, shared, previous)
+
+
+@partial(jax.jit, static_argnames=("coordinates",))
+def _decode(coordinates: Coordinates, shared: Shared, variables: Any) -> Latents:
+    return coordinates.decode(shared, variables)
 
 
 _render = jax.jit(render, static_argnames=("block", "stop"))
@@ -274,8 +291,7 @@ def _solve_batch(
     done = 0
     result = None
     for stage in stages:
-        begin = jax.jit(jax.vmap(stage.coordinates.start, in_axes=(0, 0, None, 0)))
-        variables = begin(start_keys, indices, shared, previous)
+        variables = _begin(stage.coordinates, start_keys, indices, shared, previous)
 
         def report(step: int, _: int, terms: dict[str, np.ndarray], done: int = done) -> None:
             if on_progress is not None:
@@ -298,11 +314,10 @@ def _solve_batch(
         if result.interrupted:
             break
     assert result is not None
-    decode = jax.jit(stage.coordinates.decode)
     solved = []
     for b, observation in enumerate(observations):
         own = jax.tree.map(lambda x, b=b: x[b], result.variables)
-        latents = decode(shared, own)
+        latents = _decode(stage.coordinates, shared, own)
         if latents.noise is None:
             latents = latents._replace(noise=shared.generator.stored_noise)
         image, low = redraw(shared, latents, block=stage.block)

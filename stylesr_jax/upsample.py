@@ -1,0 +1,536 @@
+"""Super-resolve face photos: python -m stylesr_jax.upsample INPUT... --out DIR.
+
+An input of at most 256 px is itself the low-resolution observation, at any size and aspect: it
+is put in the middle of a square canvas, only its own pixels count, and the solutions are cropped
+back to its shape. A larger input is first degraded until its longer side is --lr-size, and the
+original is kept to score the solutions against.
+
+The pictures show plausible faces that the generator imagines. They do not tell who somebody is:
+never use them to identify a person. The embedded weights are for research, non-commercial use;
+they carry the biases of FFHQ, the photographs they were trained on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stylesr_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stylesr_jax.solve import Observation, Result
+
+PRESETS = ("fast", "balanced", "best", "paper")
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m stylesr_jax.upsample",
+        description=lines[1].replace("\n", " "),
+        epilog=lines[2].replace("\n", " "),
+    )
+
+    def whole(low: int, high: int) -> Any:
+        def parse(text: str) -> int:
+            try:
+                value = int(text)
+            except ValueError:
+                value = low - 1
+            if not low <= value <= high:
+                raise argparse.ArgumentTypeError(f"{text!r} is no whole number {low} to {high}")
+            return value
+
+        return parse
+
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="image files, folders or patterns")
+    add("--out", metavar="DIR", help="where DIR/STEM/ is written for each input")
+    add("--generator", default="mobile-ffhq-1024", metavar="NAME|PATH")
+    add("--class", dest="label", type=whole(0, 10**6), metavar="K", help="of a conditional model")
+    add("--prior", metavar="FILE", help="flow prior; default: the one that fits the generator")
+    add("--method", default="rls", help="which search; see the README (default rls)")
+    add("--preset", default="balanced", choices=PRESETS)
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. rls.lambda_w=0.1")
+    add("--solutions", type=whole(1, 1000), default=4, metavar="N", help="default 4")
+    add("--steps", type=whole(1, 100_000), metavar="N", help="gradient steps for each solution")
+    add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="S", help="default 0")
+    add("--lr-size", type=whole(4, 256), default=32, metavar="N", help="for large inputs")
+    add("--degradation", metavar="SPEC", help="for large inputs: e.g. 'blur(2)|bicubic(32)'")
+    add("--resume", action="store_true", help="skip inputs that DIR holds a finished report of")
+    add("--from", dest="source", metavar="NPZ", help="redraw the pictures of a solutions.npz")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--quiet", action="store_true", help="print errors only")
+    volume.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+# --- What is printed ------------------------------------------------------------------------
+
+
+class _Console:
+    """Progress as a bar, as JSON lines, or not at all; errors always."""
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self._bar: Any = None
+
+    def say(self, event: str, text: str, **values: Any) -> None:
+        if self.as_json:
+            print(json.dumps({"event": event, **values}), flush=True)
+        elif not self.quiet:
+            if self._bar is not None:
+                self._bar.write(text)
+            else:
+                print(text, flush=True)
+
+    def error(self, message: str, **values: Any) -> None:
+        self.close()
+        if self.as_json:
+            print(json.dumps({"event": "error", "message": message, **values}), flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+    def progress(self, label: str, done: int, total: int, terms: Mapping[str, float]) -> None:
+        if self.as_json:
+            values = {name: round(value, 6) for name, value in terms.items()}
+            self.say("step", "", label=label, step=done, steps=total, terms=values)
+        elif not self.quiet:
+            from tqdm import tqdm
+
+            if self._bar is None or self._bar.total != total or self._bar.desc != f"{label}: ":
+                self.close()
+                self._bar = tqdm(total=total, desc=label, unit="step", leave=False)
+            self._bar.n = done
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in terms.items()})
+            if done >= total:
+                self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+# --- How long it will take ------------------------------------------------------------------
+
+
+class _Rates:
+    """Seconds a step of earlier runs on this machine, kept in the cache for the estimate."""
+
+    def __init__(self, key: str) -> None:
+        from stylesr_jax import store
+
+        self.path, self.key = store.cache_dir() / "rates.json", key
+
+    def _read(self) -> dict[str, float]:
+        with suppress(OSError, ValueError):
+            return json.loads(self.path.read_text())
+        return {}
+
+    def seconds_per_step(self) -> float | None:
+        return self._read().get(self.key)
+
+    def record(self, seconds: float) -> None:
+        from stylesr_jax.results import write_json
+
+        with suppress(UserError):  # an unwritable cache costs the estimate, not the run
+            write_json(self.path, {**self._read(), self.key: seconds})
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+# --- A run ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything loaded and checked before the first input."""
+
+    args: argparse.Namespace
+    method: Any
+    settings: dict[str, Any]
+    generator: Any
+    prior: Any
+    perceptual: Any
+    weights_path: str
+    weights_sha256: str
+
+
+def _changes(args: argparse.Namespace) -> dict[str, str]:
+    """--set NAME=VALUE and --steps as changes to the method's settings."""
+    changes: dict[str, Any] = {} if args.steps is None else {"steps": args.steps}
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        method, dot, setting = name.strip().partition(".")
+        if not equals or not dot:
+            raise UserError(
+                f"--set {text}: write METHOD.SETTING=VALUE, e.g. rls.lambda_w=0.1"
+            )
+        if method != args.method:
+            raise UserError(f"--set {text}: the method is {args.method}, not {method}")
+        changes[setting] = value.strip()
+    return changes
+
+
+def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
+    import jax
+
+    from stylesr_jax import store
+    from stylesr_jax.generators import generator_from_file, generator_path
+    from stylesr_jax.methods import method_named
+
+    method = method_named(args.method)
+    settings = method.resolve(args.preset, _changes(args))
+    path = generator_path(args.generator)
+    generator = generator_from_file(path)
+    if args.label is not None:
+        generator = generator.with_class(args.label, key=jax.random.key(0))
+    elif generator.label_dim:
+        raise UserError(
+            f"{generator.name} is conditional: choose --class 0 to {generator.label_dim - 1}"
+        )
+    prior = perceptual = None
+    if method.needs_prior:
+        from stylesr_jax.flow import load_prior
+
+        prior = load_prior(generator, path=args.prior)
+    if method.needs_perceptual:
+        from stylesr_jax.features import load_features
+
+        perceptual = load_features("vgg16")
+    return _Run(args, method, settings, generator, prior, perceptual, str(path), store.sha256(path))
+
+
+def _observe(run: _Run, path: Path) -> tuple["Observation", "np.ndarray | None", Any]:
+    """The observation of one input, the original if it was larger, and the search's A."""
+    import jax
+    import numpy as np
+
+    from stylesr_jax.degradations import Bicubic
+    from stylesr_jax.images import read_image
+    from stylesr_jax.solve import MAX_LOW, default_degradation, key_of, observe
+
+    image = read_image(path)
+    if max(image.shape[:2]) <= MAX_LOW:
+        observation = observe(image)
+        return observation, None, default_degradation(observation)
+    height, width = image.shape[:2]
+    scale = run.args.lr_size / max(height, width)
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    data_key = jax.random.fold_in(key_of(run.args.seed, path.name), 2**31)
+    if run.args.degradation:
+        from stylesr_jax.degradations import parse
+
+        low = np.asarray(parse(run.args.degradation).degrade(data_key, image))
+    else:
+        low = np.asarray(Bicubic(size=size)(image))
+    observation = observe(np.clip(low, -1.0, 1.0))
+    return observation, image, default_degradation(observation)
+
+
+def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
+    """PSNR, SSIM and LPIPS of each solution to the original, both at 256 px (longer side)."""
+    import jax.numpy as jnp
+
+    from stylesr_jax import metrics
+    from stylesr_jax.degradations import resize
+    from stylesr_jax.features import load_features
+
+    height, width = original.shape[:2]
+    scale = 256 / max(height, width)
+    size = (max(round(height * scale), 16), max(round(width * scale), 16))
+    reference = jnp.clip(resize(jnp.asarray(original), size), -1.0, 1.0)
+    network = load_features("vgg16")
+    scores = []
+    for solution in result.solutions:
+        image = jnp.clip(resize(jnp.asarray(solution.image), size), -1.0, 1.0)
+        scores.append(
+            {
+                "psnr": float(metrics.psnr(image, reference, data_range=2.0)),
+                "ssim": float(metrics.ssim(image, reference, data_range=2.0)),
+                "lpips_vgg": float(metrics.lpips(image, reference, params=network)),
+            }
+        )
+    return scores
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = ("stylesr-jax", "jax", "jaxlib", "flax", "optax", "distrax", "numpy", "pillow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _device() -> str:
+    import jax
+
+    device = jax.devices()[0]
+    kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
+    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
+    return f"{device.platform} ({device.device_kind or kind}{cores}) x {jax.device_count()}"
+
+
+def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | None") -> dict:
+    observation = result.observation
+    report: dict[str, Any] = {
+        "status": "interrupted" if result.interrupted else "ok",
+        "input": str(path),
+        "input_size": list(observation.image.shape[1::-1]),
+        "method": result.method,
+        "preset": run.args.preset,
+        "settings": result.settings,
+        "seed": run.args.seed,
+        "generator": run.generator.name,
+        "weights_sha256": run.weights_sha256,
+        "device": _device(),
+        "versions": _versions(),
+        "seconds": result.seconds,
+        "solutions": [
+            {
+                "file": f"solution_{i}.png",
+                "status": one.status,
+                "loss": one.loss,
+                "terms": one.terms,
+                "residual_l1": one.residual_l1,
+                "residual_psnr": one.residual_psnr,
+                "best_step": one.best_step,
+                "steps": len(next(iter(one.history.values()), ())),
+            }
+            for i, one in enumerate(result.solutions)
+        ],
+        "history": {
+            f"solution_{i}": {name: values.tolist() for name, values in one.history.items()}
+            for i, one in enumerate(result.solutions)
+        },
+        "notice": "These faces are imagined; they do not identify anyone.",
+    }
+    if original is not None:
+        for one, scores in zip(report["solutions"], _scores(result, original), strict=True):
+            one["against_original_at_256px"] = scores
+    return report
+
+
+def _folders(paths: list[Path], out: Path) -> list[Path]:
+    """DIR/STEM for each input; inputs that share a stem get the ending too, then a number."""
+    taken: set[str] = set()
+    stems = [path.stem for path in paths]
+    folders = []
+    for path in paths:
+        name = path.stem if stems.count(path.stem) == 1 else path.name
+        unique, number = name, 2
+        while unique in taken:
+            unique, number = f"{name}-{number}", number + 1
+        taken.add(unique)
+        folders.append(out / unique)
+    return folders
+
+
+def _fingerprint(run: _Run) -> dict[str, Any]:
+    return {
+        "method": run.method.name,
+        "settings": run.settings,
+        "seed": run.args.seed,
+        "weights_sha256": run.weights_sha256,
+    }
+
+
+def _finished(folder: Path, run: _Run) -> bool:
+    """Whether the folder holds a whole result of the same run."""
+    try:
+        report = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError):
+        return False
+    same = all(report.get(name) == value for name, value in _fingerprint(run).items())
+    return same and report["status"] == "ok" and len(report["solutions"]) == run.args.solutions
+
+
+def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates: _Rates) -> bool:
+    """Solve one input and write its folder; whether Ctrl-C ended it."""
+    import jax.numpy as jnp  # noqa: F401  (loads the backend before the clock starts)
+
+    from stylesr_jax.results import write_result
+    from stylesr_jax.solve import key_of, solve
+
+    observation, original, degradation = _observe(run, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    clock: list[tuple[float, int]] = []
+
+    def on_progress(image: int, index: int, step: int, steps: int, terms: Any) -> None:
+        clock.append((time.monotonic(), index * steps + step))
+        label = f"{path.name} {index + 1}/{run.args.solutions}"
+        console.progress(label, step, steps, terms)
+
+    (result,) = solve(
+        [observation],
+        [key_of(run.args.seed, path.name)],
+        generator=run.generator,
+        prior=run.prior,
+        perceptual=run.perceptual,
+        method=run.method,
+        settings=run.settings,
+        solutions=run.args.solutions,
+        degradation=degradation,
+        on_progress=on_progress,
+    )
+    console.close()
+    if len(clock) > 1 and clock[-1][1] > clock[0][1]:
+        rates.record((clock[-1][0] - clock[0][0]) / (clock[-1][1] - clock[0][1]))
+    config = {
+        "generator": run.args.generator,
+        "weights_sha256": run.weights_sha256,
+        "class": run.args.label,
+        "degradation": str(degradation),
+        "block": run.method.stages(run.settings)[-1].block,
+        "method": run.method.name,
+        "settings": run.settings,
+        "seed": run.args.seed,
+        "input": str(path),
+        "versions": _versions(),
+    }
+    write_result(
+        folder,
+        result,
+        report=_report(run, path, result, original),
+        config=config,
+        original=original,
+    )
+    residuals = ", ".join(f"{one.residual_psnr:.1f}" for one in result.solutions)
+    console.say(
+        "result",
+        f"{path.name}: {len(result.solutions)} solution(s) in {_duration(result.seconds)}, "
+        f"re-downscaled they match the input to {residuals} dB\n  {folder / 'grid.png'}",
+        input=str(path),
+        folder=str(folder),
+        seconds=round(result.seconds, 2),
+        residual_psnr=[round(one.residual_psnr, 3) for one in result.solutions],
+        status="interrupted" if result.interrupted else "ok",
+    )
+    for i, one in enumerate(result.solutions):
+        if one.failed_at >= 0:
+            console.say("warning", f"  solution {i}: {one.status}", solution=i, status=one.status)
+    return result.interrupted
+
+
+def _run_all(args: argparse.Namespace, console: _Console) -> int:
+    from stylesr_jax.images import find_images
+
+    paths = find_images(args.inputs)
+    out = Path(args.out)
+    _check_writable(out)
+    run = _prepare(args, console)
+    steps = sum(int(run.settings[s.steps]) for s in run.method.stages(run.settings))
+    rates = _Rates(f"{run.method.name} {run.generator.name} {_device()}")
+    per_step = rates.seconds_per_step()
+    work = len(paths) * args.solutions * steps
+    estimate = (
+        f"about {_duration(per_step * work + 20)}"
+        if per_step
+        else "no earlier run here to judge from"
+    )
+    console.say(
+        "start",
+        f"device {_device()}; generator {run.generator.name} ({run.generator.resolution} px); "
+        f"{run.method.name}, {args.preset}: {len(paths)} input(s) x {args.solutions} solution(s) "
+        f"x {steps} steps; estimated time: {estimate}",
+        device=_device(),
+        generator=run.generator.name,
+        inputs=len(paths),
+        solutions=args.solutions,
+        steps=steps,
+        estimated_seconds=None if per_step is None else round(per_step * work + 20, 1),
+    )
+    failed = 0
+    for path, folder in zip(paths, _folders(paths, out), strict=True):
+        if args.resume and _finished(folder, run):
+            console.say("skip", f"{path.name}: already done", input=str(path), folder=str(folder))
+            continue
+        try:
+            if _upsample_one(run, path, folder, console, rates):
+                console.error("interrupted; the best so far was saved")
+                return 130
+        except UserError as error:
+            failed += 1
+            console.error(str(error), input=str(path))
+            with suppress(OSError):
+                folder.rmdir()  # if it is empty
+    return 2 if failed else 0
+
+
+def _check_writable(out: Path) -> None:
+    from stylesr_jax import store
+
+    probe = out / ".stylesr-write-test"
+    with store.atomic_path(probe):
+        pass
+    probe.unlink()
+
+
+def _redraw(args: argparse.Namespace, console: _Console) -> int:
+    """Draw the pictures of a solutions.npz again, beside it or in --out."""
+    from stylesr_jax import store
+    from stylesr_jax.degradations import parse
+    from stylesr_jax.generators import generator_from_file, generator_path
+    from stylesr_jax.images import write_png
+    from stylesr_jax.objective import Shared
+    from stylesr_jax.results import read_solutions
+    from stylesr_jax.solve import redraw
+
+    config = read_solutions(args.source).config
+    path = generator_path(config["generator"])
+    if store.sha256(path) != config["weights_sha256"]:
+        raise UserError(
+            f"{args.source} was drawn with other weights than {path} "
+            f"(sha256 {config['weights_sha256'][:12]}...); give the same generator"
+        )
+    generator = generator_from_file(path)
+    saved = read_solutions(args.source, generator)
+    shared = Shared(generator, None, parse(config["degradation"]), None, {})
+    out = Path(args.out) if args.out else Path(args.source).parent
+    for i, latents in enumerate(saved.latents):
+        image, _ = redraw(shared, latents, block=int(config["block"]))
+        write_png(out / f"solution_{i}.png", saved.observation.crop(image))
+        console.say("result", f"{out / f'solution_{i}.png'}", file=str(out / f"solution_{i}.png"))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 well, 2 an error said on stderr, 130 Ctrl-C."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.source is None and not args.inputs:
+        parser.error("give at least one INPUT, or --from solutions.npz")
+    if args.source is None and not args.out:
+        parser.error("--out DIR is missing")
+    console = _Console(quiet=args.quiet, as_json=args.json)
+    try:
+        from stylesr_jax.runtime import configure
+
+        configure()
+        return _redraw(args, console) if args.source else _run_all(args, console)
+    except UserError as error:
+        console.error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return 130
+    finally:
+        console.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
