@@ -68,9 +68,7 @@ def result_grid(result: Result, original: np.ndarray | None = None) -> np.ndarra
     """Input, solutions, their re-downscaled images and the differences: (H, W, 3) uint8."""
     seen = result.observation.image
     height, width = seen.shape[:2]
-    enlarged = np.asarray(
-        jax.image.resize(jnp.asarray(seen), (height * 8, width * 8, 3), "cubic")
-    )
+    enlarged = np.asarray(jax.image.resize(jnp.asarray(seen), (height * 8, width * 8, 3), "cubic"))
     top: list[Any] = [(f"input {width}x{height}", seen, False)]
     middle: list[Any] = [("bicubic", enlarged, True)]
     bottom: list[Any] = [None if original is None else ("original", original, True)]
@@ -100,9 +98,7 @@ class Saved:
     config: dict[str, Any]
 
 
-def save_solutions(
-    path: str | os.PathLike[str], result: Result, config: Mapping[str, Any]
-) -> None:
+def save_solutions(path: str | os.PathLike[str], result: Result, config: Mapping[str, Any]) -> None:
     """Write the latents of all solutions, every noise map, and `config`, to one .npz file.
 
     Noise maps that all solutions share are written once.

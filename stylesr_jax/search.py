@@ -104,9 +104,7 @@ def _all_finite(tree: Any) -> Array:
 
 
 @partial(jax.jit, static_argnames=("problem",))
-def begin(
-    problem: Problem, shared: Shared, examples: Example, variables: Variables
-) -> SearchState:
+def begin(problem: Problem, shared: Shared, examples: Example, variables: Variables) -> SearchState:
     """The state before the first step; variables have the starts as their leading axis."""
     n_starts = jax.tree.leaves(variables)[0].shape[0]
     _, terms = jax.eval_shape(
@@ -220,9 +218,7 @@ def advance(
 
 
 @partial(jax.jit, static_argnames=("problem",))
-def _close(
-    problem: Problem, shared: Shared, examples: Example, state: SearchState
-) -> SearchState:
+def _close(problem: Problem, shared: Shared, examples: Example, state: SearchState) -> SearchState:
     """Evaluate the variables after the last update too, so that no step is wasted."""
     losses, terms = evaluate(problem, shared, examples, state.variables, jnp.ones(()))
     better = (state.failed_at < 0) & jnp.isfinite(losses) & (losses < state.best_loss)

@@ -99,9 +99,7 @@ def test_a_start_that_turns_nan_is_frozen_and_leaves_the_others_alone():
         assert result.best_step[1] < 50 and np.isfinite(result.loss[1])
         np.testing.assert_allclose(result.variables["x"][0], [1.0, 2.0], atol=1e-2)
         alone = _run(QUADRATIC, targets=((1.0, 2.0),), steps=200)
-        np.testing.assert_allclose(
-            result.variables["x"][0], alone.variables["x"][0], rtol=1e-5
-        )
+        np.testing.assert_allclose(result.variables["x"][0], alone.variables["x"][0], rtol=1e-5)
 
 
 def test_a_start_that_fails_at_once_has_infinite_loss():
