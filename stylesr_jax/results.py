@@ -2,6 +2,8 @@
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,14 +142,12 @@ def read_solutions(path: str | os.PathLike[str], generator: Generator | None = N
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a solutions.npz that upsample wrote")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = dict(file)
         config = json.loads(str(arrays["config"]))
         ws, target, mask = arrays["ws"], arrays["target"], arrays["mask"]
         box = tuple(config.pop("box"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: damaged, or not a file that upsample wrote ({error})") from error
-    except Exception as error:  # zipfile's own errors share no base class
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged, or not a file that upsample wrote ({error})") from error
 
     def leaves(name: str, index: int) -> list[np.ndarray]:

@@ -108,7 +108,7 @@ class _Console:
 
             if self._bar is None or self._bar.total != total or self._bar.desc != f"{label}: ":
                 self.close()
-                self._bar = tqdm(total=total, desc=label, unit="step", leave=False)
+                self._bar = tqdm(total=total, desc=label, unit="step", leave=False, disable=None)
             self._bar.n = done
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in terms.items()})
             if done >= total:

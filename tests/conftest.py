@@ -3,10 +3,20 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax.generators import Generator, load_generator
+from stylesr_jax import store
+from stylesr_jax.flow import FlowConfig, Prior, fit_whitening, init_flow, save_prior
+from stylesr_jax.generators import (
+    Generator,
+    config_to_dict,
+    generator_from_file,
+    load_generator,
+    measure_statistics,
+)
+from stylesr_jax.generators.stylegan2 import prepare, random_state
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -28,3 +38,39 @@ def golden():
 def mobile() -> Generator:
     """The embedded default generator."""
     return load_generator()
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory) -> dict[str, Path]:
+    """An untrained 32 px StyleGAN2 and a prior for it, as files: "generator" and "prior"."""
+    folder = tmp_path_factory.mktemp("tiny")
+    state = random_state(seed=0, resolution=32, channel_base=512, z_dim=16, w_dim=16)
+    params, config = prepare(state, name="tiny-32")
+    generator = Generator(jax.tree.map(jnp.asarray, params), {}, None, config)
+    statistics = measure_statistics(jax.random.key(0), generator, draws=2000)
+    generator = generator.replace(statistics=statistics)
+    files = {name: folder / f"tiny-{name}.safetensors" for name in ("generator", "prior")}
+    store.save(
+        files["generator"],
+        {"params": params, "statistics": statistics},
+        {"kind": "generator", "config": config_to_dict(config)},
+    )
+    flow_config = FlowConfig(dim=16, blocks=2, width=32)
+    whitening = fit_whitening(jax.random.key(1), generator, floor=1e-4, draws=2000)
+    prior = Prior(whitening, init_flow(jax.random.key(2), flow_config), flow_config)
+    save_prior(files["prior"], prior, generator, header={})
+    return files
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_files) -> Generator:
+    """An untrained 32 px StyleGAN2."""
+    return generator_from_file(tiny_files["generator"])
+
+
+@pytest.fixture(scope="session")
+def tiny_prior(tiny, tiny_files) -> Prior:
+    """A flow prior of the tiny generator: its whitening, and a flow that is the identity."""
+    from stylesr_jax.flow import load_prior
+
+    return load_prior(tiny, tiny_files["prior"])

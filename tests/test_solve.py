@@ -1,0 +1,158 @@
+"""The functional API on an untrained 32 px generator."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stylesr_jax.degradations import Bicubic
+from stylesr_jax.errors import UserError
+from stylesr_jax.methods import method_named
+from stylesr_jax.objective import Shared
+from stylesr_jax.results import read_solutions, save_solutions
+from stylesr_jax.solve import key_of, observe, redraw, solve, upsample
+
+
+def _target(generator, seed=5, size=8):
+    w = generator.map_latents(jax.random.normal(jax.random.key(seed), (1, generator.z_dim)))
+    image = generator.synthesise(jnp.repeat(w[:, None], generator.num_ws, axis=1))[0]
+    return np.clip(np.asarray(Bicubic(size=size)(image)), -1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def target(tiny):
+    return _target(tiny)
+
+
+def _upsample(image, tiny, tiny_prior, **options):
+    options = {"solutions": 2, "settings": {"steps": 12}} | options
+    return upsample(image, generator=tiny, prior=tiny_prior, key=jax.random.key(3), **options)
+
+
+def test_solutions_approach_the_input(tiny, tiny_prior, target):
+    result = _upsample(target, tiny, tiny_prior, settings={"steps": 80})
+    assert result.images.shape == (2, 32, 32, 3) and not result.interrupted
+    assert np.abs(result.images).max() <= 1.0
+    for one in result.solutions:
+        likelihood = one.history["l1"]
+        assert one.status == "ok" and likelihood.shape == (80,)
+        assert one.terms["l1"] < 0.5 * likelihood[0]
+        np.testing.assert_allclose(sum(one.terms.values()), one.loss, rtol=1e-4)
+        np.testing.assert_allclose(one.residual_l1, np.abs(one.low - target).mean(), rtol=1e-4)
+
+
+def test_solutions_differ_and_do_not_depend_on_their_number(tiny, tiny_prior, target):
+    two = _upsample(target, tiny, tiny_prior)
+    three = _upsample(target, tiny, tiny_prior, solutions=3)
+    np.testing.assert_array_equal(two.images, three.images[:2])
+    assert np.abs(two.images[0] - two.images[1]).mean() > 1e-3
+
+
+def test_another_image_in_the_batch_changes_nothing(tiny, tiny_prior, target):
+    method = method_named("rls")
+    options = {
+        "generator": tiny,
+        "prior": tiny_prior,
+        "method": method,
+        "settings": method.resolve(changes={"steps": 5}),
+        "solutions": 1,
+    }
+    other = observe(_target(tiny, seed=9))
+    keys = [key_of(0, "a.png"), key_of(0, "b.png")]
+    (alone,) = solve([observe(target)], keys[:1], **options)
+    together, _ = solve([observe(target), other], keys, **options)
+    np.testing.assert_array_equal(alone.images, together.images)
+    batched, _ = solve([observe(target), other], keys, batch=2, **options)
+    np.testing.assert_allclose(alone.images, batched.images, atol=1e-3)
+
+
+def test_non_square_images_come_back_in_their_shape(tiny, tiny_prior, target):
+    result = _upsample(target[2:6], tiny, tiny_prior, solutions=1)
+    assert result.images.shape == (1, 16, 32, 3)
+    assert result.solutions[0].low.shape == (4, 8, 3)
+    np.testing.assert_array_equal(result.observation.image, target[2:6])
+    # What lies outside the image has no part in the loss.
+    other = observe(target[2:6])
+    other.target[:2] = -1.0
+    method = method_named("rls")
+    (changed,) = solve(
+        [other],
+        [jax.random.key(3)],
+        generator=tiny,
+        prior=tiny_prior,
+        method=method,
+        settings=method.resolve(changes={"steps": 12}),
+        solutions=1,
+    )
+    np.testing.assert_array_equal(changed.images, result.images)
+
+
+def test_saved_solutions_redraw_the_same_pixels(tiny, tiny_prior, target, tmp_path):
+    result = _upsample(target, tiny, tiny_prior)
+    save_solutions(tmp_path / "solutions.npz", result, {"block": 0, "seed": 0})
+    saved = read_solutions(tmp_path / "solutions.npz", tiny)
+    assert saved.config == {"block": 0, "seed": 0}
+    np.testing.assert_array_equal(saved.observation.target, result.observation.target)
+    shared = Shared(tiny, None, Bicubic(size=8), None, {})
+    for latents, one in zip(saved.latents, result.solutions, strict=True):
+        image, low = redraw(shared, latents)
+        np.testing.assert_array_equal(image, one.image)
+        np.testing.assert_array_equal(low, one.low)
+    (tmp_path / "solutions.npz").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(UserError, match="damaged"):
+        read_solutions(tmp_path / "solutions.npz")
+
+
+def test_interruption_keeps_what_was_found(tiny, tiny_prior, target):
+    def interrupt(image, solution, step, steps, terms):
+        if solution == 1 and step >= 20:
+            raise KeyboardInterrupt
+
+    result = _upsample(
+        target, tiny, tiny_prior, solutions=4, settings={"steps": 40}, on_progress=interrupt
+    )
+    assert result.interrupted and len(result.solutions) == 2
+    assert np.isfinite(result.images).all()
+
+
+def test_published_values_are_the_paper_preset():
+    paper = method_named("rls").resolve("paper")
+    expected = {"steps": 500, "learning_rate": 0.5, "lambda_w": 1e-4, "lambda_g": 2e-4}
+    assert expected.items() <= paper.items() and paper["lambda_c"] == 0.01
+    assert paper["reduction"] == "sum" and paper["coordinates"] == "raw"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "magic"}, "unknown method"),
+        ({"preset": "slow"}, "no preset"),
+        ({"settings": {"lambda_x": 1.0}}, "no setting 'lambda_x'"),
+        ({"settings": {"steps": "many"}}, "whole number"),
+        ({"settings": {"lambda_w": "nan"}}, "finite"),
+        ({"settings": {"space": "z"}}, "one of w\\+, w"),
+    ],
+)
+def test_bad_options_say_what_there_is(tiny, tiny_prior, target, options, says):
+    with pytest.raises(UserError, match=says):
+        _upsample(target, tiny, tiny_prior, **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (np.zeros((8, 8)), "height, width, 3"),
+        (np.zeros((300, 8, 3)), "256"),
+        (np.zeros((8, 2, 3)), "sides from 4"),
+        (np.full((8, 8, 3), 200.0), r"\[-1, 1\]"),
+        (np.full((8, 8, 3), np.nan), r"\[-1, 1\]"),
+    ],
+)
+def test_bad_images_are_refused(tiny, tiny_prior, image, says):
+    with pytest.raises(UserError, match=says):
+        _upsample(image, tiny, tiny_prior)
+
+
+def test_a_missing_prior_names_the_command_that_fits_one(tiny, target):
+    with pytest.raises(UserError, match="fit_prior --generator tiny-32"):
+        _upsample(target, tiny, None)

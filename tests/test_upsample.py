@@ -1,0 +1,158 @@
+"""The command line, on an untrained 32 px generator and files in a temporary folder."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stylesr_jax.images import read_image
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache, monkeypatch):
+    monkeypatch.setenv("STYLESR_CACHE", str(cache))
+
+
+@pytest.fixture
+def run(tiny_files, monkeypatch):
+    """Runs the command as `python -m` would; returns its exit code."""
+
+    def call(*arguments, generator=True):
+        own = ["--generator", tiny_files["generator"], "--prior", tiny_files["prior"]]
+        argv = ["upsample", *map(str, arguments), *(map(str, own) if generator else ())]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("stylesr_jax.upsample", run_name="__main__")
+        return stop.value.code
+
+    return call
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(60, 200, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+QUICK = ("--steps", "6", "--solutions", "2")
+
+
+def test_everything_is_written(run, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(photo, "--out", out, *QUICK) == 0
+    names = {path.name for path in (out / "photo").iterdir()}
+    pictures = {"solution_0.png", "solution_1.png", "grid.png"}
+    assert names == pictures | {"report.json", "solutions.npz"}
+    report = json.loads((out / "photo" / "report.json").read_text())
+    assert report["status"] == "ok" and report["seed"] == 0 and len(report["solutions"]) == 2
+    assert {"device", "versions", "weights_sha256", "seconds", "settings"} <= set(report)
+    one = report["solutions"][0]
+    assert one["steps"] == 6 and one["residual_psnr"] > 0 and "l1" in one["terms"]
+    assert read_image(out / "photo" / "solution_0.png").shape == (32, 32, 3)
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert "device" in first_line and "tiny-32" in first_line and "estimated time" in first_line
+
+
+def test_redrawing_gives_the_same_pixels(run, photo, tmp_path):
+    out = tmp_path / "out"
+    assert run(photo, "--out", out, "--quiet", *QUICK) == 0
+    again = tmp_path / "again"
+    source = out / "photo" / "solutions.npz"
+    assert run("--from", source, "--out", again, generator=False) == 0
+    for name in ("solution_0.png", "solution_1.png"):
+        ours = np.asarray(Image.open(out / "photo" / name))
+        np.testing.assert_array_equal(ours, np.asarray(Image.open(again / name)))
+
+
+def test_same_seed_same_files_other_seed_other_files(run, photo, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run(photo, "--out", tmp_path / name, "--seed", seed, "--quiet", *QUICK) == 0
+    images = {n: (tmp_path / n / "photo" / "solution_1.png").read_bytes() for n in "abc"}
+    assert images["a"] == images["b"] != images["c"]
+
+
+def test_large_inputs_are_degraded_kept_and_scored(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.jpg")
+    options = ("--lr-size", "16", "--out", tmp_path / "out", "--quiet", *QUICK)
+    assert run(tmp_path / "large.jpg", *options) == 0
+    report = json.loads((tmp_path / "out" / "large" / "report.json").read_text())
+    assert report["input_size"] == [16, 12]
+    scores = report["solutions"][0]["against_original_at_256px"]
+    assert set(scores) == {"psnr", "ssim", "lpips_vgg"} and 0 < scores["lpips_vgg"] < 2
+
+
+def test_a_bad_input_does_not_stop_the_others(run, photo, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    assert run(tmp_path / "bad.png", photo, "--out", out, *QUICK) == 2
+    assert (out / "photo" / "report.json").is_file() and not (out / "bad").exists()
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and "bad.png: not an image" in errors[0]
+
+
+def test_resume_skips_what_is_done(run, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(photo, "--out", out, "--quiet", *QUICK) == 0
+    before = (out / "photo" / "report.json").stat().st_mtime_ns
+    assert run(photo, "--out", out, "--resume", *QUICK) == 0
+    assert "already done" in capsys.readouterr().out
+    assert (out / "photo" / "report.json").stat().st_mtime_ns == before
+    assert run(photo, "--out", out, "--resume", "--quiet", "--seed", 1, *QUICK) == 0
+    assert (out / "photo" / "report.json").stat().st_mtime_ns != before
+
+
+def test_json_mode_prints_one_object_a_line(run, photo, tmp_path, capsys):
+    assert run(photo, "--out", tmp_path / "out", "--json", *QUICK) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "start" and events[-1]["event"] == "result"
+    assert any(e["event"] == "step" and "l1" in e["terms"] for e in events)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--generator", "nonsense"], "unknown generator 'nonsense'"),
+        (["--generator", "missing.pkl"], "does not exist"),
+        (["--method", "magic"], "unknown method"),
+        (["--set", "rls.lambda_x=1"], "no setting 'lambda_x'"),
+        (["--set", "pulse.steps=1"], "the method is rls"),
+        (["--set", "lambda_w"], "METHOD.SETTING=VALUE"),
+        (["--steps", "0"], "whole number"),
+        (["--solutions", "many"], "whole number"),
+        (["--class", "3"], "no classes"),
+    ],
+)
+def test_bad_options_end_with_code_2(run, photo, tmp_path, capsys, arguments, says):
+    own = "--generator" not in arguments
+    assert run(photo, "--out", tmp_path / "out", *QUICK, *arguments, generator=own) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out" / "photo").exists()
+
+
+def test_an_unwritable_folder_ends_with_code_2(run, photo, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run(photo, "--out", tmp_path / "file" / "out", *QUICK) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_the_help_does_not_import_jax():
+    script = (
+        "import runpy, sys; sys.argv = ['upsample', '--help']\n"
+        "try: runpy.run_module('stylesr_jax.upsample', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'numpy', 'PIL'} & set(sys.modules), 'heavy imports'"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "never use them to identify" in done.stdout.replace("\n", " ")
