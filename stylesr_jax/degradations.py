@@ -96,10 +96,14 @@ def _reflect(index: np.ndarray, n: int, *, repeat_edge: bool) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _taps_matrix(
+def taps_matrix(
     n_in: int, taps: tuple[float, ...], *, stride: int, before: int, repeat_edge: bool
 ) -> np.ndarray:
-    """Strided correlation with `taps` after mirror padding of `before` pixels, as a matrix."""
+    """Strided correlation with `taps` after mirror padding, as an (n_in // stride, n_in) matrix.
+
+    The first output's first tap lies `before` pixels ahead of the axis. The mirror stands at the
+    outer border (`repeat_edge`) or at the edge pixel's centre. float64, read-only.
+    """
     n_out = n_in // stride
     matrix = np.zeros((n_out, n_in))
     rows = np.arange(n_out)[:, None]
@@ -108,6 +112,12 @@ def _taps_matrix(
     np.add.at(matrix, (np.broadcast_to(rows, columns.shape), columns), np.asarray(taps)[None, :])
     matrix.setflags(write=False)
     return matrix
+
+
+def cubic_taps(factor: int) -> tuple[float, ...]:
+    """The 4 * factor weights of antialiased bicubic down-sampling by a whole factor; sum 1."""
+    taps = _cubic((np.arange(4 * factor) - 2 * factor + 0.5) / factor)
+    return tuple((taps / taps.sum()).tolist())
 
 
 def _apply_separable(rows: np.ndarray, columns: np.ndarray, x: Array) -> Array:
@@ -276,11 +286,10 @@ class PulseBicubic(Separable):
         before = (4 * factor - factor) // 2
         if min(height, width) <= 3 * factor - before:
             raise UserError(f"pulse: {height}x{width} is too small to shrink {factor} times")
-        taps = _cubic((np.arange(4 * factor) - 2 * factor + 0.5) / factor)
-        weights = tuple((taps / taps.sum()).tolist())
+        weights = cubic_taps(factor)
         return (
-            _taps_matrix(height, weights, stride=factor, before=before, repeat_edge=False),
-            _taps_matrix(width, weights, stride=factor, before=before, repeat_edge=False),
+            taps_matrix(height, weights, stride=factor, before=before, repeat_edge=False),
+            taps_matrix(width, weights, stride=factor, before=before, repeat_edge=False),
         )
 
     def __str__(self) -> str:
@@ -329,8 +338,8 @@ class GaussianBlur(Separable):
         taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / self.sigma) ** 2)
         weights = tuple((taps / taps.sum()).tolist())
         return (
-            _taps_matrix(height, weights, stride=1, before=radius, repeat_edge=True),
-            _taps_matrix(width, weights, stride=1, before=radius, repeat_edge=True),
+            taps_matrix(height, weights, stride=1, before=radius, repeat_edge=True),
+            taps_matrix(width, weights, stride=1, before=radius, repeat_edge=True),
         )
 
     def __str__(self) -> str:
