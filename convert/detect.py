@@ -38,7 +38,7 @@ _OTHER_FORMATS = {
 }
 
 
-def _refuse_text(head: bytes) -> None:
+def refuse_text(head: bytes) -> None:
     """Recognise what broken downloads leave behind."""
     if head.startswith(LFS_POINTER):
         raise UserError(
@@ -142,7 +142,7 @@ def read_source(data: memoryview) -> Source:
     head = bytes(data[:4096])
     if not head:
         raise UserError(f"this file is empty: {AGAIN}")
-    _refuse_text(head)
+    refuse_text(head)
     try:
         if head.startswith(b"PK\x03\x04"):
             return _from_zip(data)
