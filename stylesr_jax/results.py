@@ -169,7 +169,7 @@ def read_solutions(path: str | os.PathLike[str], generator: Generator | None = N
                     lambda w, block=block: generator.features(w, block=block), ws[:1]
                 )
                 activation = restore("activation", i, entering)
-        latents.append(Latents(ws[i], tuple(leaves("noise", i)), activation, synthesis))
+        latents.append(Latents(jnp.asarray(ws[i]), tuple(map(jnp.asarray, leaves("noise", i))), activation, synthesis))
     return Saved(tuple(latents), Observation(target, mask, box), config)
 
 

@@ -215,6 +215,7 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
 def _observe(run: _Run, path: Path) -> tuple["Observation", "np.ndarray | None", Any]:
     """The observation of one input, the original if it was larger, and the search's A."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from stylesr_jax.degradations import Bicubic
@@ -232,48 +233,40 @@ def _observe(run: _Run, path: Path) -> tuple["Observation", "np.ndarray | None",
     if run.args.degradation:
         from stylesr_jax.degradations import parse
 
-        low = np.asarray(parse(run.args.degradation).degrade(data_key, image))
+        low = np.asarray(parse(run.args.degradation).degrade(data_key, jnp.asarray(image)))
     else:
-        low = np.asarray(Bicubic(size=size)(image))
+        low = np.asarray(Bicubic(size=size)(jnp.asarray(image)))
     observation = observe(np.clip(low, -1.0, 1.0))
     return observation, image, default_degradation(observation)
 
 
 def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
     """PSNR, SSIM and LPIPS of each solution to the original, both at 256 px (longer side)."""
+    import jax
     import jax.numpy as jnp
 
-    from stylesr_jax import metrics
     from stylesr_jax.degradations import resize
-    from stylesr_jax.features import load_features
+    from stylesr_jax.features import load_features, lpips
+    from stylesr_jax.metrics import psnr, ssim
 
     height, width = original.shape[:2]
     scale = 256 / max(height, width)
     size = (max(round(height * scale), 16), max(round(width * scale), 16))
-    reference = jnp.clip(resize(jnp.asarray(original), size), -1.0, 1.0)
-    network = load_features("vgg16")
-    scores = []
-    for solution in result.solutions:
-        image = jnp.clip(resize(jnp.asarray(solution.image), size), -1.0, 1.0)
-        scores.append(
-            {
-                "psnr": float(metrics.psnr(image, reference, data_range=2.0)),
-                "ssim": float(metrics.ssim(image, reference, data_range=2.0)),
-                "lpips_vgg": float(metrics.lpips(image, reference, params=network)),
-            }
-        )
-    return scores
+    distance = jax.jit(lambda a, b, params: lpips(a, b, net="vgg16", params=params))
 
+    def at_256(image: "np.ndarray") -> Any:
+        return jnp.clip(resize(jnp.asarray(image), size), -1.0, 1.0)
 
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    names = ("stylesr-jax", "jax", "jaxlib", "flax", "optax", "distrax", "numpy", "pillow")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    reference, network = at_256(original), load_features("vgg16")
+    images = [at_256(solution.image) for solution in result.solutions]
+    return [
+        {
+            "psnr": float(psnr(image, reference, data_range=2.0)),
+            "ssim": float(ssim(image, reference, data_range=2.0)),
+            "lpips_vgg": float(distance(image, reference, network)),
+        }
+        for image in images
+    ]
 
 
 def _device() -> str:
@@ -286,6 +279,8 @@ def _device() -> str:
 
 
 def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | None") -> dict:
+    from stylesr_jax.runtime import versions
+
     observation = result.observation
     report: dict[str, Any] = {
         "status": "interrupted" if result.interrupted else "ok",
@@ -298,7 +293,7 @@ def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | Non
         "generator": run.generator.name,
         "weights_sha256": run.weights_sha256,
         "device": _device(),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": result.seconds,
         "solutions": [
             {
@@ -361,9 +356,8 @@ def _finished(folder: Path, run: _Run) -> bool:
 
 def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates: _Rates) -> bool:
     """Solve one input and write its folder; whether Ctrl-C ended it."""
-    import jax.numpy as jnp  # noqa: F401  (loads the backend before the clock starts)
-
     from stylesr_jax.results import write_result
+    from stylesr_jax.runtime import versions
     from stylesr_jax.solve import key_of, solve
 
     observation, original, degradation = _observe(run, path)
@@ -400,7 +394,7 @@ def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates:
         "settings": run.settings,
         "seed": run.args.seed,
         "input": str(path),
-        "versions": _versions(),
+        "versions": versions(),
     }
     write_result(
         folder,

@@ -41,6 +41,7 @@ class Mapping(nn.Module):
         if self.z_dim:
             parts.append(normalise_second_moment(z))
         if self.label_dim:
+            assert labels is not None
             embedded = Dense(self.embed_dim, name="embed")(labels)
             parts.append(normalise_second_moment(embedded))
         x = jnp.concatenate(parts, axis=-1)

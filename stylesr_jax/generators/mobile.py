@@ -137,6 +137,7 @@ class MobileSynthesis(nn.Module):
             if k == 0:
                 x = self.input(ws[:, 0], noise[0])
             else:
+                assert x is not None
                 maps = noise[2 * k - 1 : 2 * k + 1]
                 x = self.blocks[k - 1](x, ws[:, 3 * k - 2], ws[:, 3 * k - 1], maps)
         assert x is not None
