@@ -15,7 +15,7 @@ from typing import Any
 
 from stylesr_jax.errors import UserError
 
-MAX_OPCODES = 1_000_000  # a published file with three networks at 1024 px has about 60,000
+MAX_OPCODES = 500_000  # a published file with three networks at 1024 px has about 50,000
 MAX_TEXT = 1 << 24  # bytes of one string; the longest real one is the embedded source text
 MAX_TEXT_TOTAL = 1 << 26
 MAX_LINE = 1 << 12  # bytes of an argument that ends with its line

@@ -245,7 +245,7 @@ def read_safetensors(data: memoryview) -> Source:
             kind = _SAFETENSORS_TYPES[entry["dtype"]]
             shape = tuple(int(size) for size in entry["shape"])
             start, end = (int(offset) for offset in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"the safetensors header's {name!r:.80} is damaged") from error
         if end > len(body):
             raise UserError("the safetensors file ends too early; download it again")
