@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -246,7 +244,9 @@ def _run(options: argparse.Namespace) -> Path:
 
     from stylesr_jax import flow
     from stylesr_jax.generators import load_generator
+    from stylesr_jax.runtime import configure, describe_machine
 
+    configure()
     generator = load_generator(options.generator)
     key = jax.random.key(options.seed)
     class_key, fit_key, figure_key = jax.random.split(key, 3)
@@ -306,8 +306,7 @@ def _run(options: argparse.Namespace) -> Path:
             "seed": options.seed,
             "figures": figures,
             "seconds": round(time.monotonic() - begin),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "versions": {"python": platform.python_version(), "jax": jax.__version__},
+            **describe_machine(),
         },
     )
     checkpoint.unlink(missing_ok=True)

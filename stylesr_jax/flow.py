@@ -644,6 +644,24 @@ def _known_priors() -> Iterator[Path]:
     yield from sorted(priors_folder().glob("*.safetensors"))
 
 
+def find_prior(generator: Generator, path: str | os.PathLike[str] | None = None) -> Path:
+    """The file of the prior that belongs to a generator's mapping network, see `load_prior`."""
+    if path is not None:
+        if not _fits(prior_from_file(path)[1], generator):
+            raise UserError(
+                f"{path} was fitted for another mapping network than {generator.name}'s; "
+                "fit one: python -m stylesr_jax.fit_prior --generator NAME_OR_PATH"
+            )
+        return Path(path)
+    for candidate in _known_priors():
+        if _fits(prior_from_file(candidate)[1], generator):
+            return candidate
+    raise UserError(
+        f"there is no flow prior for {generator.name}; fit one (it is then found by itself): "
+        "python -m stylesr_jax.fit_prior --generator NAME_OR_PATH"
+    )
+
+
 def load_prior(generator: Generator, path: str | os.PathLike[str] | None = None) -> Prior:
     """The flow prior that belongs to a generator's mapping network.
 
@@ -658,19 +676,4 @@ def load_prior(generator: Generator, path: str | os.PathLike[str] | None = None)
     Raises:
         UserError: no prior fits; the message says which command fits one.
     """
-    if path is not None:
-        prior, probe = prior_from_file(path)
-        if not _fits(probe, generator):
-            raise UserError(
-                f"{path} was fitted for another mapping network than {generator.name}'s; "
-                "fit one: python -m stylesr_jax.fit_prior --generator NAME_OR_PATH"
-            )
-        return prior
-    for candidate in _known_priors():
-        prior, probe = prior_from_file(candidate)
-        if _fits(probe, generator):
-            return prior
-    raise UserError(
-        f"there is no flow prior for {generator.name}; fit one (it is then found by itself): "
-        "python -m stylesr_jax.fit_prior --generator NAME_OR_PATH"
-    )
+    return prior_from_file(find_prior(generator, path))[0]
