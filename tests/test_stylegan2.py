@@ -9,7 +9,14 @@ import pytest
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators import Generator, config_from_dict, config_to_dict
-from stylesr_jax.generators.layers import demodulation, leaky_relu, up_conv3x3, upsample2x
+from stylesr_jax.generators.layers import (
+    conv3x3,
+    demodulation,
+    leaky_relu,
+    sum_of_squares,
+    up_conv3x3,
+    upsample2x,
+)
 from stylesr_jax.generators.mapping import truncate
 from stylesr_jax.generators.stylegan2 import prepare, random_state
 
@@ -196,11 +203,36 @@ def test_a_clamped_network_is_its_definition(skeleton, bound):
     np.testing.assert_allclose(result[0], image, rtol=0, atol=1e-4 * np.abs(image).max())
 
 
+OPERATORS = {
+    "conv3x3": conv3x3,
+    "up_conv3x3": lambda x, weight: up_conv3x3(x, weight, (0.1, 0.5, 0.9, 0.5)),
+    "upsample2x": lambda x, weight: upsample2x(x, (0.1, 0.5, 0.9, 0.5)) * weight.sum(),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_own_gradient_rules_are_the_adjoints(name):
+    """Each operator is linear in x and in the weight: <f(x, w), y> = <x, dx> = <w, dw>."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 5, 3, 4))
+    weight = jax.random.normal(keys[1], (3, 3, 4, 6))
+    result, pull = jax.vjp(OPERATORS[name], x, weight)
+    y = jax.random.normal(keys[2], result.shape)
+    grad_x, grad_weight = pull(y)
+    # A second pair of arguments: a rule for one x alone could be right by accident.
+    for other in (x, jnp.flip(x, axis=1)):
+        expected = jnp.vdot(OPERATORS[name](other, weight), y)
+        np.testing.assert_allclose(jnp.vdot(grad_x, other), expected, rtol=1e-3, atol=1e-2)
+    for other in (weight, jnp.flip(weight, axis=3)):
+        expected = jnp.vdot(OPERATORS[name](x, other), y)
+        np.testing.assert_allclose(jnp.vdot(grad_weight, other), expected, rtol=1e-3, atol=1e-2)
+
+
 def test_demodulation_gives_unit_norms():
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(3, 3, 5, 7)).astype(np.float32)
     style = rng.normal(size=(2, 5)).astype(np.float32)
-    factor = demodulation(jnp.asarray(style), jnp.asarray(np.square(weight).sum(axis=(0, 1))))
+    factor = demodulation(jnp.asarray(style), sum_of_squares(jnp.asarray(weight)))
     modulated = weight * style[:, None, None, :, None] * np.asarray(factor)[:, None, None, None]
     norms = np.sqrt(np.square(modulated).sum(axis=(1, 2, 3)))
     np.testing.assert_allclose(norms, 1.0, atol=1e-5)
@@ -227,10 +259,12 @@ def test_noise_per_image_random_and_shared():
 def test_starting_from_features_gives_the_same_image(skeleton):
     generator = _generator(_state(skeleton=skeleton))
     ws = jax.random.normal(jax.random.key(0), (2, generator.num_ws, generator.w_dim))
-    whole = generator.synthesise(ws)
+    whole = _synthesise(generator, ws)
     for block in range(len(generator.config.block_resolutions)):
-        features = generator.features(ws, block=block)
-        rest = generator.synthesise(ws, start=(block, features))
+        features = jax.jit(lambda g, ws, k=block: g.features(ws, block=k))(generator, ws)
+        rest = jax.jit(lambda g, ws, x, k=block: g.synthesise(ws, start=(k, x)))(
+            generator, ws, features
+        )
         np.testing.assert_allclose(rest, whole, rtol=0, atol=1e-5 * float(jnp.abs(whole).max()))
     with pytest.raises(UserError, match="blocks 0 to 2"):
         generator.features(ws, block=3)
@@ -250,8 +284,9 @@ def test_stopping_early_is_the_smaller_network():
             if k.startswith("mapping.") or any(b in k for b in blocks)
         }
         small = _generator(cut, architecture="skip")
-        expected = small.synthesise(ws[:, : small.num_ws])
-        np.testing.assert_array_equal(generator.synthesise(ws, stop=resolution), expected)
+        expected = _synthesise(small, ws[:, : small.num_ws])
+        early = jax.jit(lambda g, ws, stop=resolution: g.synthesise(ws, stop=stop))
+        np.testing.assert_allclose(early(generator, ws), expected, atol=1e-5)
         assert expected.shape == (1, resolution, resolution, 3)
 
 
@@ -259,7 +294,8 @@ def test_stopping_early_is_the_smaller_network():
 def test_only_skip_networks_stop_early(skeleton):
     generator = _generator(_state(skeleton=skeleton))
     ws = jnp.zeros((1, generator.num_ws, generator.w_dim))
-    assert generator.synthesise(ws, stop=16).shape == (1, 16, 16, 3)
+    whole = jax.eval_shape(lambda ws: generator.synthesise(ws, stop=16), ws)
+    assert whole.shape == (1, 16, 16, 3)
     with pytest.raises(UserError, match="makes images of 16 px, not 8"):
         generator.synthesise(ws, stop=8)
 
@@ -268,8 +304,8 @@ def test_only_skip_networks_stop_early(skeleton):
 def test_vmap_is_the_batch(skeleton):
     generator = _generator(_state(skeleton=skeleton))
     ws = jax.random.normal(jax.random.key(0), (3, generator.num_ws, generator.w_dim))
-    one = jax.vmap(lambda w: generator.synthesise(w[None])[0])
-    np.testing.assert_allclose(one(ws), generator.synthesise(ws), atol=1e-4)
+    one = jax.jit(jax.vmap(lambda g, w: g.synthesise(w[None])[0], in_axes=(None, 0)))
+    np.testing.assert_allclose(one(generator, ws), _synthesise(generator, ws), atol=1e-4)
 
 
 def _convolution_kernels(jaxpr):
@@ -318,6 +354,7 @@ def test_gradients_reach_the_weights():
     generator = _generator(_state(resolution=8))
     ws = jax.random.normal(jax.random.key(0), (1, generator.num_ws, generator.w_dim))
 
+    @jax.jit
     def loss(synthesis):
         params = {**generator.params, "synthesis": synthesis}
         return jnp.sum(jnp.square(generator.replace(params=params).synthesise(ws)))
@@ -387,7 +424,9 @@ def test_any_mapping_depth_width_and_resolution(resolution, layers):
     assert (generator.z_dim, generator.label_dim, generator.config.embed_dim) == (8, 3, 16)
     w = generator.map_latents(jnp.ones((2, 8)), jnp.eye(3)[:2])
     ws = jnp.repeat(w[:, None], generator.num_ws, axis=1)
-    assert generator.synthesise(ws).shape == (2, resolution, resolution, 3)
+    images = _synthesise(generator, ws)
+    assert images.shape == (2, resolution, resolution, 3)
+    assert bool(jnp.isfinite(images).all())
 
 
 def test_the_mapping_multiplier_only_moves_between_weights_and_gain():

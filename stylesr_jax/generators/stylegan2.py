@@ -21,6 +21,7 @@ from stylesr_jax.generators.layers import (
     conv3x3,
     demodulation,
     leaky_relu,
+    sum_of_squares,
     up_conv3x3,
     upsample2x,
 )
@@ -90,17 +91,17 @@ class ModulatedConv(nn.Module):
         channels = x.shape[-1]
         style = Dense(channels, name="affine")(w)
         weight = self.param("weight", nn.initializers.normal(1.0), (3, 3, channels, self.features))
-        squares = self.param("squares", nn.initializers.ones, (channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         gain = SQRT2 * self.gain
         if x.dtype != jnp.float32:
             # In half precision both factors are first brought to a fixed size, which the
             # demodulation undoes: the features stay far from overflow (ADA, appendix D.1).
             largest = jnp.max(jnp.abs(weight), axis=(0, 1, 2))
-            scale = 1.0 / (jnp.sqrt(9.0 * channels) * largest)
-            weight = (weight * scale).astype(x.dtype)
-            squares = squares * jnp.square(scale)
+            weight = weight / (jnp.sqrt(9.0 * channels) * largest)
             style = style / jnp.max(jnp.abs(style), axis=1, keepdims=True)
+        # Inside a scan over steps the compiler computes this sum once, before the loop.
+        squares = sum_of_squares(weight)
+        weight = weight.astype(x.dtype)
         factor = gain * demodulation(style, squares)[:, None, None, :]
         offset = gain * bias
         if noise is not None:
@@ -215,7 +216,14 @@ class StyleGAN2Synthesis(nn.Module):
             activation = self.blocks[k](activation, ws, noise, image=image)
         return activation
 
-    def features(self, ws: Array, noise: Noise, *, block: int) -> dict[str, Array]:
+    def features(
+        self,
+        ws: Array,
+        noise: Noise,
+        *,
+        block: int,
+        start: tuple[int, dict[str, Array]] | None = None,
+    ) -> dict[str, Array]:
         """What enters `block`: {"x": features} and, for "skip" past the first, {"image": ...}.
 
         Raises:
@@ -224,7 +232,7 @@ class StyleGAN2Synthesis(nn.Module):
         blocks = len(self.config.channels)
         if not 0 <= block < blocks:
             raise UserError(f"{self.config.name} has blocks 0 to {blocks - 1}, not {block}")
-        return self._run(None, ws, noise, block)
+        return self._run(start, ws, noise, block)
 
     def __call__(
         self,
@@ -471,7 +479,6 @@ def _prepare_conv(
     params: dict[str, Any] = {
         "affine": _prepare_affine(reader, layer, inputs, config.w_dim, 1.0),
         "weight": weight,
-        "squares": np.square(weight).sum(axis=(0, 1)),
         "bias": reader(f"{layer}.bias", 1, (outputs,)),
     }
     if config.use_noise:

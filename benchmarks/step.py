@@ -1,0 +1,242 @@
+"""How long is one search step, and how near is that to what the machine can do?
+
+    python -m benchmarks.step [--generator NAME|PATH ...] [--batch 1,2,4,8] [--out FILE.json]
+
+A step is value, gradient with respect to W+ and Adam's update, run by the search engine inside
+its compiled loop, against a low-resolution target. "stylegan2-256" stands for StyleGAN2 at 256 px
+with random weights (channel_base 16384). Two cores need a quarter of an hour for the defaults.
+
+GFLOP count two operations for each multiplication in the convolutions and matrix products of the
+forward pass, from their shapes, and as much again for the gradient; element-wise work (such as
+MobileStyleGAN's depthwise convolutions) is not counted. The share is that rate over the rate of a
+float32 matrix product measured just before and after. On CPUs a second share compares processor
+seconds instead of wall time, which other programs on the machine disturb less. Each case runs in a
+process of its own, so the peak memory is its own too, compilation included.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from stylesr_jax.generators import DEFAULT, Generator, load_generator
+from stylesr_jax.generators.base import measure_statistics
+from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.runtime import describe_machine
+from stylesr_jax.search import Problem, advance, begin
+
+RANDOM = "stylegan2-256"
+TARGET = 16  # px of the low-resolution image
+
+
+def random_generator(*, resolution: int, channel_base: int) -> Generator:
+    """StyleGAN2 with random weights; its arithmetic is that of a trained one."""
+    state = random_state(seed=0, resolution=resolution, channel_base=channel_base)
+    params, config = prepare(state, name=f"stylegan2-{resolution}")
+    params = jax.tree.map(jnp.asarray, params)
+    bare = Generator(params=params, statistics={}, label=None, config=config)
+    statistics = measure_statistics(jax.random.key(0), bare, draws=1000)
+    return bare.replace(statistics=statistics)  # type: ignore[attr-defined]
+
+
+def _loss(generator: Generator, target: jax.Array, ws: jax.Array, progress: jax.Array) -> Any:
+    """L1 between the image's block means and the target, both (TARGET, TARGET, 3)."""
+    image = generator.synthesise(ws[None])[0]
+    block = image.shape[0] // TARGET
+    small = image.reshape(TARGET, block, TARGET, block, 3).mean(axis=(1, 3))
+    return {"l1": jnp.abs(small - target).mean()}, None
+
+
+def _adam(generator: Generator) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
+
+
+PROBLEM = Problem(
+    loss=_loss,
+    optimiser=_adam,
+    learning_rate=lambda generator: jnp.asarray(0.02),
+    rate=lambda progress: jnp.ones(()),
+)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+def count_gflop(function: Callable[..., Any], *args: Any) -> float:
+    """GFLOP of the convolutions and matrix products in a function, from their shapes."""
+    total = 0.0
+    for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
+        name = equation.primitive.name
+        if name not in ("conv_general_dilated", "dot_general"):
+            continue
+        left, right = (variable.aval.shape for variable in equation.invars)
+        out = equation.outvars[0].aval.shape
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            terms = np.prod([left[axis] for axis in contracted])
+        else:
+            kernel = equation.params["dimension_numbers"].rhs_spec  # out, in, then space
+            terms = np.prod(right) / right[kernel[0]]
+        total += 2.0 * float(np.prod(out)) * float(terms)
+    return total / 1e9
+
+
+def _timed(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median wall seconds and least processor seconds of a call."""
+    wall, processor = [], []
+    for _ in range(repeats):
+        start, busy = time.perf_counter(), time.process_time()
+        jax.block_until_ready(function())
+        wall.append(time.perf_counter() - start)
+        processor.append(time.process_time() - busy)
+    return statistics.median(wall), min(processor)
+
+
+def matmul_rates(size: int = 2048, repeats: int = 5) -> tuple[float, float]:
+    """GFLOP per second, and per processor second, of a float32 matrix product."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(partial(jnp.dot, precision=jax.lax.Precision.HIGHEST))
+    jax.block_until_ready(product(a, a))
+    wall, processor = _timed(lambda: product(a, a), repeats)
+    gflop = 2.0 * size**3 / 1e9
+    return gflop / wall, gflop / max(processor, 1e-9)
+
+
+def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any]:
+    """One case, in this process: seconds a step, GFLOP, shares, memory, compile times."""
+    if name == RANDOM:
+        generator = random_generator(resolution=256, channel_base=16384)
+    else:
+        generator = load_generator(name)
+    if generator.label_dim:
+        generator = generator.with_class(0, key=jax.random.key(0), draws=1000)
+    ws = jnp.broadcast_to(
+        generator.statistics["w_mean"], (batch, generator.num_ws, generator.w_dim)
+    )
+    targets = jax.random.uniform(jax.random.key(1), (batch, TARGET, TARGET, 3), minval=-1.0)
+    keys = jax.random.split(jax.random.key(2), batch)
+    state = begin(PROBLEM, generator, targets, ws)
+    total = jnp.asarray(10**6, jnp.int32)
+    arguments = (generator, targets, keys, total, state)
+
+    def compiled() -> tuple[Callable[..., Any], float]:
+        start = time.perf_counter()
+        result = advance.lower(PROBLEM, *arguments, length=steps).compile()
+        return result, time.perf_counter() - start
+
+    run, cold = compiled()
+    jax.block_until_ready(run(*arguments))
+    before = matmul_rates()
+    seconds, busy = _timed(lambda: run(*arguments), repeats)
+    after = matmul_rates()
+    memory = jax.devices()[0].memory_stats() or {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    jax.clear_caches()
+    _, warm = compiled()
+
+    rate, busy_rate = (max(pair) for pair in zip(before, after, strict=True))
+    gflop = 2.0 * count_gflop(lambda g, ws: g.synthesise(ws), generator, ws)
+    return {
+        "generator": generator.name,
+        "batch": batch,
+        "seconds": seconds / steps,
+        "gflop": gflop,
+        "matmul_gflops": rate,
+        "share": gflop / (seconds / steps) / rate,
+        "share_of_processor_time": (
+            gflop / (busy / steps) / busy_rate if jax.default_backend() == "cpu" else None
+        ),
+        "peak_bytes": memory.get("peak_bytes_in_use", peak),
+        "compile_seconds": cold,
+        "compile_seconds_cached": warm,
+        "machine": describe_machine(),
+    }
+
+
+def _run_apart(name: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
+    """`measure` in a fresh process with an empty compilation cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "benchmarks.step", "--generator", name]
+        command += ["--batch", str(batch), "--steps", str(steps), "--repeats", str(repeats)]
+        environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        subprocess.run([*command, "--single", str(result)], check=True, env=environment)
+        return json.loads(result.read_text())
+
+
+HEADER = (
+    "generator             batch  s/step  GFLOP  matmul GFLOP/s  share  (by CPU time)  "
+    "peak GB  compile s  cached s"
+)
+
+
+def _row(case: dict[str, Any]) -> str:
+    by_processor = case["share_of_processor_time"]
+    text = "-" if by_processor is None else f"{by_processor:.0%}"
+    return (
+        f"{case['generator']:<22}{case['batch']:>4}{case['seconds']:>9.3f}{case['gflop']:>7.0f}"
+        f"{case['matmul_gflops']:>16.0f}{case['share']:>7.0%}{text:>15}"
+        f"{case['peak_bytes'] / 1e9:>9.2f}{case['compile_seconds']:>11.1f}"
+        f"{case['compile_seconds_cached']:>10.1f}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure every case, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--generator", nargs="+", default=[DEFAULT, RANDOM], metavar="NAME|PATH")
+    parser.add_argument("--batch", default="1,2,4,8", help="numbers of starts, separated by commas")
+    parser.add_argument("--steps", type=int, default=10, help="steps in one compiled call")
+    parser.add_argument("--repeats", type=int, default=3, help="calls, whose median counts")
+    parser.add_argument("--out", type=Path, help="write the measurements here as JSON")
+    parser.add_argument("--single", type=Path, help=argparse.SUPPRESS)  # one case, this process
+    options = parser.parse_args(argv)
+    batches = [int(text) for text in options.batch.split(",")]
+    if options.single:
+        case = measure(
+            options.generator[0], batches[0], steps=options.steps, repeats=options.repeats
+        )
+        options.single.write_text(json.dumps(case))
+        return 0
+    cases = []
+    for name in options.generator:
+        for batch in batches:
+            case = _run_apart(name, batch, options.steps, options.repeats)
+            if not cases:
+                print(
+                    f"{case['machine']['device']}, {case['machine']['machine']}", HEADER, sep="\n"
+                )
+            cases.append(case)
+            print(_row(case), flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"benchmark": "step", "cases": cases}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
