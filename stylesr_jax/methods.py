@@ -1,14 +1,16 @@
-"""Each method as data for the engine: settings, presets, stages.
+"""Every method, as data for the engine: settings, presets, stages.
 
-A method is a `Method`: named settings with their published or measured values, and a function
-that turns the structural ones into stages. A stage says how variables begin and what they decode
-to (`Coordinates`), which terms are summed, how variables are projected and which optimiser moves
-them. To add a method, write one more of these.
+Each section holds one method, with the coordinates and projections that only it uses; the parts
+that methods are made of are in `stages.py`, the terms in `objective.py`. To add a method, write
+one more section, and name it in `METHODS` at the end.
+
+The values of the preset "paper" are the published ones. The default, "balanced", was measured
+where its comment says so, and is the published one otherwise.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,217 +18,42 @@ import optax
 from jax import Array
 
 from stylesr_jax import objective
+from stylesr_jax.degradations import resize
 from stylesr_jax.errors import UserError
-from stylesr_jax.objective import Example, Latents, Shared, View
-from stylesr_jax.search import Problem, Rate, Variables
+from stylesr_jax.generators.base import PULSE_SLOPE, Generator, Noise
+from stylesr_jax.objective import Example, Latents, Shared
+from stylesr_jax.optimisers import chain_diagnostics, chain_position, langevin, ranger21
+from stylesr_jax.projections import l1_norm, near, on_sphere
+from stylesr_jax.search import Variables
+from stylesr_jax.stages import (
+    RATES,
+    Coordinates,
+    Method,
+    Stage,
+    Term,
+    Value,
+    choose,
+)
 
-Value = float | int | str | bool
-
-
-# --- The parts of a stage -------------------------------------------------------------------
-
-
-class Term(NamedTuple):
-    """A function of the objective, multiplied by the setting named `weight`."""
-
-    name: str
-    function: Callable[[View], Array]
-    weight: str
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """How one start's variables begin, and what they mean.
-
-    Attributes:
-        start: (key, index, shared, previous) -> variables. `index` counts an image's solutions,
-            `previous` is what the stage before ended with, None in the first.
-        decode: (shared, variables) -> latents.
-    """
-
-    start: Callable[[Array, Array, Shared, Any], Variables]
-    decode: Callable[[Shared, Variables], Latents]
+# --- Bicubic --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One search of a method; hashable by value, so that equal stages compile once."""
-
-    coordinates: Coordinates
-    terms: tuple[Term, ...]
-    rate: Rate
-    optimiser: Callable[[Shared], optax.GradientTransformation] = field(default=lambda _: ADAM)
-    learning_rate: str = "learning_rate"
-    steps: str = "steps"
-    block: int = 0  # of `Latents.activation`
-    project: Callable[..., Variables] | None = None
-    couple: Callable[..., dict[str, Array]] | None = None
-    keep: str = "best"
+def _enlarge(low: Array, resolution: int) -> Array:
+    return resize(low, (resolution, resolution))
 
 
-ADAM = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999), optax.scale(-1.0))
+BICUBIC = Method(
+    name="bicubic",
+    summary="plain bicubic enlargement: no search, the floor for realism",
+    source="Keys 1981",
+    settings={},
+    presets={"fast": {}, "best": {}, "paper": {}},
+    stages=lambda settings: (),
+    direct=_enlarge,
+)
 
 
-def render(shared: Shared, latents: Latents, *, block: int = 0, stop: int | None = None) -> Array:
-    """One image (H, W, 3) of decoded latents."""
-    generator = shared.generator
-    if latents.synthesis is not None:
-        params = {**generator.params, "synthesis": latents.synthesis}
-        generator = generator.replace(params=params)  # type: ignore[attr-defined]
-    start = None
-    if latents.activation is not None:
-        start = (block, jax.tree.map(lambda x: x[None], latents.activation))
-    return generator.synthesise(latents.ws[None], latents.noise, start=start, stop=stop)[0]
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """A stage's weighted terms as the engine wants them."""
-
-    stage: Stage
-
-    def __call__(
-        self, shared: Shared, example: Example, variables: Variables, progress: Array
-    ) -> tuple[dict[str, Array], Array]:
-        latents = self.stage.coordinates.decode(shared, variables)
-        image = render(shared, latents, block=self.stage.block)
-        view = View(shared, example, latents, image)
-        terms = {
-            term.name: shared.settings[term.weight] * term.function(view)
-            for term in self.stage.terms
-        }
-        return terms, image
-
-
-@dataclass(frozen=True)
-class _LearningRate:
-    name: str
-
-    def __call__(self, shared: Shared) -> Array:
-        return shared.settings[self.name]
-
-
-def problem_of(stage: Stage) -> Problem:
-    """The engine's problem for a stage; equal stages give equal problems."""
-    options: dict[str, Any] = {"couple": stage.couple, "keep": stage.keep}
-    if stage.project is not None:
-        options["project"] = stage.project
-    return Problem(
-        loss=_Loss(stage),
-        optimiser=stage.optimiser,
-        learning_rate=_LearningRate(stage.learning_rate),
-        rate=stage.rate,
-        **options,
-    )
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method: what it is, its settings, its presets and its stages.
-
-    Attributes:
-        name: as `--method` spells it.
-        summary: one line for the help.
-        source: the paper.
-        settings: every number and choice by name, with its default ("balanced") value.
-        presets: changes to `settings` by preset; "paper" holds the published values.
-        stages: settings -> stages; it looks at the choices (text, flags), numbers are compiled
-            arguments, so that changing them compiles nothing.
-        needs_prior, needs_perceptual: whether the flow prior or the LPIPS network is used.
-    """
-
-    name: str
-    summary: str
-    source: str
-    settings: Mapping[str, Value]
-    presets: Mapping[str, Mapping[str, Value]]
-    stages: Callable[[Mapping[str, Value]], tuple[Stage, ...]]
-    needs_prior: bool = False
-    needs_perceptual: bool = False
-
-    def resolve(
-        self, preset: str = "balanced", changes: Mapping[str, Value] | None = None
-    ) -> dict[str, Value]:
-        """Settings of a preset with some of them changed.
-
-        Raises:
-            UserError: there is no such preset or setting, or a value has the wrong type.
-        """
-        if preset != "balanced" and preset not in self.presets:
-            known = ", ".join(["balanced", *self.presets])
-            raise UserError(f"{self.name} has no preset {preset!r}; choose one of {known}")
-        settings = {**self.settings, **self.presets.get(preset, {})}
-        for name, value in (changes or {}).items():
-            if name not in settings:
-                raise UserError(
-                    f"{self.name} has no setting {name!r}; it has {', '.join(sorted(settings))}"
-                )
-            settings[name] = _converted(f"{self.name}.{name}", value, type(settings[name]))
-        return settings
-
-
-def _converted(name: str, value: Value, kind: type) -> Value:
-    if isinstance(value, str) and kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise UserError(f"{name} is true or false, not {value!r}")
-        return value.lower() == "true"
-    try:
-        converted = kind(value)
-        if kind is int and converted != float(value):
-            raise ValueError
-        if kind is float and not -1e30 < converted < 1e30:
-            raise ValueError
-        return converted
-    except ValueError:
-        what = {int: "a whole number", float: "a finite number"}.get(kind, kind.__name__)
-        raise UserError(f"{name} must be {what}, not {value!r}") from None
-
-
-def traced_settings(settings: Mapping[str, Value]) -> dict[str, Array]:
-    """The numbers among the settings as compiled arguments."""
-    return {
-        name: jnp.asarray(value, jnp.float32)
-        for name, value in sorted(settings.items())
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
-
-
-# --- Rates ----------------------------------------------------------------------------------
-
-
-def ramped_cosine(progress: Array) -> Array:
-    """StyleGAN2's projector schedule: up over the first 5%, a cosine down over the last 25%."""
-    up = jnp.minimum(1.0, progress / 0.05 + 0.02)
-    down = jnp.clip((1.0 - progress) / 0.25, 0.0, 1.0)
-    return up * (0.5 - 0.5 * jnp.cos(jnp.pi * down))
-
-
-def cosine(progress: Array) -> Array:
-    """A half cosine from 1 to 0."""
-    return 0.5 + 0.5 * jnp.cos(jnp.pi * progress)
-
-
-def constant(progress: Array) -> Array:
-    """1 throughout."""
-    return jnp.ones_like(progress)
-
-
-RATES: dict[str, Rate] = {
-    "cosine": cosine,
-    "constant": constant,
-    "ramped_cosine": ramped_cosine,
-}
-
-
-def choose(settings: Mapping[str, Value], name: str, options: Mapping[str, Any]) -> Any:
-    """The option that a setting names. Raises UserError with the options there are."""
-    value = settings[name]
-    if value not in options:
-        raise UserError(f"setting {name} is one of {', '.join(options)}, not {value!r}")
-    return options[str(value)]
-
-
-# --- Latent coordinates ---------------------------------------------------------------------
+# --- RLS ------------------------------------------------------------------------------------
 
 
 def start_style(key: Array, index: Array, shared: Shared) -> Array:
@@ -286,30 +113,35 @@ def style_coordinates(settings: Mapping[str, Value]) -> Coordinates:
     return Coordinates(_StartStyles(_rows(settings), whitened), _DecodeStyles(whitened))
 
 
-# --- RLS ------------------------------------------------------------------------------------
+def _rls_stage(settings: Mapping[str, Value]) -> Stage:
+    likelihood = choose(settings, "reduction", {"sum": objective.l1_sum, "mean": objective.l1_mean})
+    return Stage(
+        coordinates=style_coordinates(settings),
+        terms=(
+            Term("l1", likelihood, "lambda_l1"),
+            Term("prior", objective.prior, "lambda_w"),
+            Term("gauss", objective.gaussian_norm, "lambda_g"),
+            Term("cross", objective.cross, "lambda_c"),
+        ),
+        rate=choose(settings, "rate", RATES),
+    )
 
 
 def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    likelihood = choose(settings, "reduction", {"sum": objective.l1_sum, "mean": objective.l1_mean})
-    terms = (
-        Term("l1", likelihood, "lambda_l1"),
-        Term("prior", objective.prior, "lambda_w"),
-        Term("gauss", objective.gaussian_norm, "lambda_g"),
-        Term("cross", objective.cross, "lambda_c"),
-    )
-    return (
-        Stage(
-            coordinates=style_coordinates(settings),
-            terms=terms,
-            rate=choose(settings, "rate", RATES),
-            optimiser=_adam,
-        ),
-    )
+    return (_rls_stage(settings),)
 
 
-def _adam(shared: Shared) -> optax.GradientTransformation:
-    return ADAM
-
+# Section 4: Adam, 500 steps at 0.5 in w, from the mean; L1 as a sum makes the weights of one
+# order. Several solutions start from mapped latents.
+RLS_PAPER: Mapping[str, Value] = {
+    "steps": 500,
+    "learning_rate": 0.5,
+    "rate": "constant",
+    "coordinates": "raw",
+    "lambda_w": 1e-4,
+    "lambda_g": 2e-4,
+    "lambda_c": 0.01,
+}
 
 RLS = Method(
     name="rls",
@@ -332,23 +164,577 @@ RLS = Method(
     presets={
         "fast": {"steps": 50},
         "best": {"steps": 300},
-        # Section 4: Adam, 500 steps at 0.5 in w, from the mean; L1 as a sum makes the weights
-        # of one order. Several solutions start from mapped latents.
-        "paper": {
-            "steps": 500,
-            "learning_rate": 0.5,
-            "rate": "constant",
-            "coordinates": "raw",
-            "lambda_w": 1e-4,
-            "lambda_g": 2e-4,
-            "lambda_c": 0.01,
-        },
+        "paper": RLS_PAPER,
+        # Table 2's ablations of the published method.
+        "paper-no-gauss": {**RLS_PAPER, "lambda_g": 0.0},
+        "paper-no-prior": {**RLS_PAPER, "lambda_w": 0.0},
+        "paper-no-cross": {**RLS_PAPER, "lambda_c": 0.0},
+        "paper-w": {**RLS_PAPER, "space": "w"},
     },
     stages=_rls_stages,
     needs_prior=True,
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (RLS,)}
+
+# --- RLS+ -----------------------------------------------------------------------------------
+
+
+def _start_weights(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    return {
+        "latent": previous["latent"],
+        "synthesis": shared.generator.params["synthesis"],
+    }
+
+
+@dataclass(frozen=True)
+class _DecodeWeights:
+    """Styles that stay as stage 1 left them, and the weights that move."""
+
+    styles: Callable[[Shared, Variables], Latents]
+
+    def __call__(self, shared: Shared, variables: Variables) -> Latents:
+        held = {"latent": jax.lax.stop_gradient(variables["latent"])}
+        return self.styles(shared, held)._replace(synthesis=variables["synthesis"])
+
+
+@dataclass(frozen=True)
+class _ProjectWeights:
+    """Weights stay in an l1 ball around the originals: one for all, or one for each tensor.
+
+    Its radius is the setting "radius" times the l1 norm of the originals.
+    """
+
+    each: bool
+
+    def __call__(
+        self, shared: Shared, example: Example, key: Array, variables: Variables, anchor: Variables
+    ) -> Variables:
+        fraction = shared.settings["radius"]
+
+        def ball(weights: Any, originals: Any) -> Any:
+            return near(weights, originals, fraction * l1_norm(originals))
+
+        originals = anchor["synthesis"]
+        moved = variables["synthesis"]
+        moved = jax.tree.map(ball, moved, originals) if self.each else ball(moved, originals)
+        return {**variables, "synthesis": moved}
+
+
+def _rls_plus_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    first = _rls_stage(settings)
+    each = choose(settings, "ball", {"tensor": True, "global": False})
+    second = Stage(
+        coordinates=Coordinates(_start_weights, _DecodeWeights(first.coordinates.decode)),
+        terms=first.terms[:1],  # the others do not depend on the weights
+        rate=RATES["cosine"],
+        learning_rate="weights_rate",
+        steps="weights_steps",
+        project=_ProjectWeights(each),
+    )
+    return (first, second)
+
+
+# arXiv 2311.16923 gives neither the radius nor the rate; the values here are ours.
+_PLUS: Mapping[str, Value] = {
+    "weights_steps": 50,
+    "weights_rate": 1e-3,
+    "ball": "tensor",
+    "radius": 0.02,
+}
+
+RLS_PLUS = Method(
+    name="rls+",
+    summary="RLS, then the generator's weights move in a small l1 ball around the originals",
+    source="Gheisari & Genovesio, arXiv 2311.16923 (RLS+)",
+    settings={**RLS.settings, **_PLUS},
+    presets={
+        "fast": {"steps": 50, "weights_steps": 25},
+        "best": {"steps": 300, "weights_steps": 100},
+        "paper": RLS_PAPER,
+    },
+    stages=_rls_plus_stages,
+    needs_prior=True,
+)
+
+
+# --- PULSE ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _First:
+    """How many noise maps are searched: the first `count`, or as many as there are."""
+
+    count: int
+
+    def __call__(self, generator: Generator) -> int:
+        return min(self.count, len(generator.noise_shapes))
+
+
+def _with_stored(shared: Shared, maps: Noise) -> Noise:
+    """The searched maps, then the stored ones."""
+    return (*maps, *shared.generator.stored_noise[len(maps) :])
+
+
+def pulse_styles(shared: Shared, points: Array) -> Array:
+    """w = LReLU_0.2(sigma v + mu) from v (..., w_dim). Source: PULSE, section 3.3."""
+    statistics = shared.generator.statistics
+    linear = points * statistics["pulse_std"] + statistics["pulse_mean"]
+    return jnp.where(linear >= 0.0, linear, linear / PULSE_SLOPE)
+
+
+@dataclass(frozen=True)
+class _StartOnSpheres:
+    noise: Callable[[Generator], int]
+
+    def __call__(self, key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+        latent_key, noise_key = jax.random.split(key)
+        generator = shared.generator
+        shape = (generator.num_ws, generator.w_dim)
+        return {
+            "latent": jax.random.normal(latent_key, shape),
+            "noise": generator.random_noise(noise_key)[: self.noise(generator)],
+        }
+
+
+@dataclass(frozen=True)
+class _DecodeSpheres:
+    zero_last: bool
+
+    def __call__(self, shared: Shared, variables: Variables) -> Latents:
+        noise = _with_stored(shared, variables["noise"])
+        if self.zero_last and len(variables["noise"]) < len(noise):
+            noise = (*noise[:-1], jnp.zeros_like(noise[-1]))
+        return Latents(pulse_styles(shared, variables["latent"]), noise)
+
+
+def _project_spheres(
+    shared: Shared, example: Example, key: Array, variables: Variables, anchor: Variables
+) -> Variables:
+    """Each v_i and each noise map back to the norm that it began with."""
+    maps = zip(variables["noise"], anchor["noise"], strict=True)
+    return {
+        **variables,
+        "latent": on_sphere(variables["latent"], anchor["latent"], axis=-1),
+        "noise": tuple(on_sphere(noise, start, axis=(0, 1)) for noise, start in maps),
+    }
+
+
+def _pulse_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    noise = _First(int(settings["noise_layers"]))
+    return (
+        Stage(
+            coordinates=Coordinates(
+                _StartOnSpheres(noise), _DecodeSpheres(bool(settings["zero_last"]))
+            ),
+            terms=(
+                Term("l2", objective.floored_mse, "lambda_l2"),
+                Term("geocross", objective.geocross, "lambda_geocross"),
+            ),
+            rate=choose(settings, "rate", RATES),
+            project=_project_spheres,
+        ),
+    )
+
+
+# Section 5 and the code's defaults: -steps 100 -opt_name adam -learning_rate 0.4 -lr_schedule
+# linear1cycledrop -eps 2e-3 -noise_type trainable -num_trainable_noise_layers 5
+# -bad_noise_layers 17 -loss_str 100*L2+0.05*GEOCROSS. There the other noise maps are drawn once;
+# here they are the generator's stored ones.
+PULSE_PAPER: Mapping[str, Value] = {
+    "steps": 100,
+    "learning_rate": 0.4,
+    "rate": "one_cycle_with_drop",
+    "lambda_l2": 100.0,
+    "lambda_geocross": 0.05,
+    "eps": 2e-3,
+    "noise_layers": 5,
+    "zero_last": True,
+}
+
+PULSE = Method(
+    name="pulse",
+    summary="latents and noise on spheres, squared error to a floor, geodesic cross term",
+    source="Menon et al., CVPR 2020 (PULSE)",
+    settings=PULSE_PAPER,
+    presets={"fast": {"steps": 50}, "best": {"steps": 300}, "paper": PULSE_PAPER},
+    stages=_pulse_stages,
+)
+
+
+# --- Multi-modal ----------------------------------------------------------------------------
+
+
+def _ranger21(shared: Shared) -> optax.GradientTransformation:
+    return ranger21(weight_decay=shared.settings["weight_decay"])
+
+
+def _multimodal_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    return tuple(replace(stage, optimiser=_ranger21) for stage in _pulse_stages(settings))
+
+
+# 405 L2 + 0.058 geodesic cross + 0.02 diversity, 200 steps of Ranger21 at 0.4, on 32x32.
+# Adaptive clipping and the lookahead's 5 steps and 0.5 are Ranger21's own.
+MULTIMODAL_PAPER: Mapping[str, Value] = {
+    "steps": 200,
+    "learning_rate": 0.4,
+    "rate": "warm_up_and_down",
+    "lambda_l2": 405.0,
+    "lambda_geocross": 0.058,
+    "eps": 0.0,
+    "noise_layers": 0,
+    "zero_last": False,
+    "weight_decay": 1e-4,
+    "diversity": 0.02,
+}
+
+MULTIMODAL = Method(
+    name="multimodal",
+    summary="several different faces: PULSE's coordinates, Ranger21 and inter-batch diversity",
+    source="Ünalan & Alkilani, Multi-modal photo upsampling",
+    settings=MULTIMODAL_PAPER,
+    presets={
+        "fast": {"steps": 100},
+        "best": {"steps": 400},
+        "paper": MULTIMODAL_PAPER,
+        # All four levers at the values of the report's combination.
+        "combined": {**MULTIMODAL_PAPER, "noise_std": 0.108, "inject_noise": 0.02},
+    },
+    stages=_multimodal_stages,
+)
+
+
+# --- BRGM -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _UpTo:
+    """How many noise maps are searched: those of at most `size` px.
+
+    0 stands for the published choice: 128 px for generators of 1024 px, else 32 px.
+    """
+
+    size: int
+
+    def __call__(self, generator: Generator) -> int:
+        size = self.size or (128 if generator.resolution >= 1024 else 32)
+        return sum(max(shape) <= size for shape in generator.noise_shapes)
+
+
+@dataclass(frozen=True)
+class _StartAtMean:
+    noise: Callable[[Generator], int]
+
+    def __call__(self, key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+        latent_key, noise_key = jax.random.split(key)
+        generator, settings = shared.generator, shared.settings
+        scale = settings["start_noise"] * settings["w_std"]
+        shape = (generator.num_ws, generator.w_dim)
+        ws = generator.statistics["w_mean"] + scale * jax.random.normal(latent_key, shape)
+        noise = generator.random_noise(noise_key)[: self.noise(generator)]
+        return {"latent": ws, "noise": noise}
+
+
+def _decode_raw(shared: Shared, variables: Variables) -> Latents:
+    return Latents(variables["latent"], _with_stored(shared, variables["noise"]))
+
+
+def _measure_w_std(generator: Generator) -> dict[str, Array]:
+    """sqrt(E ||w - mean w||^2), the deviation that StyleGAN2's projector calls std; a scalar."""
+
+    @jax.jit
+    def measure(generator: Generator) -> Array:
+        w = generator.map_latents(jax.random.normal(jax.random.key(0), (10_000, generator.z_dim)))
+        return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(w - jnp.mean(w, axis=0)), axis=-1)))
+
+    return {"w_std": measure(generator)}
+
+
+def _brgm_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    return (
+        Stage(
+            coordinates=Coordinates(_StartAtMean(_UpTo(int(settings["noise_size"]))), _decode_raw),
+            terms=(
+                Term("lpips", objective.perceptual, "lambda_lpips"),
+                Term("pixel", objective.mse_255, "lambda_pixel"),
+                Term("prior", objective.mean_style, "lambda_w"),
+                Term("collinear", objective.collinear, "lambda_c"),
+            ),
+            rate=choose(settings, "rate", RATES),
+        ),
+    )
+
+
+# Section 4 and the code's defaults; 5,000 steps in the code, 500 in use. The code takes the
+# deviation of w over whole vectors, as StyleGAN2's projector does.
+BRGM_PAPER: Mapping[str, Value] = {
+    "steps": 500,
+    "learning_rate": 0.1,
+    "rate": "ramped_cosine",
+    "lambda_lpips": 1.0,
+    "lambda_pixel": 0.001,
+    "lambda_w": 100.0,
+    "lambda_c": 3.0,
+    "start_noise": 0.01,
+    "noise_size": 0,
+}
+
+BRGM = Method(
+    name="brgm",
+    summary="LPIPS and squared error, Gaussian prior on W and collinear styles",
+    source="Marinescu et al., 2021 (BRGM)",
+    settings={**BRGM_PAPER, "steps": 100},
+    presets={"fast": {"steps": 50}, "best": {"steps": 500}, "paper": BRGM_PAPER},
+    stages=_brgm_stages,
+    needs_perceptual=True,
+    measure=_measure_w_std,
+)
+
+
+# --- ILO ------------------------------------------------------------------------------------
+
+ILO_STAGES = 4
+
+
+@dataclass(frozen=True)
+class _StartActivation:
+    """Stage k: what stage k - 1 found, and the activation that enters block k with it."""
+
+    block: int
+    noise: Callable[[Generator], int]
+
+    def __call__(self, key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+        generator = shared.generator
+        n_blocks = len(generator.config.block_resolutions)
+        if self.block >= n_blocks:
+            raise UserError(
+                f"{generator.name} has {n_blocks} blocks: set ilo.stages to {n_blocks} or less"
+            )
+        ws = pulse_styles(shared, previous["latent"])[None]
+        maps = _with_stored(shared, previous["noise"])
+        start = None
+        if "activation" in previous:
+            entering = jax.tree.map(lambda x: x[None], previous["activation"])
+            start = (self.block - 1, entering)
+        activation = generator.features(ws, maps, block=self.block, start=start)
+        return {
+            "latent": previous["latent"],
+            "noise": maps[: self.noise(generator)],
+            "activation": jax.tree.map(lambda x: x[0], activation),
+        }
+
+
+def _decode_activation(shared: Shared, variables: Variables) -> Latents:
+    ws = pulse_styles(shared, variables["latent"])
+    noise = _with_stored(shared, variables["noise"])
+    return Latents(ws, noise, variables.get("activation"))
+
+
+@dataclass(frozen=True)
+class _ProjectLayer:
+    """Spheres for latents and noise, then l1 balls around the stage's start.
+
+    Radii are the settings "radius_..._k"; 0 stands for no ball.
+    """
+
+    stage: int
+
+    def __call__(
+        self, shared: Shared, example: Example, key: Array, variables: Variables, anchor: Variables
+    ) -> Variables:
+        def ball(kind: str, x: Any, start: Any) -> Any:
+            radius = shared.settings[f"radius_{kind}_{self.stage}"]
+            return near(x, start, jnp.where(radius > 0.0, radius, jnp.inf))
+
+        variables = _project_spheres(shared, example, key, variables, anchor)
+        maps = zip(variables["noise"], anchor["noise"], strict=True)
+        projected = {
+            "latent": ball("latent", variables["latent"], anchor["latent"]),
+            "noise": tuple(ball("noise", noise, start) for noise, start in maps),
+        }
+        if "activation" in variables:
+            projected["activation"] = ball(
+                "activation", variables["activation"], anchor["activation"]
+            )
+        return projected
+
+
+def _ilo_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    count = int(settings["stages"])
+    if not 1 <= count <= ILO_STAGES:
+        raise UserError(f"ilo.stages is a whole number from 1 to {ILO_STAGES}, not {count}")
+
+    def stage(k: int) -> Stage:
+        noise = _First(5 + 2 * k)
+        start = _StartActivation(k, noise) if k else _StartOnSpheres(noise)
+        return Stage(
+            coordinates=Coordinates(start, _decode_activation),
+            terms=(
+                Term("mse", objective.mse, "lambda_mse"),
+                Term("lpips", objective.perceptual, "lambda_lpips"),
+                Term("geocross", objective.GeocrossFrom(2 * k), "lambda_geocross"),
+            ),
+            rate=choose(settings, "rate", RATES),
+            steps=f"steps_{k}",
+            block=k,
+            project=_ProjectLayer(k),
+        )
+
+    return tuple(stage(k) for k in range(count))
+
+
+# Section 6 and the code's configuration: 300, 300, 300, 100 steps in the paper; the radii of the
+# balls are the code's, whose first two stages have one for the noise and the latents of each.
+# The first stage looks for a face from a random start and is left to its spheres.
+ILO_PAPER: Mapping[str, Value] = {
+    "stages": 4,
+    "steps_0": 300,
+    "steps_1": 300,
+    "steps_2": 300,
+    "steps_3": 100,
+    "learning_rate": 0.1,
+    "rate": "long_ramped_cosine",
+    "lambda_mse": 1.0,
+    "lambda_lpips": 1.0,
+    "lambda_geocross": 0.01,
+    "radius_latent_0": 0.0,
+    "radius_latent_1": 1000.0,
+    "radius_latent_2": 6000.0,
+    "radius_latent_3": 6000.0,
+    "radius_noise_0": 0.0,
+    "radius_noise_1": 1000.0,
+    "radius_noise_2": 6000.0,
+    "radius_noise_3": 6000.0,
+    "radius_activation_1": 1000.0,
+    "radius_activation_2": 6000.0,
+    "radius_activation_3": 6000.0,
+}
+
+ILO = Method(
+    name="ilo",
+    summary="four stages, each searching one block deeper, in l1 balls around the stage before",
+    source="Daras et al., ICML 2021 (ILO)",
+    # The code's own step counts.
+    settings={**ILO_PAPER, "steps_0": 50, "steps_1": 50, "steps_2": 25, "steps_3": 25},
+    presets={
+        "fast": {"steps_0": 40, "steps_1": 20, "steps_2": 10, "steps_3": 10},
+        "best": {"steps_0": 150, "steps_1": 100, "steps_2": 50, "steps_3": 50},
+        "paper": ILO_PAPER,
+    },
+    stages=_ilo_stages,
+    needs_perceptual=True,
+)
+
+
+# --- CSGM -----------------------------------------------------------------------------------
+
+
+def _start_z(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    return {"z": jax.random.normal(key, (shared.generator.z_dim,))}
+
+
+def _decode_z(shared: Shared, variables: Variables) -> Latents:
+    generator = shared.generator
+    w = generator.map_latents(variables["z"][None])
+    return Latents(jnp.broadcast_to(w, (generator.num_ws, generator.w_dim)))
+
+
+def _csgm_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    return (
+        Stage(
+            coordinates=Coordinates(_start_z, _decode_z),
+            terms=(
+                Term("l2", objective.l2_sum, "lambda_l2"),
+                Term("norm", objective.latent_norm, "lambda_z"),
+            ),
+            rate=choose(settings, "rate", RATES),
+        ),
+    )
+
+
+# Section 6.1 (CelebA): Adam at 0.1, 500 steps, 10 restarts (here: --solutions), lambda 0.001.
+CSGM_PAPER: Mapping[str, Value] = {
+    "steps": 500,
+    "learning_rate": 0.1,
+    "rate": "constant",
+    "lambda_l2": 1.0,
+    "lambda_z": 0.001,
+}
+
+CSGM = Method(
+    name="csgm",
+    summary="squared error over z, the mapping network's input, with a Gaussian prior",
+    source="Bora et al., ICML 2017 (CSGM)",
+    settings={**CSGM_PAPER, "steps": 100, "rate": "cosine"},
+    presets={"fast": {"steps": 50}, "best": {"steps": 300}, "paper": CSGM_PAPER},
+    stages=_csgm_stages,
+)
+
+
+# --- Langevin -------------------------------------------------------------------------------
+
+
+def _carry_on(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    return previous
+
+
+def _langevin(shared: Shared) -> optax.GradientTransformation:
+    return langevin(temperature=shared.settings["temperature"])
+
+
+def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    first = _rls_stage({**settings, "coordinates": "whitened"})
+    second = replace(
+        first,
+        coordinates=replace(first.coordinates, start=_carry_on),
+        rate=RATES["constant"],
+        optimiser=_langevin,
+        learning_rate="step_size",
+        steps="chain_steps",
+        pick=chain_position,
+        diagnose=chain_diagnostics,
+    )
+    return (first, second)
+
+
+LANGEVIN = Method(
+    name="langevin",
+    summary="draws from RLS's posterior: a Langevin chain from each RLS solution",
+    source="beyond the papers; Roberts & Tweedie 1996 on RLS's objective",
+    # exp(-objective / temperature): at lambda_w / num_ws every style has the flow's own density.
+    settings={
+        **{name: value for name, value in RLS.settings.items() if name != "coordinates"},
+        "chain_steps": 100,
+        "step_size": 1e-4,
+        "temperature": 0.002,
+    },
+    presets={
+        "fast": {"steps": 50, "chain_steps": 50},
+        "best": {"steps": 300, "chain_steps": 500},
+        # Nothing was published; RLS's published weights in coordinates that can be sampled.
+        "paper": {name: RLS_PAPER[name] for name in ("lambda_w", "lambda_g", "lambda_c")},
+    },
+    stages=_langevin_stages,
+    needs_prior=True,
+    draws=True,
+)
+
+
+# --- All of them ----------------------------------------------------------------------------
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        RLS,
+        RLS_PLUS,
+        PULSE,
+        BRGM,
+        ILO,
+        CSGM,
+        MULTIMODAL,
+        LANGEVIN,
+        BICUBIC,
+    )
+}
 
 
 def method_named(name: str) -> Method:

@@ -4,13 +4,16 @@ A term returns an unweighted scalar; a method multiplies it by one of its settin
 Signs are such that less is better: log p enters with a minus sign inside its term.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from stylesr_jax.degradations import Degradation
+from stylesr_jax.features import lpips
 from stylesr_jax.generators.base import Generator, Noise
 
 
@@ -30,6 +33,7 @@ class Example(NamedTuple):
     target: Array  # y: (h, w, c) in [-1, 1]
     mask: Array  # (h, w, 1): 1 where y was observed, 0 where it is padding or unknown
     group: Array  # int32: which image of the batch it is a start for
+    injected: Noise | None = None  # added to the noise maps, see `levers.injected_noise`
 
 
 class Latents(NamedTuple):
@@ -44,11 +48,14 @@ class Latents(NamedTuple):
 class View:
     """One start as the terms see it; expensive parts are computed once, when first asked for."""
 
-    def __init__(self, shared: Shared, example: Example, latents: Latents, image: Array) -> None:
+    def __init__(
+        self, shared: Shared, example: Example, latents: Latents, image: Array, variables: Any
+    ) -> None:
         self.shared = shared
         self.example = example
         self.latents = latents
         self.image = image  # G(ws, noise): (H, W, 3)
+        self.variables = variables  # what the latents were decoded from
 
     @cached_property
     def low(self) -> Array:
@@ -96,3 +103,103 @@ def cross(view: View) -> Array:
     """-P_cross = sum_{i<j} ||w_i - w_j||_2^2, as L times the spread around the mean style."""
     ws = view.latents.ws
     return ws.shape[0] * jnp.sum(jnp.square(ws - jnp.mean(ws, axis=0)))
+
+
+# --- Squared errors -------------------------------------------------------------------------
+
+
+def l2_sum(view: View) -> Array:
+    """||y - A(G)||_2^2; images in [-1, 1]. Source: Bora et al. 2017, equation 3."""
+    return jnp.sum(jnp.square(view.residual))
+
+
+def mse(view: View) -> Array:
+    """Mean squared error over the observed values; images in [-1, 1]."""
+    return l2_sum(view) / view.observed
+
+
+def floored_mse(view: View) -> Array:
+    """max(mean squared error, the setting "eps"); images in [0, 1]. Source: PULSE's code."""
+    return jnp.maximum(0.25 * mse(view), view.shared.settings["eps"])
+
+
+def mse_255(view: View) -> Array:
+    """Mean squared error on the scale of 8 bits. Source: BRGM's code."""
+    return 127.5**2 * mse(view)
+
+
+# --- Perception -----------------------------------------------------------------------------
+
+SMALLEST = 16  # px that VGG16 needs
+
+
+def perceptual(view: View) -> Array:
+    """LPIPS-VGG of A(G) and y; what was not observed is taken from y for both.
+
+    Images of less than 16 px are enlarged to that.
+    """
+    target, mask = view.example.target, view.example.mask
+    pair = (target, view.low * mask + target * (1.0 - mask))
+    height, width, channels = target.shape
+    if min(height, width) < SMALLEST:
+        shape = (max(height, SMALLEST), max(width, SMALLEST), channels)
+        pair = tuple(jax.image.resize(image, shape, "linear") for image in pair)
+    return lpips(pair[1], pair[0], net="vgg16", params=view.shared.perceptual)
+
+
+# --- Styles ---------------------------------------------------------------------------------
+
+
+def _pairwise_angles(rows: Array) -> Array:
+    """2 atan2(||a - b||, ||a + b||) for all pairs of rows (n, d): (n, n), 0 to pi.
+
+    The square roots' gradient is 0, not infinite, where two rows are equal or opposite.
+    """
+
+    def norm(difference: Array) -> Array:
+        square = jnp.sum(jnp.square(difference), axis=-1)
+        positive = square > 0.0
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+    return 2.0 * jnp.arctan2(norm(rows[:, None] - rows[None]), norm(rows[:, None] + rows[None]))
+
+
+def geocross_of(rows: Array) -> Array:
+    """Mean over all pairs of rows (n, d) of their angle squared, times d / 8.
+
+    Source: PULSE, section 4.1 (GEOCROSS), with its code's constants.
+    """
+    return jnp.mean(jnp.square(_pairwise_angles(rows))) * rows.shape[-1] / 8.0
+
+
+def geocross(view: View) -> Array:
+    """GEOCROSS of the styles w_i, as PULSE has it."""
+    return geocross_of(view.latents.ws)
+
+
+@dataclass(frozen=True)
+class GeocrossFrom:
+    """GEOCROSS of the searched latents from row `first` on, in their own coordinates (ILO)."""
+
+    first: int
+
+    def __call__(self, view: View) -> Array:
+        return geocross_of(view.variables["latent"][self.first :])
+
+
+def mean_style(view: View) -> Array:
+    """mean(((w - mean w) / sigma_w)^2) with the setting "w_std" as sigma_w. Source: BRGM."""
+    offset = view.latents.ws - view.shared.generator.statistics["w_mean"]
+    return jnp.mean(jnp.square(offset / view.shared.settings["w_std"]))
+
+
+def collinear(view: View) -> Array:
+    """mean over all pairs of |1 - cos(w_i, w_j)|. Source: BRGM."""
+    ws = view.latents.ws
+    unit = ws / jnp.sqrt(jnp.sum(jnp.square(ws), axis=-1, keepdims=True) + 1e-12)
+    return jnp.mean(jnp.abs(1.0 - unit @ unit.T))
+
+
+def latent_norm(view: View) -> Array:
+    """||z||_2^2. Source: Bora et al. 2017, equation 3."""
+    return jnp.sum(jnp.square(view.variables["z"]))

@@ -24,6 +24,7 @@ from stylesr_jax.solve import Observation, Result
 CELL = 256  # px: longer side of a picture in the grid
 GAIN = 4.0  # of the differences in the grid
 MARGIN, TITLE = 8, 24
+WHITE = 0.5  # the deviation that uncertainty.png shows as white; images in [-1, 1]
 
 
 # --- The grid -------------------------------------------------------------------------------
@@ -90,12 +91,13 @@ class Saved:
     """What `solutions.npz` holds.
 
     Attributes:
-        latents: one `Latents` per solution, noise maps included.
+        latents: one `Latents` per solution, noise maps included; None for a method that
+            searches nothing.
         observation: what was super-resolved.
         config: generator name or path, its weights' sha256, degradation, method, settings, seed.
     """
 
-    latents: tuple[Latents, ...]
+    latents: tuple[Latents | None, ...]
     observation: Observation
     config: dict[str, Any]
 
@@ -108,9 +110,10 @@ def save_solutions(path: str | os.PathLike[str], result: Result, config: Mapping
     Raises:
         UserError: the folder cannot be written.
     """
-    latents = [solution.latents for solution in result.solutions]
+    latents = [one.latents for one in result.solutions if one.latents is not None]
+    none = np.zeros((len(result.solutions), 0, 0), np.float32)
     arrays: dict[str, np.ndarray] = {
-        "ws": np.stack([one.ws for one in latents]),
+        "ws": np.stack([one.ws for one in latents]) if latents else none,
         "target": result.observation.target,
         "mask": result.observation.mask,
         "config": np.asarray(json.dumps({**config, "box": result.observation.box})),
@@ -121,7 +124,7 @@ def save_solutions(path: str | os.PathLike[str], result: Result, config: Mapping
         "synthesis": [one.synthesis for one in latents],
     }
     for name, trees in parts.items():
-        if trees[0] is None:
+        if not trees or trees[0] is None:
             continue
         for i, leaves in enumerate(zip(*map(jax.tree.leaves, trees), strict=True)):
             shared = all(np.array_equal(leaves[0], leaf) for leaf in leaves[1:])
@@ -158,8 +161,11 @@ def read_solutions(path: str | os.PathLike[str], generator: Generator | None = N
         found = leaves(name, index)
         return jax.tree.unflatten(jax.tree.structure(like), found) if found else None
 
-    latents = []
+    latents: list[Latents | None] = []
     for i in range(len(ws)):
+        if ws.shape[1] == 0:
+            latents.append(None)
+            continue
         activation = synthesis = None
         if generator is not None:
             synthesis = restore("synthesis", i, generator.params["synthesis"])
@@ -169,7 +175,8 @@ def read_solutions(path: str | os.PathLike[str], generator: Generator | None = N
                     lambda w, block=block: generator.features(w, block=block), ws[:1]
                 )
                 activation = restore("activation", i, entering)
-        latents.append(Latents(jnp.asarray(ws[i]), tuple(map(jnp.asarray, leaves("noise", i))), activation, synthesis))
+        noise = tuple(map(jnp.asarray, leaves("noise", i)))
+        latents.append(Latents(jnp.asarray(ws[i]), noise, activation, synthesis))
     return Saved(tuple(latents), Observation(target, mask, box), config)
 
 
@@ -183,21 +190,32 @@ def write_result(
     report: Mapping[str, Any],
     config: Mapping[str, Any],
     original: np.ndarray | None = None,
+    uncertainty: bool = False,
 ) -> None:
     """Write solution_i.png, grid.png, solutions.npz and, last, report.json.
+
+    With `uncertainty`, also the standard deviation of each pixel over the solutions:
+    uncertainty.npy, (H, W, 3) float32 with images in [-1, 1], and uncertainty.png, its mean over
+    the colours, black for 0 and white from 0.5 on.
 
     A folder without report.json is unfinished: that is what resuming looks at.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or there is no deviation of one solution.
     """
     folder = Path(folder)
+    deviation = result.uncertainty if uncertainty else None
     (folder / "report.json").unlink(missing_ok=True)
-    for stale in folder.glob("solution_*.png"):
+    for stale in (*folder.glob("solution_*.png"), *folder.glob("uncertainty.*")):
         stale.unlink()
     for i, solution in enumerate(result.solutions):
         write_png(folder / f"solution_{i}.png", solution.image)
     write_png(folder / "grid.png", result_grid(result, original))
+    if deviation is not None:
+        with store.atomic_path(folder / "uncertainty.npy") as path, open(path, "wb") as file:
+            np.save(file, deviation)
+        shade = np.rint(np.clip(deviation.mean(axis=-1) / WHITE, 0.0, 1.0) * 255.0)
+        write_png(folder / "uncertainty.png", shade.astype(np.uint8))
     save_solutions(folder / "solutions.npz", result, config)
     write_json(folder / "report.json", report)
 

@@ -39,13 +39,15 @@ class Problem:
     Attributes:
         loss: (shared, example, variables, progress) -> (terms, output) for one start.
         optimiser: shared -> optax transformation that yields a *descent direction of unit
-            rate*, such as scale_by_adam followed by scale(-1).
+            rate*, such as scale_by_adam followed by scale(-1). One that takes extra arguments
+            is given the step's `rate`, a `key` and the start's `loss`.
         learning_rate: shared -> scalar; `rate` multiplies it along the search.
         project: (shared, example, key, variables, anchor) -> variables after each update;
             `anchor` holds the variables that the search began with.
         couple: (shared, examples, outputs) -> terms of shape (B,) that tie the starts of a
             batch together, or None; outputs of failed starts come as zeros.
         keep: "best" returns each start's variables of least loss, "last" those of the end.
+        pick: optimiser state -> variables: returns what it says of the end instead.
     """
 
     loss: Callable[[Shared, Example, Variables, Array], tuple[Terms, Any]]
@@ -55,6 +57,7 @@ class Problem:
     project: Callable[[Shared, Example, Array, Variables, Variables], Variables] = _identity
     couple: Callable[[Shared, Example, Any], Terms] | None = None
     keep: Literal["best", "last"] = "best"
+    pick: Callable[[Any], Variables] | None = None
 
 
 class SearchState(NamedTuple):
@@ -75,11 +78,12 @@ class SearchResult(NamedTuple):
     """What a search returns; numpy arrays but for the variables."""
 
     variables: Variables  # (B, ...): the best, or the last, as the problem says
-    loss: np.ndarray  # (B,) loss of the best
-    terms: dict[str, np.ndarray]  # (B,) each: the weighted terms of the best
-    best_step: np.ndarray  # (B,)
+    loss: np.ndarray  # (B,) loss of these variables
+    terms: dict[str, np.ndarray]  # (B,) each: their weighted terms
+    best_step: np.ndarray  # (B,) the step that they come from
     failed_at: np.ndarray  # (B,) -1 where all went well
     history: dict[str, np.ndarray]  # term -> (steps, B)
+    optimiser: Any  # (B, ...): the optimiser's last state
     steps: int  # steps that were made
     interrupted: bool  # by Ctrl-C
 
@@ -163,14 +167,19 @@ def step(
     finite = jnp.isfinite(losses) & _all_finite(gradient)
     better = running & jnp.isfinite(losses) & (losses < state.best_loss)
 
-    optimiser = problem.optimiser(shared)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
-        direction, optimiser_state = jax.vmap(optimiser.update)(
-            gradient, state.optimiser, state.variables
-        )
     rate = problem.learning_rate(shared) * problem.rate(progress)
-    moved = jax.tree.map(lambda v, d: v + rate * d, state.variables, direction)
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
+    optimiser = optax.with_extra_args_support(problem.optimiser(shared))
+
+    def update(gradient: Any, state: Any, variables: Any, key: Array, loss: Array) -> Any:
+        own_key = jax.random.fold_in(key, 1)  # the projection draws from `key`
+        return optimiser.update(gradient, state, variables, rate=rate, key=own_key, loss=loss)
+
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+        direction, optimiser_state = jax.vmap(update)(
+            gradient, state.optimiser, state.variables, step_keys, losses
+        )
+    moved = jax.tree.map(lambda v, d: v + rate * d, state.variables, direction)
     moved = jax.vmap(partial(problem.project, shared))(examples, step_keys, moved, state.anchor)
     going = running & finite
     return (
@@ -217,10 +226,23 @@ def advance(
     return jax.lax.scan(body, state, None, length=length)
 
 
+def _keeps_best(problem: Problem) -> bool:
+    return problem.keep == "best" and problem.pick is None
+
+
+def _last(problem: Problem, state: SearchState) -> Variables:
+    """The variables that a problem which does not keep the best returns, leading axis B."""
+    return state.variables if problem.pick is None else jax.vmap(problem.pick)(state.optimiser)
+
+
 @partial(jax.jit, static_argnames=("problem",))
 def _close(problem: Problem, shared: Shared, examples: Example, state: SearchState) -> SearchState:
     """Evaluate the variables after the last update too, so that no step is wasted."""
-    losses, terms = evaluate(problem, shared, examples, state.variables, jnp.ones(()))
+    last = _last(problem, state)
+    losses, terms = evaluate(problem, shared, examples, last, jnp.ones(()))
+    if not _keeps_best(problem):
+        steps = jnp.full_like(state.best_step, state.step)
+        return state._replace(best=last, best_loss=losses, best_terms=terms, best_step=steps)
     better = (state.failed_at < 0) & jnp.isfinite(losses) & (losses < state.best_loss)
     closed = state._replace(
         best=_select(better, state.variables, state.best),
@@ -277,12 +299,13 @@ def search(
         state = _close(problem, shared, examples, state)
     names = records[0] if records else {}
     return SearchResult(
-        variables=state.best if problem.keep == "best" else state.variables,
+        variables=state.best if _keeps_best(problem) else _last(problem, state),
         loss=np.asarray(state.best_loss),
         terms={name: np.asarray(value) for name, value in state.best_terms.items()},
         best_step=np.asarray(state.best_step),
         failed_at=np.asarray(state.failed_at),
         history={name: np.concatenate([r[name] for r in records]) for name in names},
+        optimiser=state.optimiser,
         steps=int(state.step),
         interrupted=interrupted,
     )

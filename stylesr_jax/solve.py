@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,23 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from stylesr_jax.degradations import Bicubic, Degradation
+from stylesr_jax.degradations import Bicubic, Degradation, resize
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.methods import (
+from stylesr_jax.levers import injected_noise, layer_range, noisy_target
+from stylesr_jax.methods import method_named
+from stylesr_jax.objective import Example, Latents, Shared
+from stylesr_jax.search import SearchResult, search
+from stylesr_jax.stages import (
     Coordinates,
     Method,
+    Stage,
     Value,
-    method_named,
+    choose,
+    decode,
     problem_of,
     render,
+    stages_of,
     traced_settings,
 )
-from stylesr_jax.objective import Example, Latents, Shared
-from stylesr_jax.search import search
 
 MAX_LOW = 256  # px: what is larger is no low-resolution observation
 MIN_LOW = 4
+LEVERS_KEY = 2**20  # folded into a start's key for the levers' noise; stages fold in 0, 1, ...
 
 # image, solution, step, steps, terms of the step
 Progress = Callable[[int, int, int, int, dict[str, float]], None]
@@ -77,9 +83,7 @@ def observe(image: Any) -> Observation:
             "px can be super-resolved: shrink it first"
         )
     if not np.isfinite(image).all() or np.abs(image).max() > 1.5:
-        raise UserError(
-            "the image's values must lie in [-1, 1]; scale 8-bit ones by x / 127.5 - 1"
-        )
+        raise UserError("the image's values must lie in [-1, 1]; scale 8-bit ones by x / 127.5 - 1")
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     edges = ((top, side - height - top), (left, side - width - left), (0, 0))
@@ -94,18 +98,20 @@ class Solution:
     Attributes:
         image: (H, W, 3) float32 in [-1, 1], clipped, cropped to the observation's shape.
         low: (h, w, 3) A(image), not clipped: to be compared with the observation.
-        latents: `objective.Latents` as numpy arrays; `render` redraws the image from them.
+        latents: `objective.Latents` as numpy arrays; `redraw` makes the image from them. None
+            for a method that searches nothing.
         terms: weighted terms of the objective at the best step; they sum to `loss`.
         history: each term at each step; NaN where no step was made.
         residual_l1: mean |A(G) - y| on [-1, 1].
         residual_psnr: dB, of A(G) against y, data range 2.
         best_step: the step whose variables were kept.
         failed_at: step at which the search met a NaN or infinity, or -1.
+        diagnostics: what a sampler says of its chain, e.g. its acceptance rate.
     """
 
     image: np.ndarray
     low: np.ndarray
-    latents: Latents
+    latents: Latents | None
     loss: float
     terms: dict[str, float]
     history: dict[str, np.ndarray]
@@ -113,6 +119,7 @@ class Solution:
     residual_psnr: float
     best_step: int
     failed_at: int
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -138,6 +145,17 @@ class Result:
         """(solutions, H, W, 3) float32 in [-1, 1]."""
         return np.stack([solution.image for solution in self.solutions])
 
+    @property
+    def uncertainty(self) -> np.ndarray:
+        """Standard deviation of each pixel over the solutions: (H, W, 3), images in [-1, 1].
+
+        Raises:
+            UserError: there are fewer than two solutions.
+        """
+        if len(self.solutions) < 2:
+            raise UserError("a deviation over solutions needs two of them at least: --solutions 2")
+        return self.images.std(axis=0, ddof=1)
+
 
 def key_of(seed: int, name: str) -> Array:
     """The PRNG key of an image: from the seed and its name, whatever else is in the batch."""
@@ -159,9 +177,36 @@ def _begin(
     return jax.vmap(coordinates.start, in_axes=(0, 0, None, 0))(keys, indices, shared, previous)
 
 
-@partial(jax.jit, static_argnames=("coordinates",))
-def _decode(coordinates: Coordinates, shared: Shared, variables: Any) -> Latents:
-    return coordinates.decode(shared, variables)
+_decode = jax.jit(decode, static_argnames=("coordinates",))
+
+
+@partial(jax.jit, static_argnames=("layers", "noisy", "inject"))
+def _examples(
+    keys: Array,
+    targets: Array,
+    masks: Array,
+    groups: Array,
+    noise_masks: Array,
+    shared: Shared,
+    *,
+    layers: tuple[int, ...],
+    noisy: bool,
+    inject: bool,
+) -> Example:
+    """Examples with the noise on their references and in their layers that settings ask for."""
+
+    def one(key: Array, target: Array, mask: Array, group: Array, noise_mask: Array) -> Example:
+        target_key, layer_key = jax.random.split(key)
+        injected = None
+        if noisy:
+            std = shared.settings["noise_std"]
+            target = noisy_target(target_key, target, noise_mask, std)
+        if inject:
+            std = shared.settings["inject_noise"]
+            injected = injected_noise(layer_key, shared.generator, layers, std)
+        return Example(target, mask, group, injected)
+
+    return jax.vmap(one)(keys, targets, masks, groups, noise_masks)
 
 
 _render = jax.jit(render, static_argnames=("block", "stop"))
@@ -187,10 +232,6 @@ def default_degradation(observation: Observation) -> Degradation:
     return Bicubic(size=observation.target.shape[0])
 
 
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def solve(
     observations: Sequence[Observation],
     keys: Sequence[Array],
@@ -202,6 +243,7 @@ def solve(
     settings: Mapping[str, Value],
     solutions: int = 4,
     degradation: Degradation | None = None,
+    noise_mask: np.ndarray | None = None,
     batch: int = 1,
     chunk: int = 10,
     on_progress: Progress | None = None,
@@ -210,7 +252,11 @@ def solve(
 
     The observations must share one canvas size. A start depends on its image's key and its own
     number only; with `batch` 1, the default on CPUs, results do not depend on what else is
-    searched, to the last bit.
+    searched, to the last bit. The setting "diversity" ties an image's starts together: then
+    they make up a batch of their own.
+
+    `noise_mask` (h, w) in [0, 1] says where the setting "noise_std" adds noise to the
+    references; it is resized to each of them, and None is everywhere.
 
     Returns:
         A result for each observation; after Ctrl-C those of the starts made so far.
@@ -226,8 +272,17 @@ def solve(
     if method.needs_perceptual and perceptual is None:
         raise UserError(f"{method.name} needs the LPIPS feature network (perceptual=...)")
     degradation = degradation or default_degradation(observations[0])
-    shared = Shared(generator, prior, degradation, perceptual, traced_settings(settings))
-    stages = method.stages(settings)
+    if method.direct is not None:
+        return [_direct(method, o, generator, degradation, solutions) for o in observations]
+    numbers = traced_settings(settings)
+    if method.measure is not None:
+        numbers |= method.measure(generator)
+    shared = Shared(generator, prior, degradation, perceptual, numbers)
+    stages = stages_of(method, settings)
+    layers = layer_range(str(settings["inject_layers"]), len(generator.noise_shapes))
+    own_starts = choose(settings, "starts", {"own": True, "same": False})
+    if settings["diversity"]:
+        batch = solutions
     found: dict[int, list[Solution]] = {i: [] for i in range(len(observations))}
     seconds = dict.fromkeys(found, 0.0)
     interrupted = False
@@ -235,10 +290,27 @@ def solve(
     for first in range(0, len(jobs), batch):
         some = jobs[first : first + batch]
         began = time.monotonic()
+        observed = [observations[i] for i, _ in some]
+        pairs = [_start_keys(keys[i], jnp.uint32(s)) for i, s in some]
+        examples = _examples(
+            jnp.stack([jax.random.fold_in(key, LEVERS_KEY) for _, key in pairs]),
+            jnp.stack([jnp.asarray(o.target) for o in observed]),
+            jnp.stack([jnp.asarray(o.mask) for o in observed]),
+            jnp.asarray([i for i, _ in some], jnp.int32),
+            jnp.stack([jnp.asarray(_on_canvas(noise_mask, o)) for o in observed]),
+            shared,
+            layers=layers,
+            noisy=bool(settings["noise_std"]),
+            inject=bool(settings["inject_noise"]),
+        )
+        first_key = [_start_keys(keys[i], jnp.uint32(0))[0] for i, _ in some]
         solved, interrupted = _solve_batch(
             some,
-            [observations[i] for i, _ in some],
-            [keys[i] for i, _ in some],
+            observed,
+            examples,
+            jnp.stack([key for key, _ in pairs] if own_starts else first_key),
+            jnp.asarray([s if own_starts else 0 for _, s in some], jnp.int32),
+            jnp.stack([key for _, key in pairs]),
             shared=shared,
             stages=stages,
             settings=settings,
@@ -264,66 +336,125 @@ def solve(
     ]
 
 
+def _on_canvas(noise_mask: np.ndarray | None, observation: Observation) -> np.ndarray:
+    """A noise mask (h, w) in [0, 1] at the observation's size, on its canvas: (s, s, 1)."""
+    if noise_mask is None:
+        return observation.mask
+    mask = np.asarray(noise_mask, np.float32)
+    if mask.ndim != 2 or mask.size == 0 or not (mask.min() >= 0.0 and mask.max() <= 1.0):
+        raise UserError("a noise mask is an array (height, width) with values in [0, 1]")
+    top, left, height, width = observation.box
+    small = resize(jnp.asarray(mask[..., None]), (height, width), kernel="area")
+    canvas = np.zeros_like(observation.mask)
+    canvas[top : top + height, left : left + width] = np.asarray(small)
+    return canvas
+
+
+def _residuals(low: np.ndarray, observation: Observation) -> dict[str, float]:
+    """Mean |A(G) - y| and the PSNR in dB over what was observed."""
+    error = (low - observation.target) * observation.mask
+    count = observation.mask.sum() * 3
+    mse = float(np.sum(np.square(error)) / count)
+    return {
+        "residual_l1": float(np.sum(np.abs(error)) / count),
+        "residual_psnr": float(10 * np.log10(4.0 / max(mse, 1e-12))),
+    }
+
+
+_enlarge = jax.jit(
+    lambda method, low, resolution: jnp.clip(method(low, resolution), -1.0, 1.0),
+    static_argnums=(0, 2),
+)
+
+
+def redraw_direct(method: Method, observation: Observation, resolution: int) -> np.ndarray:
+    """What a method without a search makes of an observation: (H, W, 3), clipped to [-1, 1]."""
+    assert method.direct is not None
+    return np.asarray(_enlarge(method.direct, jnp.asarray(observation.target), resolution))
+
+
+def _direct(
+    method: Method,
+    observation: Observation,
+    generator: Generator,
+    degradation: Degradation,
+    solutions: int,
+) -> Result:
+    """The result of a method that searches nothing: the same image for each solution."""
+    began = time.monotonic()
+    image = redraw_direct(method, observation, generator.resolution)
+    low = np.asarray(_degrade(degradation, jnp.asarray(image)))
+    one = Solution(
+        image=observation.crop(image),
+        low=observation.crop(low),
+        latents=None,
+        loss=0.0,
+        terms={},
+        history={},
+        best_step=0,
+        failed_at=-1,
+        **_residuals(low, observation),
+    )
+    seconds = time.monotonic() - began
+    return Result(observation, (one,) * solutions, method.name, {}, seconds, False)
+
+
 def _solve_batch(
     jobs: Sequence[tuple[int, int]],
     observations: Sequence[Observation],
-    keys: Sequence[Array],
+    examples: Example,
+    start_keys: Array,
+    indices: Array,
+    search_keys: Array,
     *,
     shared: Shared,
-    stages: Sequence[Any],
+    stages: Sequence[Stage],
     settings: Mapping[str, Value],
     chunk: int,
     on_progress: Progress | None,
 ) -> tuple[list[Solution], bool]:
     """Run every stage for one batch of (image, solution) pairs and render what was found."""
-    pairs = [_start_keys(key, jnp.uint32(s)) for key, (_, s) in zip(keys, jobs, strict=True)]
-    start_keys, search_keys = (jnp.stack(part) for part in zip(*pairs, strict=True))
-    indices = jnp.asarray([s for _, s in jobs], jnp.int32)
-    examples = _stack(
-        [
-            Example(jnp.asarray(o.target), jnp.asarray(o.mask), jnp.asarray(i, jnp.int32))
-            for o, (i, _) in zip(observations, jobs, strict=True)
-        ]
-    )
     total = sum(int(settings[stage.steps]) for stage in stages)
     histories: list[dict[str, np.ndarray]] = []
-    previous: Any = None
+    diagnostics: dict[str, np.ndarray] = {}
+    result: SearchResult | None = None
+    variables: Any = None
     done = 0
-    result = None
-    for stage in stages:
-        variables = _begin(stage.coordinates, start_keys, indices, shared, previous)
+    for number, stage in enumerate(stages):
+        variables = _begin(stage.coordinates, start_keys, indices, shared, variables)
+        if result is not None and result.interrupted:
+            continue  # later stages only carry over what was found, for `decode` to read
 
         def report(step: int, _: int, terms: dict[str, np.ndarray], done: int = done) -> None:
             if on_progress is not None:
                 means = {name: float(np.mean(value)) for name, value in terms.items()}
                 on_progress(jobs[0][0], jobs[0][1], done + step, total, means)
 
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
         result = search(
             problem_of(stage),
             shared=shared,
             examples=examples,
             variables=variables,
-            keys=search_keys,
+            keys=keys,
             steps=int(settings[stage.steps]),
             chunk=chunk,
             on_progress=report,
         )
-        previous = result.variables
+        variables = result.variables
         histories.append(result.history)
         done += int(settings[stage.steps])
-        if result.interrupted:
-            break
+        if stage.diagnose is not None:
+            values = jax.vmap(stage.diagnose)(result.optimiser)
+            diagnostics = {name: np.asarray(value) for name, value in values.items()}
     assert result is not None
     solved = []
     for b, observation in enumerate(observations):
-        own = jax.tree.map(lambda x, b=b: x[b], result.variables)
-        latents = _decode(stage.coordinates, shared, own)
+        example, own = jax.tree.map(lambda x, b=b: x[b], (examples, variables))
+        latents = _decode(stages[-1].coordinates, shared, example, own)
         if latents.noise is None:
             latents = latents._replace(noise=shared.generator.stored_noise)
-        image, low = redraw(shared, latents, block=stage.block)
-        error = (low - observation.target) * observation.mask
-        count = observation.mask.sum() * 3
-        mse = float(np.sum(np.square(error)) / count)
+        image, low = redraw(shared, latents, block=stages[-1].block)
         solved.append(
             Solution(
                 image=observation.crop(image),
@@ -332,10 +463,10 @@ def _solve_batch(
                 loss=float(result.loss[b]),
                 terms={name: float(value[b]) for name, value in result.terms.items()},
                 history=_join([{n: v[:, b] for n, v in h.items()} for h in histories]),
-                residual_l1=float(np.sum(np.abs(error)) / count),
-                residual_psnr=float(10 * np.log10(4.0 / max(mse, 1e-12))),
                 best_step=int(result.best_step[b]),
                 failed_at=int(result.failed_at[b]),
+                diagnostics={name: float(value[b]) for name, value in diagnostics.items()},
+                **_residuals(low, observation),
             )
         )
     return solved, result.interrupted
@@ -365,6 +496,7 @@ def upsample(
     settings: Mapping[str, Value] | None = None,
     degradation: Degradation | None = None,
     perceptual: Any = None,
+    noise_mask: np.ndarray | None = None,
     batch: int = 1,
     on_progress: Progress | None = None,
 ) -> Result:
@@ -379,9 +511,10 @@ def upsample(
         solutions: how many starts.
         key: PRNG key; each solution's own key is folded from it and its number.
         preset: "fast", "balanced", "best" or "paper".
-        settings: changes to the preset, by name.
+        settings: changes to the preset, by name; the levers of `levers.LEVERS` are among them.
         degradation: A; None is antialiased bicubic down-sampling.
         perceptual: from `load_features("vgg16")`, for methods with an LPIPS term.
+        noise_mask: (h, w) in [0, 1]: where the setting "noise_std" adds noise; None: everywhere.
         batch: starts searched together.
         on_progress: called with (image, solution, step, steps, terms) between chunks.
 
@@ -399,6 +532,7 @@ def upsample(
         settings=chosen.resolve(preset, settings),
         solutions=solutions,
         degradation=degradation,
+        noise_mask=noise_mask,
         batch=batch,
         on_progress=on_progress,
     )

@@ -59,13 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--class", dest="label", type=whole(0, 10**6), metavar="K", help="of a conditional model")
     add("--prior", metavar="FILE", help="flow prior; default: the one that fits the generator")
     add("--method", default="rls", help="which search; see the README (default rls)")
-    add("--preset", default="balanced", choices=PRESETS)
+    add("--preset", default="balanced", metavar="NAME", help=f"{', '.join(PRESETS)} and others")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. rls.lambda_w=0.1")
     add("--solutions", type=whole(1, 1000), default=4, metavar="N", help="default 4")
     add("--steps", type=whole(1, 100_000), metavar="N", help="gradient steps for each solution")
     add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="S", help="default 0")
     add("--lr-size", type=whole(4, 256), default=32, metavar="N", help="for large inputs")
     add("--degradation", metavar="SPEC", help="for large inputs: e.g. 'blur(2)|bicubic(32)'")
+    add("--noise-std", metavar="STD", help="Gaussian noise on the reference of each solution")
+    add("--noise-mask", metavar="FILE", help="white where --noise-std adds noise; default: all")
+    add("--inject-noise", metavar="STD[@LAYERS]", help="in synthesis layers, e.g. 0.02@3-8")
+    add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
+    add("--uncertainty", action="store_true", help="write each pixel's deviation over solutions")
     add("--resume", action="store_true", help="skip inputs that DIR holds a finished report of")
     add("--from", dest="source", metavar="NPZ", help="redraw the pictures of a solutions.npz")
     volume = parser.add_mutually_exclusive_group()
@@ -165,18 +170,24 @@ class _Run:
     perceptual: Any
     weights_path: str
     weights_sha256: str
+    noise_mask: Any
 
 
 def _changes(args: argparse.Namespace) -> dict[str, str]:
-    """--set NAME=VALUE and --steps as changes to the method's settings."""
-    changes: dict[str, Any] = {} if args.steps is None else {"steps": args.steps}
+    """--set NAME=VALUE and the levers as changes to the method's settings."""
+    changes: dict[str, Any] = {}
+    for name in ("noise_std", "diversity"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
+    if args.inject_noise is not None:
+        changes["inject_noise"], at, layers = args.inject_noise.partition("@")
+        if at:
+            changes["inject_layers"] = layers
     for text in args.set:
         name, equals, value = text.partition("=")
         method, dot, setting = name.strip().partition(".")
         if not equals or not dot:
-            raise UserError(
-                f"--set {text}: write METHOD.SETTING=VALUE, e.g. rls.lambda_w=0.1"
-            )
+            raise UserError(f"--set {text}: write METHOD.SETTING=VALUE, e.g. rls.lambda_w=0.1")
         if method != args.method:
             raise UserError(f"--set {text}: the method is {args.method}, not {method}")
         changes[setting] = value.strip()
@@ -188,10 +199,21 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
 
     from stylesr_jax import store
     from stylesr_jax.generators import generator_from_file, generator_path
+    from stylesr_jax.levers import layer_range
     from stylesr_jax.methods import method_named
+    from stylesr_jax.stages import stages_of, with_budget
 
     method = method_named(args.method)
     settings = method.resolve(args.preset, _changes(args))
+    stages = stages_of(method, settings)
+    if args.steps is not None:
+        if not stages:
+            raise UserError(f"--steps {args.steps}: {method.name} searches nothing")
+        settings = with_budget(method, settings, args.steps)
+    if args.noise_mask is not None and not settings.get("noise_std"):
+        raise UserError("--noise-mask needs --noise-std, e.g. --noise-std 0.1")
+    if (args.uncertainty or method.draws) and args.solutions < 2:
+        raise UserError("a deviation over solutions needs two of them at least: --solutions 2")
     path = generator_path(args.generator)
     generator = generator_from_file(path)
     if args.label is not None:
@@ -200,7 +222,12 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
         raise UserError(
             f"{generator.name} is conditional: choose --class 0 to {generator.label_dim - 1}"
         )
-    prior = perceptual = None
+    layer_range(str(settings.get("inject_layers", "all")), len(generator.noise_shapes))
+    prior = perceptual = noise_mask = None
+    if args.noise_mask is not None:
+        from stylesr_jax.images import read_image
+
+        noise_mask = (read_image(args.noise_mask).mean(axis=-1) + 1.0) / 2.0
     if method.needs_prior:
         from stylesr_jax.flow import load_prior
 
@@ -209,7 +236,17 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
         from stylesr_jax.features import load_features
 
         perceptual = load_features("vgg16")
-    return _Run(args, method, settings, generator, prior, perceptual, str(path), store.sha256(path))
+    return _Run(
+        args,
+        method,
+        settings,
+        generator,
+        prior,
+        perceptual,
+        str(path),
+        store.sha256(path),
+        noise_mask,
+    )
 
 
 def _observe(run: _Run, path: Path) -> tuple["Observation", "np.ndarray | None", Any]:
@@ -290,6 +327,7 @@ def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | Non
         "preset": run.args.preset,
         "settings": result.settings,
         "seed": run.args.seed,
+        "noise_mask": run.args.noise_mask,
         "generator": run.generator.name,
         "weights_sha256": run.weights_sha256,
         "device": _device(),
@@ -305,6 +343,7 @@ def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | Non
                 "residual_psnr": one.residual_psnr,
                 "best_step": one.best_step,
                 "steps": len(next(iter(one.history.values()), ())),
+                "diagnostics": one.diagnostics,
             }
             for i, one in enumerate(result.solutions)
         ],
@@ -340,6 +379,7 @@ def _fingerprint(run: _Run) -> dict[str, Any]:
         "method": run.method.name,
         "settings": run.settings,
         "seed": run.args.seed,
+        "noise_mask": run.args.noise_mask,
         "weights_sha256": run.weights_sha256,
     }
 
@@ -379,6 +419,7 @@ def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates:
         settings=run.settings,
         solutions=run.args.solutions,
         degradation=degradation,
+        noise_mask=run.noise_mask,
         on_progress=on_progress,
     )
     console.close()
@@ -389,7 +430,7 @@ def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates:
         "weights_sha256": run.weights_sha256,
         "class": run.args.label,
         "degradation": str(degradation),
-        "block": run.method.stages(run.settings)[-1].block,
+        "block": next((s.block for s in run.method.stages(run.settings)[::-1]), 0),
         "method": run.method.name,
         "settings": run.settings,
         "seed": run.args.seed,
@@ -402,6 +443,7 @@ def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates:
         report=_report(run, path, result, original),
         config=config,
         original=original,
+        uncertainty=len(result.solutions) > 1 and (run.args.uncertainty or run.method.draws),
     )
     residuals = ", ".join(f"{one.residual_psnr:.1f}" for one in result.solutions)
     console.say(
@@ -480,9 +522,10 @@ def _redraw(args: argparse.Namespace, console: _Console) -> int:
     from stylesr_jax.degradations import parse
     from stylesr_jax.generators import generator_from_file, generator_path
     from stylesr_jax.images import write_png
+    from stylesr_jax.methods import method_named
     from stylesr_jax.objective import Shared
     from stylesr_jax.results import read_solutions
-    from stylesr_jax.solve import redraw
+    from stylesr_jax.solve import redraw, redraw_direct
 
     config = read_solutions(args.source).config
     path = generator_path(config["generator"])
@@ -496,7 +539,11 @@ def _redraw(args: argparse.Namespace, console: _Console) -> int:
     shared = Shared(generator, None, parse(config["degradation"]), None, {})
     out = Path(args.out) if args.out else Path(args.source).parent
     for i, latents in enumerate(saved.latents):
-        image, _ = redraw(shared, latents, block=int(config["block"]))
+        if latents is None:
+            method = method_named(config["method"])
+            image = redraw_direct(method, saved.observation, generator.resolution)
+        else:
+            image, _ = redraw(shared, latents, block=int(config["block"]))
         write_png(out / f"solution_{i}.png", saved.observation.crop(image))
         console.say("result", f"{out / f'solution_{i}.png'}", file=str(out / f"solution_{i}.png"))
     return 0

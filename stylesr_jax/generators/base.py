@@ -161,14 +161,23 @@ class Generator:
         )  # type: ignore[return-value]
 
     def features(
-        self, ws: Array, noise: Noise | Literal["none"] | None = None, *, block: int
+        self,
+        ws: Array,
+        noise: Noise | Literal["none"] | None = None,
+        *,
+        block: int,
+        start: tuple[int, Any] | None = None,
     ) -> Any:
-        """The activation (a pytree of arrays, N first) that enters synthesis block `block`."""
+        """The activation (a pytree of arrays, N first) that enters synthesis block `block`.
+
+        `start` begins at an earlier block's activation, as in `synthesise`.
+        """
         return self.config.synthesis_module().apply(
             {"params": self.params["synthesis"]},
             ws,
             self._maps(noise),
             block=block,
+            start=start,
             method="features",
         )
 

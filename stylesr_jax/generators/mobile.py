@@ -143,9 +143,12 @@ class MobileSynthesis(nn.Module):
         assert x is not None
         return x
 
-    def features(self, ws: Array, noise: Noise, *, block: int) -> Array:
+    def features(
+        self, ws: Array, noise: Noise, *, block: int, start: tuple[int, Any] | None = None
+    ) -> Array:
         """The activation entering `block` (1 to the number of blocks): (N, h, w, c)."""
-        return self._run(None, ws, noise, 0, block)
+        first, x = start or (0, None)
+        return self._run(x, ws, noise, first, block)
 
     def __call__(
         self,

@@ -1,0 +1,307 @@
+"""What methods are made of: terms, coordinates, stages, rates, settings.
+
+A `Method` is named settings with their published or measured values, and a function that turns
+the structural ones into stages. A `Stage` says how variables begin and what they decode to
+(`Coordinates`), which terms are summed, how variables are projected and which optimiser moves
+them. The methods themselves are in `methods.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from stylesr_jax.errors import UserError
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.levers import LEVERS, diversity
+from stylesr_jax.objective import Example, Latents, Shared, View
+from stylesr_jax.optimisers import ADAM
+from stylesr_jax.search import Problem, Rate, Variables
+
+Value = float | int | str | bool
+
+
+# --- The parts of a stage -------------------------------------------------------------------
+
+
+class Term(NamedTuple):
+    """A function of the objective, multiplied by the setting named `weight`."""
+
+    name: str
+    function: Callable[[View], Array]
+    weight: str
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """How one start's variables begin, and what they mean.
+
+    Attributes:
+        start: (key, index, shared, previous) -> variables. `index` counts an image's solutions,
+            `previous` is what the stage before ended with, None in the first.
+        decode: (shared, variables) -> latents.
+    """
+
+    start: Callable[[Array, Array, Shared, Any], Variables]
+    decode: Callable[[Shared, Variables], Latents]
+
+
+def adam(shared: Shared) -> optax.GradientTransformation:
+    """Adam with its usual decays."""
+    return ADAM
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One search of a method; hashable by value, so that equal stages compile once."""
+
+    coordinates: Coordinates
+    terms: tuple[Term, ...]
+    rate: Rate
+    optimiser: Callable[[Shared], optax.GradientTransformation] = field(default=adam)
+    learning_rate: str = "learning_rate"
+    steps: str = "steps"
+    block: int = 0  # of `Latents.activation`
+    project: Callable[..., Variables] | None = None
+    couple: Callable[..., dict[str, Array]] | None = None
+    keep: Literal["best", "last"] = "best"
+    pick: Callable[[Any], Variables] | None = None  # see `search.Problem`
+    diagnose: Callable[[Any], dict[str, Array]] | None = None  # optimiser's state -> numbers
+
+
+def render(shared: Shared, latents: Latents, *, block: int = 0, stop: int | None = None) -> Array:
+    """One image (H, W, 3) of decoded latents."""
+    generator = shared.generator
+    if latents.synthesis is not None:
+        params = {**generator.params, "synthesis": latents.synthesis}
+        generator = generator.replace(params=params)  # type: ignore[attr-defined]
+    start = None
+    if latents.activation is not None:
+        start = (block, jax.tree.map(lambda x: x[None], latents.activation))
+    return generator.synthesise(latents.ws[None], latents.noise, start=start, stop=stop)[0]
+
+
+def decode(
+    coordinates: Coordinates, shared: Shared, example: Example, variables: Variables
+) -> Latents:
+    """One start's latents, with the noise that its example injects."""
+    latents = coordinates.decode(shared, variables)
+    if example.injected is None:
+        return latents
+    maps = shared.generator.stored_noise if latents.noise is None else latents.noise
+    return latents._replace(noise=tuple(map(jnp.add, maps, example.injected)))
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """A stage's weighted terms as the engine wants them."""
+
+    stage: Stage
+
+    def __call__(
+        self, shared: Shared, example: Example, variables: Variables, progress: Array
+    ) -> tuple[dict[str, Array], Array]:
+        latents = decode(self.stage.coordinates, shared, example, variables)
+        image = render(shared, latents, block=self.stage.block)
+        view = View(shared, example, latents, image, variables)
+        terms = {
+            term.name: shared.settings[term.weight] * term.function(view)
+            for term in self.stage.terms
+        }
+        return terms, image
+
+
+@dataclass(frozen=True)
+class _LearningRate:
+    name: str
+
+    def __call__(self, shared: Shared) -> Array:
+        return shared.settings[self.name]
+
+
+def problem_of(stage: Stage) -> Problem:
+    """The engine's problem for a stage; equal stages give equal problems."""
+    options: dict[str, Any] = {"couple": stage.couple, "keep": stage.keep, "pick": stage.pick}
+    if stage.project is not None:
+        options["project"] = stage.project
+    return Problem(
+        loss=_Loss(stage),
+        optimiser=stage.optimiser,
+        learning_rate=_LearningRate(stage.learning_rate),
+        rate=stage.rate,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: what it is, its settings, its presets and its stages.
+
+    Attributes:
+        name: as `--method` spells it.
+        summary: one line for the help.
+        source: the paper.
+        settings: every number and choice by name, with its default ("balanced") value.
+        presets: changes to `settings` by preset; "paper" holds the published values.
+        stages: settings -> stages; it looks at the choices (text, flags, counts), other numbers
+            are compiled arguments, so that changing them compiles nothing.
+        needs_prior, needs_perceptual: whether the flow prior or the LPIPS network is used.
+        measure: generator -> numbers that join the settings before a search, or None.
+        draws: whether solutions are random draws, whose spread is worth a map of its own.
+        direct: (y (h, w, 3), resolution) -> image, for a method that searches nothing: it has no
+            stages, and no levers.
+    """
+
+    name: str
+    summary: str
+    source: str
+    settings: Mapping[str, Value]
+    presets: Mapping[str, Mapping[str, Value]]
+    stages: Callable[[Mapping[str, Value]], tuple[Stage, ...]]
+    needs_prior: bool = False
+    needs_perceptual: bool = False
+    measure: Callable[[Generator], dict[str, Array]] | None = None
+    draws: bool = False
+    direct: Callable[[Array, int], Array] | None = None
+
+    def resolve(
+        self, preset: str = "balanced", changes: Mapping[str, Value] | None = None
+    ) -> dict[str, Value]:
+        """Settings of a preset with some of them changed.
+
+        Raises:
+            UserError: there is no such preset or setting, or a value has the wrong type.
+        """
+        if preset != "balanced" and preset not in self.presets:
+            known = ", ".join(["balanced", *self.presets])
+            raise UserError(f"{self.name} has no preset {preset!r}; choose one of {known}")
+        levers = LEVERS if self.direct is None else {}
+        settings = {**levers, **self.settings, **self.presets.get(preset, {})}
+        for name, value in (changes or {}).items():
+            if name not in settings:
+                known = ", ".join(sorted(settings)) or "none"
+                raise UserError(f"{self.name} has no setting {name!r}; it has {known}")
+            settings[name] = _converted(f"{self.name}.{name}", value, type(settings[name]))
+        return settings
+
+
+def _converted(name: str, value: Value, kind: type) -> Value:
+    if isinstance(value, str) and kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise UserError(f"{name} is true or false, not {value!r}")
+        return value.lower() == "true"
+    try:
+        converted = kind(value)
+        if kind is int and converted != float(value):
+            raise ValueError
+        if kind is float and not -1e30 < converted < 1e30:
+            raise ValueError
+        return converted
+    except ValueError:
+        what = {int: "a whole number", float: "a finite number"}.get(kind, kind.__name__)
+        raise UserError(f"{name} must be {what}, not {value!r}") from None
+
+
+def stages_of(method: Method, settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    """A method's stages, with the solutions of an image tied together if `diversity` is on.
+
+    Raises:
+        UserError: a setting is not one of its choices.
+    """
+    stages = method.stages(settings)
+    if not settings.get("diversity"):
+        return stages
+    return tuple(replace(stage, couple=diversity) for stage in stages)
+
+
+def with_budget(
+    method: Method, settings: Mapping[str, Value], evaluations: int
+) -> dict[str, Value]:
+    """The settings with the steps of all stages scaled to sum to `evaluations`.
+
+    Stages that share one setting keep sharing it; if the sum cannot be met exactly it is the
+    nearest below, but no stage has fewer steps than 1. A method without stages is left as it is.
+    """
+    names = [stage.steps for stage in method.stages(settings)]
+    total = sum(int(settings[name]) for name in names)
+    if total == 0:
+        return dict(settings)
+    scaled = {n: max(int(settings[n]) * evaluations // total, 1) for n in dict.fromkeys(names)}
+    rest = evaluations - sum(scaled[name] for name in names)
+    for name in sorted(scaled, key=lambda n: -scaled[n]):
+        extra = max(rest, 0) // names.count(name)
+        scaled[name] += extra
+        rest -= extra * names.count(name)
+    return {**settings, **scaled}
+
+
+def traced_settings(settings: Mapping[str, Value]) -> dict[str, Array]:
+    """The numbers among the settings as compiled arguments."""
+    return {
+        name: jnp.asarray(value, jnp.float32)
+        for name, value in sorted(settings.items())
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+# --- Rates ----------------------------------------------------------------------------------
+
+
+def _ramped(progress: Array, *, down_over: float) -> Array:
+    up = jnp.minimum(1.0, progress / 0.05 + 0.02)  # not 0 at first: that step would be wasted
+    down = jnp.clip((1.0 - progress) / down_over, 0.0, 1.0)
+    return up * (0.5 - 0.5 * jnp.cos(jnp.pi * down))
+
+
+def ramped_cosine(progress: Array) -> Array:
+    """StyleGAN2's projector schedule: up over the first 5%, a cosine down over the last 25%."""
+    return _ramped(progress, down_over=0.25)
+
+
+def long_ramped_cosine(progress: Array) -> Array:
+    """ILO's: up over the first 5%, a cosine down over the last 75%."""
+    return _ramped(progress, down_over=0.75)
+
+
+def one_cycle_with_drop(progress: Array) -> Array:
+    """PULSE's "linear 1-cycle with drop": 0.1 up to 1 and back until 0.9, then down to 0.001."""
+    cycle = (9.0 * (1.0 - jnp.abs(2.0 * progress / 0.9 - 1.0)) + 1.0) / 10.0
+    drop = 0.1 + (progress - 0.9) / 0.1 * (0.001 - 0.1)
+    return jnp.where(progress < 0.9, cycle, drop)
+
+
+def warm_up_and_down(progress: Array) -> Array:
+    """Ranger21's: linearly up over the first 22%, and down over the last 28%."""
+    return jnp.minimum(jnp.minimum(1.0, progress / 0.22 + 0.01), (1.0 - progress) / 0.28)
+
+
+def cosine(progress: Array) -> Array:
+    """A half cosine from 1 to 0."""
+    return 0.5 + 0.5 * jnp.cos(jnp.pi * progress)
+
+
+def constant(progress: Array) -> Array:
+    """1 throughout."""
+    return jnp.ones_like(progress)
+
+
+RATES: dict[str, Rate] = {
+    "cosine": cosine,
+    "constant": constant,
+    "ramped_cosine": ramped_cosine,
+    "long_ramped_cosine": long_ramped_cosine,
+    "one_cycle_with_drop": one_cycle_with_drop,
+    "warm_up_and_down": warm_up_and_down,
+}
+
+
+def choose(settings: Mapping[str, Value], name: str, options: Mapping[str, Any]) -> Any:
+    """The option that a setting names. Raises UserError with the options there are."""
+    value = settings[name]
+    if value not in options:
+        raise UserError(f"setting {name} is one of {', '.join(options)}, not {value!r}")
+    return options[str(value)]
