@@ -1,0 +1,50 @@
+"""Figure 8 of RLS: the default method with each of its parts taken away, or added.
+
+python -m benchmarks.studies.ablation --images DIR --limit 6 --steps 100
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.studies import common
+from stylesr_jax.methods import RLS
+
+TERMS = {"lambda_w": "P_w", "lambda_g": "P_gauss", "lambda_c": "P_cross"}
+FINDINGS = """\
+"without" is the default preset with that weight at 0; "with" adds a term that the default preset
+leaves out, at its published weight. The last rows search W instead of W+, and w itself instead of
+whitened coordinates."""
+
+
+def variants_texts() -> dict[str, str]:
+    """The default and its changes, whatever the default holds."""
+    texts = {"RLS": "rls"}
+    for setting, term in TERMS.items():
+        if RLS.settings[setting]:
+            texts[f"without {term}"] = f"rls:{setting}=0"
+        else:
+            published = RLS.presets["paper"][setting]
+            texts[f"with {term}"] = f"rls:{setting}={published}"
+    other = "w" if RLS.settings["space"] == "w+" else "w+"
+    texts[f"{other.upper()} instead of {str(RLS.settings['space']).upper()}"] = f"rls:space={other}"
+    raw = "raw" if RLS.settings["coordinates"] != "raw" else "whitened"
+    texts[f"{raw} coordinates"] = f"rls:coordinates={raw}"
+    return texts
+
+
+def study(args: argparse.Namespace) -> None:
+    """Numbers on --images, a picture of the faces that may be shown."""
+    variants = common.variants_of(variants_texts(), args.steps)
+    known = common.setting(args, variants)
+    summary = common.measure(known, variants, "numbers")
+    source = common.source_of(args, known)
+    common.keep_table(args, "Figure 8: ablations", FINDINGS, {"Scores": summary}, source)
+    common.keep_rows(args, ["numbers"])
+    plan = common.show(known, variants, "numbers")
+    common.save_grid(Path(args.out) / "examples.jpg", common.examples(plan))
+
+
+if __name__ == "__main__":
+    parser = common.options("ablation", __doc__, limit=6, pictures=2)
+    sys.exit(common.run(study, parser))
