@@ -21,7 +21,9 @@ from stylesr_jax.errors import UserError
 AGAIN = "download it again (python -m convert.fetch NAME continues broken downloads)"
 TORCH_STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 LFS_POINTER = b"version https://git-lfs"
-_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body|!--|script)", re.I)
+_HTML = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html|head|body|!--|script)", re.I
+)
 _OTHER_FORMATS = {
     b"\x1f\x8b": "compressed with gzip: unpack it first",
     b"BZh": "compressed with bzip2: unpack it first",
@@ -35,6 +37,7 @@ _OTHER_FORMATS = {
     b"%PDF": "a PDF document, not a generator",
     b"\x7fELF": "a program, not a generator",
     b"{": "JSON text, not a generator",
+    b"<?xml": "an XML file; for MobileStyleGAN give the whole random-face wheel",
 }
 
 

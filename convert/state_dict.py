@@ -18,6 +18,9 @@ from stylesr_jax.generators.stylegan2 import StyleGAN2Config
 from stylesr_jax.store import HEADER_KEY
 
 MAX_RESOLUTION = 4096
+MAX_MAPPING_WIDTH = 8192
+MAX_CLASSES = 32768
+MAX_MAPPING_LAYERS = 64
 MAX_ARRAYS = 4096
 MAX_NAME = 200
 MAX_HEADER = 1 << 24  # bytes of a safetensors header; StyleGAN2's at 1024 px has 20,000
@@ -116,6 +119,16 @@ def checked(source: Source) -> Source:
     sizes = [int(m[1]) for m in map(re.compile(r"synthesis\.b(\d+)\.").match, source.state) if m]
     if max(sizes, default=0) > MAX_RESOLUTION:
         raise UserError(f"the generator claims {max(sizes)} px; at most {MAX_RESOLUTION} are read")
+    # The statistics run ten thousand latents at once through the mapping network.
+    dense = {n: a.shape for n, a in source.state.items() if n.startswith("mapping.")}
+    classes = dense.pop("mapping.embed.weight", ())[1:]
+    widest = max((size for shape in dense.values() for size in shape), default=0)
+    if (
+        len(dense) > 2 * MAX_MAPPING_LAYERS + 2
+        or widest > MAX_MAPPING_WIDTH
+        or max(classes, default=0) > MAX_CLASSES
+    ):
+        raise UserError("the mapping network is implausibly deep or wide; not read")
     for name in ("conv_clamp", "lr_multiplier"):
         value = getattr(source, name)
         if value is not None and not (math.isfinite(value) and value > 0):

@@ -30,6 +30,7 @@ from stylesr_jax.generators.stylegan2 import prepare
 
 STATISTICS_SEED = 0
 DRAWS = 100_000
+LARGEST = 1e15  # the sum of the squares of a layer's weights must not overflow
 UNKNOWN_LICENCE = "unknown: ask whoever published the file"
 
 
@@ -40,11 +41,11 @@ def _known_file(digest: str) -> dict[str, Any]:
     return next(entries, {})
 
 
-def _require_finite(params: Any) -> None:
+def _require_plausible(params: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not np.isfinite(leaf).all():
+        if not np.max(np.abs(leaf), initial=0) < LARGEST:  # also where it is not a number
             where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(f"{where} is not finite; the file is damaged")
+            raise UserError(f"{where} holds implausibly large values; the file is damaged")
 
 
 def build(source: Source, *, name: str, draws: int = DRAWS) -> Generator:
@@ -67,7 +68,7 @@ def build(source: Source, *, name: str, draws: int = DRAWS) -> Generator:
             architecture=source.architecture,
         )
     require_names(source.state, config)
-    _require_finite(params)
+    _require_plausible(params)
     generator = Generator(jax.tree.map(jnp.asarray, params), {}, None, config)
     key = jax.random.key(STATISTICS_SEED)
     statistics = measure_statistics(key, generator, draws=draws)
@@ -76,7 +77,7 @@ def build(source: Source, *, name: str, draws: int = DRAWS) -> Generator:
         if stored.shape != (config.w_dim,):
             raise UserError(f"the mean w has shape {stored.shape}, not ({config.w_dim},)")
         statistics["w_mean"] = jnp.asarray(stored)
-    _require_finite(statistics)
+    _require_plausible(statistics)
     return generator.replace(statistics=statistics)  # type: ignore[attr-defined]
 
 
