@@ -308,8 +308,8 @@ def _upsample2x_backward(taps: tuple[float, ...], _: None, grad: Array) -> tuple
     for axis in (2, 1):
         even = jax.lax.slice_in_dim(grad, 0, None, stride=2, axis=axis)
         odd = jax.lax.slice_in_dim(grad, 1, None, stride=2, axis=axis)
-        _, even_after = _neighbours(even, axis)
-        odd_before, _ = _neighbours(odd, axis)
+        even_after = _neighbours(even, axis)[1]
+        odd_before = _neighbours(odd, axis)[0]
         grad = taps[0] * even_after + taps[2] * even + taps[1] * odd + taps[3] * odd_before
     return (grad,)
 
