@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from stylesr_jax.degradations import Degradation
     from stylesr_jax.generators import Generator
-    from stylesr_jax.methods import Method, Value
     from stylesr_jax.solve import Observation, Result
+    from stylesr_jax.stages import Method, Value
 
 ORIGINAL = "original"  # the label of the originals themselves
 EVALUATIONS = 100  # default budget for each solution
