@@ -33,7 +33,7 @@ SCORED = 256  # px at which solutions are compared with originals
 
 
 def parse_candidate(text: str) -> tuple[str, dict[str, str]]:
-    """"name:setting=value,setting=value" -> (name, settings)."""
+    """The candidate `name:setting=value,setting=value`: (name, settings)."""
     name, _, rest = text.partition(":")
     pairs = [pair.partition("=") for pair in rest.split(",") if pair]
     return name, {key: value for key, _, value in pairs}
