@@ -14,15 +14,35 @@ from jax import Array
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Config, Noise
-from stylesr_jax.generators.layers import depthwise_conv3x3, haar_synthesis, leaky_relu
+from stylesr_jax.generators.layers import leaky_relu
 from stylesr_jax.generators.mapping import Dense
+from stylesr_jax.generators.separable import (
+    SeparableWeights,
+    haar_synthesis,
+    modulated_pointwise,
+    separable_rows,
+)
+from stylesr_jax.generators.strips import Neighbours, map_strips
+
+Params = dict[str, Any]
+
+# Floats in a strip's features, and in the smallest features to be cut. Measured on two cores with
+# 1 MB of second-level cache each: several tensors of a strip stay in the caches, and smaller
+# blocks are bound by arithmetic.
+STRIP_SIZE = 1 << 20
+WHOLE_SIZE = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
 class MobileConfig(Config):
-    """`channels[0]` leave the 4x4 input layer and `channels[i + 1]` leave block i, at 8 << i."""
+    """`channels[0]` leave the 4x4 input layer and `channels[i + 1]` leave block i, at 8 << i.
+
+    `in_strips`: whether large blocks are computed in strips; None means on CPUs, where it saves
+    time and memory.
+    """
 
     channels: tuple[int, ...] = ()
+    in_strips: bool | None = None
 
     architecture = "mobile"
 
@@ -35,39 +55,87 @@ class MobileConfig(Config):
     def block_resolutions(self) -> tuple[int, ...]:
         return tuple(4 << i for i in range(len(self.channels)))
 
+    def strips(self, block: int) -> int:
+        """In how many strips block `block` (1 is the first after the input) is computed."""
+        in_strips = self.in_strips
+        if in_strips is None:
+            in_strips = jax.default_backend() == "cpu"
+        size = (4 << block) ** 2 * self.channels[block]
+        return size // STRIP_SIZE if in_strips and size > WHOLE_SIZE else 1
+
     def synthesis_module(self) -> nn.Module:
         return MobileSynthesis(self)
 
 
-class SeparableLayer(nn.Module):
-    """Modulate, depthwise 3x3, pointwise, add noise and bias, leaky ReLU.
+# --- one image's rows -----------------------------------------------------------------------
 
-    The demodulation is constant in the trained network and part of the pointwise weights.
+
+def _image_rows(x: Array, style: Array, weights: Params) -> Array:
+    """A modulated pointwise convolution to the Haar bands of an RGB image: (2R, 2W, 3)."""
+    return haar_synthesis(modulated_pointwise(x, style, weights["weight"]) + weights["bias"])
+
+
+def _block_rows(
+    near: Neighbours, rows: Params, shared: Params, known: Params | None
+) -> tuple[Array, Params]:
+    """Modulated Haar up-sampling and two separable layers, then perhaps the image.
+
+    rows: "x" (R / 2 + 2, W / 2, C), "noise1" and "noise2" (R + 2, W) -> (R, W, features), and
+    what each separable layer put out, without the rows that belong to other strips.
     """
+    styles, weights = shared["styles"], shared["weights"]
+    known = known or {}
+    first = haar_synthesis(rows["x"] * styles["up"])
+    second = separable_rows(
+        first,
+        jnp.ones(first.shape[0]),
+        rows["noise1"],
+        styles["conv1"],
+        weights["conv1"],
+        known.get("conv1"),
+    )
+    # A row beyond the image's edge is padding for the next layer.
+    edges = (near.above[None], jnp.ones(second.shape[0] - 2, bool), near.below[None])
+    valid = jnp.concatenate(edges).astype(second.dtype)
+    known_out = known["conv2"][1:-1] if known else None
+    x = separable_rows(
+        second, valid, rows["noise2"][1:-1], styles["conv2"], weights["conv2"], known_out
+    )
+    left = {"conv1": second[1:-1], "conv2": x}
+    if "image" in styles:
+        x = _image_rows(x, styles["image"], weights["image"])
+    return x, left
+
+
+# --- modules --------------------------------------------------------------------------------
+
+
+class SeparableLayer(nn.Module):
+    """The parameters of a separable layer."""
+
+    channels: int
+    features: int
+
+    @nn.compact
+    def __call__(self, style: Array) -> tuple[Array, SeparableWeights]:
+        """style (N, w_dim) -> modulation (N, C), weights."""
+        modulation = Dense(self.channels, name="modulation")(style)
+        normal, shape = nn.initializers.lecun_normal(), (self.channels, self.features)
+        depthwise = self.param("depthwise", nn.initializers.normal(), (3, 3, self.channels))
+        pointwise = self.param("pointwise", normal, shape)
+        strength, bias = NoiseBias(self.features, name="output")()
+        return modulation, SeparableWeights(depthwise, pointwise, strength, bias)
+
+
+class NoiseBias(nn.Module):
+    """The noise strength and bias of a layer."""
 
     features: int
 
     @nn.compact
-    def __call__(self, x: Array, style: Array, noise: Array) -> Array:
-        """x (N, H, W, C), style (N, w_dim), noise (H, W) or (N, H, W) -> (N, H, W, features)."""
-        channels = x.shape[-1]
-        modulation = Dense(channels, name="modulation")(style)
-        depthwise = self.param("depthwise", nn.initializers.normal(), (3, 3, channels))
-        pointwise = self.param(
-            "pointwise", nn.initializers.lecun_normal(), (channels, self.features)
-        )
-        x = depthwise_conv3x3(x * modulation[:, None, None, :], depthwise)
-        return NoiseBiasActivation(name="output")(jnp.dot(x, pointwise), noise)
-
-
-class NoiseBiasActivation(nn.Module):
-    """leaky_relu(x + strength * noise + bias)."""
-
-    @nn.compact
-    def __call__(self, x: Array, noise: Array) -> Array:
+    def __call__(self) -> tuple[Array, Array]:
         strength = self.param("noise_strength", nn.initializers.zeros, ())
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return leaky_relu(x + (strength * noise)[..., None] + bias)
+        return strength, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class InputLayer(nn.Module):
@@ -90,35 +158,62 @@ class InputLayer(nn.Module):
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return NoiseBiasActivation(name="output")(x, noise)
+        strength, bias = NoiseBias(self.features, name="output")()
+        return leaky_relu(x + (strength * noise)[..., None] + bias)
 
 
 class Block(nn.Module):
     """Modulated Haar up-sampling, then two separable layers."""
 
     features: int
+    strips: int
 
     @nn.compact
-    def __call__(self, x: Array, up: Array, style: Array, noise: Noise) -> Array:
-        """x (N, H, W, C), styles (N, w_dim) -> (N, 2H, 2W, features)."""
-        modulation = Dense(x.shape[-1], name="up_modulation")(up)
-        x = haar_synthesis(x * modulation[:, None, None, :])
-        x = SeparableLayer(self.features, name="conv1")(x, up, noise[0])
-        return SeparableLayer(self.features, name="conv2")(x, style, noise[1])
+    def __call__(
+        self,
+        x: Array,
+        up: Array,
+        style: Array,
+        noise: Noise,
+        image: tuple[Array, Params] | None = None,
+    ) -> Array:
+        """The block's output, or with `image` (see `ToWavelets`) the image made from it.
+
+        x (N, H, W, C), styles (N, w_dim) -> (N, 2H, 2W, features) or (N, 4H, 4W, 3).
+        """
+        channels = x.shape[-1]
+        styles = {"up": Dense(channels, name="up_modulation")(up)}
+        weights = {}
+        first = SeparableLayer(channels // 4, self.features, name="conv1")
+        styles["conv1"], weights["conv1"] = first(up)
+        second = SeparableLayer(self.features, self.features, name="conv2")
+        styles["conv2"], weights["conv2"] = second(style)
+        if image is not None:
+            styles["image"], weights["image"] = image
+
+        def one(x: Array, styles: Params, noise1: Array, noise2: Array) -> Array:
+            whole = {"x": x, "noise1": noise1, "noise2": noise2}
+            shared = {"styles": styles, "weights": weights}
+            return map_strips(_block_rows, whole, shared, strips=self.strips)
+
+        axes = [0 if m.ndim == 3 else None for m in noise]
+        return jax.vmap(one, in_axes=(0, 0, *axes))(x, styles, *noise)
 
 
 class ToWavelets(nn.Module):
-    """A modulated pointwise convolution to the four Haar bands of an RGB image, then the image."""
+    """The parameters of a modulated pointwise convolution to an RGB image's four Haar bands."""
+
+    channels: int
 
     @nn.compact
-    def __call__(self, x: Array, style: Array) -> Array:
-        """x (N, H, W, C), style (N, w_dim) -> (N, 2H, 2W, 3)."""
-        modulation = Dense(x.shape[-1], name="modulation")(style)
-        weight = self.param("weight", nn.initializers.lecun_normal(), (x.shape[-1], 12))
-        bias = self.param("bias", nn.initializers.zeros, (12,))
-        # The style scales the weights here: 12 columns of them are smaller than any feature map.
-        modulated = modulation[:, :, None] * weight
-        return haar_synthesis(jnp.einsum("nhwc,nco->nhwo", x, modulated) + bias)
+    def __call__(self, style: Array) -> tuple[Array, Params]:
+        """style (N, w_dim) -> modulation (N, C), weights."""
+        modulation = Dense(self.channels, name="modulation")(style)
+        weight = self.param("weight", nn.initializers.lecun_normal(), (self.channels, 12))
+        return modulation, {
+            "weight": weight,
+            "bias": self.param("bias", nn.initializers.zeros, (12,)),
+        }
 
 
 class MobileSynthesis(nn.Module):
@@ -129,17 +224,30 @@ class MobileSynthesis(nn.Module):
     def setup(self) -> None:
         channels = self.config.channels
         self.input = InputLayer(channels[0])
-        self.blocks = [Block(c, name=f"block{i}") for i, c in enumerate(channels[1:])]
-        self.to_image = ToWavelets()
+        self.blocks = [
+            Block(c, self.config.strips(i + 1), name=f"block{i}")
+            for i, c in enumerate(channels[1:])
+        ]
+        self.to_image = ToWavelets(channels[-1])
 
-    def _run(self, x: Array | None, ws: Array, noise: Noise, first: int, last: int) -> Array:
+    def _run(
+        self,
+        x: Array | None,
+        ws: Array,
+        noise: Noise,
+        first: int,
+        last: int,
+        image: tuple[Array, Params] | None = None,
+    ) -> Array:
+        """Blocks `first` to `last - 1`, the last of which may make the image."""
         for k in range(first, last):
             if k == 0:
                 x = self.input(ws[:, 0], noise[0])
             else:
                 assert x is not None
                 maps = noise[2 * k - 1 : 2 * k + 1]
-                x = self.blocks[k - 1](x, ws[:, 3 * k - 2], ws[:, 3 * k - 1], maps)
+                head = image if k == last - 1 else None
+                x = self.blocks[k - 1](x, ws[:, 3 * k - 2], ws[:, 3 * k - 1], maps, head)
         assert x is not None
         return x
 
@@ -162,5 +270,8 @@ class MobileSynthesis(nn.Module):
         if stop is not None and stop != self.config.resolution:
             raise UserError(f"{self.config.name} has no image head at {stop} px")
         first, x = start or (0, None)
-        x = self._run(x, ws, noise, first, len(self.config.channels))
-        return self.to_image(x, ws[:, self.config.num_ws - 2])
+        style, weights = self.to_image(ws[:, self.config.num_ws - 2])
+        blocks = len(self.config.channels)
+        if first == blocks:
+            return jax.vmap(lambda x, style: _image_rows(x, style, weights))(x, style)
+        return self._run(x, ws, noise, first, blocks, (style, weights))
