@@ -66,12 +66,22 @@ def _load_checkpoint(
     return state, jax.tree.map(jnp.asarray, tensors["whitening"])
 
 
+def _shapes(key: "Array", flow_config: "FlowConfig") -> Any:
+    import jax
+
+    from stylesr_jax import flow
+
+    shapes = jax.eval_shape(lambda key: flow.init_flow(key, flow_config), key)
+    return jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+
 def fit(
     key: "Array",
     generator: "Generator",
     *,
     flow_config: "FlowConfig",
     fit_config: "FitConfig",
+    start: "Prior | None" = None,
     whitening_draws: int = 100_000,
     checkpoint: Path | None = None,
     checkpoint_every: int = 256,
@@ -87,6 +97,7 @@ def fit(
     Args:
         key: for the whitening, the initial weights and all draws.
         generator: whose mapping network is learnt.
+        start: a fitted prior to go on from, with its whitening; None begins anew.
         checkpoint: file to continue from and to write to; None writes none.
         resume: continue from `checkpoint` if it exists; otherwise its existence is an error.
         report: is called with the progress every `report_every` steps and after the last.
@@ -96,6 +107,7 @@ def fit(
             non-finite.
     """
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from stylesr_jax import flow
@@ -104,11 +116,17 @@ def fit(
         "flow": dataclasses.asdict(flow_config),
         "fit": dataclasses.asdict(fit_config),
         "whitening_draws": whitening_draws,
+        "start": None if start is None else flow.flow_sha256(start),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "mapping_sha256": flow.mapping_sha256(generator),
     }
     whitening_key, init_key, held_out_key, draw_key = jax.random.split(key, 4)
-    state = flow.init_fit(init_key, flow_config, fit_config)
+    weights = flow.init_flow(init_key, flow_config) if start is None else start.flow
+    if jax.tree.map(jnp.shape, weights) != _shapes(init_key, flow_config):
+        raise UserError(
+            "the prior to start from has other sizes; give --blocks and --width as then"
+        )
+    state = flow.init_fit(weights, fit_config)
     if checkpoint is not None and checkpoint.exists():
         if not resume:
             raise UserError(
@@ -116,6 +134,8 @@ def fit(
                 "delete it"
             )
         state, whitening = _load_checkpoint(checkpoint, state, settings)
+    elif start is not None:
+        whitening = start.whitening
     else:
         whitening = flow.fit_whitening(
             whitening_key, generator, floor=flow_config.floor, draws=whitening_draws
@@ -212,6 +232,8 @@ def _parser() -> argparse.ArgumentParser:
         help="standard deviation of the noise added in whitened coordinates; 0 fits the plain "
         "density, whose gradient is too steep to search with",
     )
+    add("--tail", type=_at_least(0, float), default=0.1, help="share of draws with wider noise")
+    add("--reach", type=_at_least(1, float), default=6.0, help="how much wider, at most")
     add("--steps", type=count, default=6000, help="optimiser steps")
     add("--batch", type=count, default=512, help="draws per step")
     add("--learning-rate", type=_at_least(0, float, exclusive=True), default=5e-3, help="peak")
@@ -221,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--log-scale-bound",
         type=_at_least(0, float, exclusive=True),
-        default=1.0,
+        default=0.5,
         help="soft bound on each block's log-scales",
     )
     add(
@@ -230,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
         default=3.0,
         help="soft bound on the coordinates that each block's network sees",
     )
+    add("--start", type=Path, metavar="PRIOR", help="go on from this prior's weights and whitening")
     add("--whitening-draws", type=_at_least(2, int), default=100_000, help="latents measured")
     add("--seed", type=_at_least(0, int), default=0, help="of all draws")
     add("--checkpoint-every", type=count, default=256, metavar="N", help="steps")
@@ -242,7 +265,7 @@ def _run(options: argparse.Namespace) -> Path:
     import jax
     import numpy as np
 
-    from stylesr_jax import flow
+    from stylesr_jax import flow, store
     from stylesr_jax.generators import load_generator
     from stylesr_jax.runtime import configure, describe_machine
 
@@ -269,11 +292,17 @@ def _run(options: argparse.Namespace) -> Path:
         log_scale_bound=options.log_scale_bound,
         input_bound=options.input_bound,
         noise=options.noise,
+        tail=options.tail,
+        reach=options.reach,
         floor=options.floor,
     )
     fit_config = flow.FitConfig(
         steps=options.steps, batch=options.batch, learning_rate=options.learning_rate
     )
+    start = None
+    if options.start is not None:
+        start = flow.load_prior(generator, options.start)
+        flow_config = dataclasses.replace(flow_config, floor=start.config.floor)
     begin = time.monotonic()
     try:
         exact = fit(
@@ -281,6 +310,7 @@ def _run(options: argparse.Namespace) -> Path:
             generator,
             flow_config=flow_config,
             fit_config=fit_config,
+            start=start,
             whitening_draws=options.whitening_draws,
             checkpoint=checkpoint,
             checkpoint_every=options.checkpoint_every,
@@ -301,7 +331,8 @@ def _run(options: argparse.Namespace) -> Path:
         generator,
         header={
             "noise": options.noise,
-            "floor": options.floor,
+            "floor": flow_config.floor,
+            "start": None if options.start is None else store.read_header(options.start),
             "fit": dataclasses.asdict(fit_config),
             "seed": options.seed,
             "figures": figures,

@@ -62,11 +62,13 @@ class FlowConfig:
     dim: int
     blocks: int = 5
     width: int = 1024
-    log_scale_bound: float = 1.0
+    log_scale_bound: float = 0.5
     input_bound: float = 3.0
     radii: int = 16
     columns: int = 2
     noise: float = 0.5
+    tail: float = 0.1
+    reach: float = 6.0
     floor: float = 1e-2
 
 
@@ -466,9 +468,8 @@ def fit_optimiser(config: FitConfig) -> optax.GradientTransformation:
     return optax.adam(schedule, b1=0.9, b2=0.99)
 
 
-def init_fit(key: Array, flow_config: FlowConfig, fit_config: FitConfig) -> FitState:
-    """The state before the first step."""
-    flow = init_flow(key, flow_config)
+def init_fit(flow: dict[str, Any], fit_config: FitConfig) -> FitState:
+    """The state before the first step, from flow parameters to begin with."""
     optimiser = fit_optimiser(fit_config).init(flow)
     return FitState(flow, flow, optimiser, jnp.zeros((), jnp.int32))
 
@@ -478,6 +479,18 @@ def noisy_draws(key: Array, generator: Generator, whitening: dict, noise: float,
     draw_key, noise_key = jax.random.split(key)
     u, _ = Whitening(whitening).forward_and_log_det(draw_w(draw_key, generator, n))
     return u + noise * jax.random.normal(noise_key, u.shape)
+
+
+def fit_draws(
+    key: Array, generator: Generator, whitening: dict, config: FlowConfig, n: int
+) -> Array:
+    """What a flow is fitted on: `noisy_draws` with wider noise for a share of them: (n, w_dim)."""
+    draw_key, share_key, reach_key, noise_key = jax.random.split(key, 4)
+    draws, _ = Whitening(whitening).forward_and_log_det(draw_w(draw_key, generator, n))
+    wider = config.reach ** jax.random.uniform(reach_key, (n, 1))
+    in_tail = jax.random.bernoulli(share_key, config.tail, (n, 1))
+    spread = config.noise * jnp.where(in_tail, wider, 1.0)
+    return draws + spread * jax.random.normal(noise_key, draws.shape)
 
 
 def negative_log_likelihood(flow: Mapping[str, Any], config: FlowConfig, u: Array) -> Array:
@@ -504,11 +517,12 @@ def fit_chunk(
     optimiser = fit_optimiser(fit_config)
     key = jax.random.fold_in(key, state.step)
     total = fit_config.chunk * fit_config.batch
-    draws = noisy_draws(key, generator, whitening, flow_config.noise, total)
+    draws = fit_draws(key, generator, whitening, flow_config, total)
 
     def step(state: FitState, batch: Array) -> tuple[FitState, Array]:
         loss, gradient = jax.value_and_grad(negative_log_likelihood)(state.flow, flow_config, batch)
-        updates, moments = optimiser.update(gradient, state.optimiser, state.flow)
+        with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to an integer count
+            updates, moments = optimiser.update(gradient, state.optimiser, state.flow)
         flow: Any = optax.apply_updates(state.flow, updates)
         # A shorter memory at first, so that the average forgets the initial weights.
         age = state.step.astype(jnp.float32)
@@ -560,14 +574,23 @@ def stored_precision(prior: Prior) -> Prior:
     return prior.replace(flow=rounded)  # type: ignore[attr-defined]
 
 
-def mapping_sha256(generator: Generator) -> str:
-    """Hexadecimal SHA-256 of the mapping network's weights, names and values."""
+def _tree_sha256(tree: Any) -> str:
     digest = hashlib.sha256()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(generator.params["mapping"])
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     for path, value in leaves:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(value, np.float32).tobytes())
     return digest.hexdigest()
+
+
+def mapping_sha256(generator: Generator) -> str:
+    """Hexadecimal SHA-256 of the mapping network's weights, names and values."""
+    return _tree_sha256(generator.params["mapping"])
+
+
+def flow_sha256(prior: Prior) -> str:
+    """Hexadecimal SHA-256 of a prior's weights, names and values."""
+    return _tree_sha256({"whitening": prior.whitening, "flow": prior.flow})
 
 
 def save_prior(
