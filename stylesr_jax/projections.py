@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+MOST_STEPS = 50  # of Newton's method; heavy-tailed vectors take about twenty
+
 
 def on_sphere(x: Array, start: Array, *, axis: int | tuple[int, ...]) -> Array:
     """x rescaled along `axis` to the Euclidean norm of `start`; a zero x stays.
@@ -37,18 +39,19 @@ def onto_l1_ball(tree: Any, radius: Array | float) -> Any:
         count = sum(jnp.sum((x > 0.0).astype(jnp.float32)) for x in over)
         return l1_norm(over) - radius, jnp.maximum(count, 1.0)
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        threshold, above, count = state
+    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+        threshold, above, count, step = state
         # Once a Newton step no longer changes the threshold, rounding has the last word.
-        return (above > 0.0) & (threshold + above / count > threshold)
+        return (above > 0.0) & (threshold + above / count > threshold) & (step < MOST_STEPS)
 
-    def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        threshold, above, count = state
+    def improve(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        threshold, above, count, step = state
         threshold = threshold + above / count
-        return (threshold, *excess(threshold))
+        return (threshold, *excess(threshold), step + 1)
 
     zero = jnp.zeros(())
-    threshold, _, _ = jax.lax.while_loop(unfinished, improve, (zero, *excess(zero)))
+    first = (zero, *excess(zero), jnp.zeros((), jnp.int32))
+    threshold = jax.lax.while_loop(unfinished, improve, first)[0]
     return jax.tree.map(lambda x: jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0), tree)
 
 

@@ -1,0 +1,454 @@
+"""Every method on an untrained generator, and what methods are made of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stylesr_jax import levers, stages
+from stylesr_jax.degradations import Bicubic
+from stylesr_jax.errors import UserError
+from stylesr_jax.features import load_features
+from stylesr_jax.flow import FlowConfig, Prior, fit_whitening, init_flow
+from stylesr_jax.generators import Generator, measure_statistics
+from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.methods import METHODS, method_named
+from stylesr_jax.objective import Example, Shared
+from stylesr_jax.optimisers import (
+    chain_diagnostics,
+    chain_position,
+    langevin,
+    lookahead,
+    ranger21,
+)
+from stylesr_jax.projections import l1_norm, near, on_sphere, onto_l1_ball
+from stylesr_jax.results import read_solutions, save_solutions
+from stylesr_jax.search import Problem, search
+from stylesr_jax.solve import redraw, upsample
+from stylesr_jax.stages import stages_of, with_budget
+
+# --- Projections ----------------------------------------------------------------------------
+
+
+def _reference_l1_ball(v, radius):
+    """Duchi et al. 2008, figure 1, by sorting."""
+    if np.abs(v).sum() <= radius:
+        return v
+    ordered = np.sort(np.abs(v))[::-1]
+    sums = np.cumsum(ordered) - radius
+    count = np.nonzero(ordered > sums / np.arange(1, len(v) + 1))[0][-1] + 1
+    return np.sign(v) * np.maximum(np.abs(v) - sums[count - 1] / count, 0)
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.5, 20.0, 1e4, np.inf])
+def test_l1_ball_is_the_reference(radius):
+    v = np.random.default_rng(0).standard_cauchy(300).astype(np.float32)
+    tree = {"a": jnp.asarray(v[:100]), "b": jnp.asarray(v[100:].reshape(20, 10))}
+    projected = jax.jit(onto_l1_ball)(tree, radius)
+    ours = np.concatenate([np.ravel(x) for x in jax.tree.leaves(projected)])
+    np.testing.assert_allclose(ours, _reference_l1_ball(v.astype(np.float64), radius), atol=1e-4)
+    assert l1_norm(projected) <= radius * (1 + 1e-4)
+
+
+def test_nearest_point_of_a_ball_elsewhere():
+    centre, x = jnp.asarray([5.0, 5.0]), jnp.asarray([8.0, 5.5])
+    np.testing.assert_allclose(near(x, centre, 1.0), [6.0, 5.0], atol=1e-6)
+
+
+def test_spheres_keep_norms():
+    x, start = (jax.random.normal(jax.random.key(i), (4, 6)) for i in range(2))
+    moved = on_sphere(x, start, axis=-1)
+    norms = [np.linalg.norm(a, axis=-1) for a in (moved, start)]
+    np.testing.assert_allclose(*norms, rtol=1e-5)
+    cosine = np.sum(moved * x, axis=-1) / norms[0] / np.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
+
+
+# --- Rates ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "points"),
+    [
+        ("one_cycle_with_drop", {0.0: 0.1, 0.225: 0.55, 0.45: 1.0, 0.8999: 0.1, 1.0: 0.001}),
+        ("ramped_cosine", {0.05: 1.0, 0.75: 1.0, 0.875: 0.5, 1.0: 0.0}),
+        ("long_ramped_cosine", {0.05: 1.0, 0.25: 1.0, 0.625: 0.5, 1.0: 0.0}),
+        ("warm_up_and_down", {0.11: 0.51, 0.5: 1.0, 0.72: 1.0, 0.86: 0.5, 1.0: 0.0}),
+        ("cosine", {0.0: 1.0, 0.5: 0.5, 1.0: 0.0}),
+    ],
+)
+def test_rates_at_their_published_points(rate, points):
+    for progress, value in points.items():
+        computed = stages.RATES[rate](jnp.asarray(progress))
+        np.testing.assert_allclose(computed, value, atol=1e-3)
+
+
+# --- Optimisers -----------------------------------------------------------------------------
+
+
+def _run(optimiser, *, target, rate, steps, starts=1, **options):
+    problem = Problem(
+        loss=lambda shared, example, v, _: ({"u": 0.5 * jnp.sum((v["x"] - example) ** 2)}, ()),
+        optimiser=lambda shared: optimiser,
+        learning_rate=lambda shared: jnp.asarray(rate),
+        rate=stages.constant,
+        **options,
+    )
+    examples = jnp.broadcast_to(target, (starts, *target.shape))
+    return search(
+        problem,
+        shared=(),
+        examples=examples,
+        variables={"x": jnp.zeros_like(examples)},
+        keys=jax.random.split(jax.random.key(0), starts),
+        steps=steps,
+        chunk=steps,
+    )
+
+
+def test_langevin_chains_have_the_right_mean_and_deviation():
+    target = jnp.asarray([3.0, -2.0, 0.5])
+    result = _run(
+        langevin(temperature=0.25),
+        target=target,
+        rate=1e-3,
+        steps=300,
+        starts=1500,
+        pick=chain_position,
+    )
+    draws = np.asarray(result.variables["x"])
+    np.testing.assert_allclose(draws.mean(axis=0), target, atol=0.06)
+    np.testing.assert_allclose(draws.std(axis=0), 0.5, atol=0.04)
+    diagnostics = jax.vmap(chain_diagnostics)(result.optimiser)
+    assert 0.45 < float(jnp.mean(diagnostics["acceptance"])) < 0.75
+    assert (diagnostics["proposals"] == 299).all() and (diagnostics["step_size"] > 1e-3).all()
+    np.testing.assert_allclose(  # the loss is that of the draw, not of a proposal
+        result.loss, 0.5 * np.sum((draws - target) ** 2, axis=-1), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_lookahead_goes_back_half_of_the_way():
+    rate, key, loss = jnp.asarray(0.5), jax.random.key(0), jnp.zeros(())
+    look = lookahead(period=3, share=0.5)
+    x, path = jnp.zeros(1), []
+    state = look.init(x)
+    for _ in range(6):
+        update, state = look.update(jnp.ones(1), state, x, rate=rate, key=key, loss=loss)
+        x = x + rate * update
+        path.append(float(x[0]))
+    np.testing.assert_allclose(path, [0.5, 1.0, 0.75, 1.25, 1.75, 1.5])
+
+
+def test_ranger21_descends_but_for_the_mean_of_each_row():
+    # Centralised gradients say nothing of a row's mean: 1 direction in 64 here, in 512 there.
+    target = jax.random.normal(jax.random.key(0), (4, 64))
+    result = _run(ranger21(weight_decay=0.0), target=target, rate=0.1, steps=200)
+    assert result.loss[0] < 0.05 * result.history["u"][0, 0]
+
+
+# --- Settings -------------------------------------------------------------------------------
+
+SEARCHING = [name for name, method in METHODS.items() if method.direct is None]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_preset_resolves_to_stages_whose_numbers_exist(name):
+    method = METHODS[name]
+    assert {"fast", "best", "paper"} <= set(method.presets)
+    for preset in ("balanced", *method.presets):
+        settings = method.resolve(preset)
+        assert set(method.presets.get(preset, {})) <= set(method.resolve())
+        numbers = stages.traced_settings(settings)
+        for stage in stages_of(method, settings):
+            used = {stage.steps, stage.learning_rate, *(term.weight for term in stage.terms)}
+            assert used <= set(numbers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_settings_give_equal_problems(name):
+    method = METHODS[name]
+    first, second = (stages_of(method, method.resolve()) for _ in range(2))
+    assert [stages.problem_of(s) for s in first] == [stages.problem_of(s) for s in second]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("rls", {"lamda_w": 1.0}, "lambda_w"),
+        ("rls", {"space": "z"}, "w+, w"),
+        ("rls", {"steps": "many"}, "whole number"),
+        ("rls", {"lambda_w": float("nan")}, "finite"),
+        ("rls+", {"ball": "round"}, "tensor, global"),
+        ("pulse", {"rate": "fast"}, "one_cycle_with_drop"),
+        ("ilo", {"stages": 9}, "1 to 4"),
+        ("bicubic", {"steps": 5}, "none"),
+    ],
+)
+def test_bad_settings_say_what_to_write(name, changes, message):
+    method = method_named(name)
+    with pytest.raises(UserError, match=message.replace("+", r"\+")):
+        stages_of(method, method.resolve(changes=changes))
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match="bicubic"):
+        method_named("srgan")
+    with pytest.raises(UserError, match="paper-no-gauss"):
+        method_named("rls").resolve("quick")
+
+
+def test_budget_is_shared_by_the_stages():
+    method = method_named("ilo")
+    settings = with_budget(method, method.resolve(), 61)
+    steps = [settings[stage.steps] for stage in stages_of(method, settings)]
+    assert sum(steps) == 61 and steps[0] >= steps[2] > 0
+
+
+def test_ablations_switch_off_what_they_name():
+    rls = method_named("rls")
+    whole = rls.resolve("paper")
+    for preset, setting in (("gauss", "lambda_g"), ("prior", "lambda_w"), ("cross", "lambda_c")):
+        ablated = rls.resolve(f"paper-no-{preset}")
+        assert whole[setting] != 0.0
+        assert ablated == {**whole, setting: 0.0}
+    assert rls.resolve("paper-w") == {**whole, "space": "w"}
+
+
+# --- Runs on an untrained generator ---------------------------------------------------------
+
+
+def _small(**options):
+    sizes = {"resolution": 16, "channel_base": 64, "z_dim": 16, "w_dim": 16, "mapping_layers": 2}
+    params, config = prepare(random_state(seed=0, **{**sizes, **options}), name="small-16")
+    generator = Generator(jax.tree.map(jnp.asarray, params), {}, None, config)
+    statistics = measure_statistics(jax.random.key(0), generator, draws=1000)
+    return generator.replace(statistics=statistics)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return _small()
+
+
+@pytest.fixture(scope="module")
+def prior(small):
+    config = FlowConfig(dim=16, blocks=1, width=16)
+    whitening = fit_whitening(jax.random.key(1), small, floor=1e-3, draws=1000)
+    return Prior(whitening, init_flow(jax.random.key(2), config), config)
+
+
+TARGET = np.tanh(np.random.default_rng(0).normal(size=(8, 8, 3))).astype(np.float32)
+FEW = {"ilo": {"stages": 2}}  # a 16 px generator has three blocks
+
+
+def _upsample(generator, name, prior=None, **options):
+    method = method_named(name)
+    preset = options.pop("preset", "balanced")
+    changes = {**FEW.get(name, {}), **options.pop("settings", {})}
+    settings = method.resolve(preset, changes)
+    if method.direct is None:
+        settings = with_budget(method, settings, options.pop("steps", 4))
+    return upsample(
+        TARGET,
+        generator=generator,
+        prior=prior if method.needs_prior else None,
+        perceptual=load_features("vgg16") if method.needs_perceptual else None,
+        method=method,
+        key=jax.random.key(1),
+        **{"settings": settings, "solutions": 2, **options},
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_and_its_file_redraws_the_pixels(name, small, prior, tmp_path):
+    result = _upsample(small, name, prior)
+    assert result.images.shape == (2, 16, 16, 3)
+    assert np.isfinite(result.images).all() and np.abs(result.images).max() <= 1.0
+    assert all(one.status == "ok" and np.isfinite(one.loss) for one in result.solutions)
+    method = METHODS[name]
+    if method.direct is not None:
+        save_solutions(tmp_path / "solutions.npz", result, {})
+        saved = read_solutions(tmp_path / "solutions.npz", small)
+        assert saved.latents == (None, None)
+        np.testing.assert_array_equal(saved.observation.target, TARGET)
+        return
+    assert np.abs(result.images[0] - result.images[1]).max() > 1e-3
+    assert len(next(iter(result.solutions[0].history.values()))) == 4
+    block = stages_of(method, result.settings)[-1].block
+    save_solutions(tmp_path / "solutions.npz", result, {"block": block})
+    saved = read_solutions(tmp_path / "solutions.npz", small)
+    shared = Shared(small, None, Bicubic(size=8), None, {})
+    for one, latents in zip(result.solutions, saved.latents, strict=True):
+        image, _ = redraw(shared, latents, block=block)
+        np.testing.assert_array_equal(image, one.image)
+
+
+def test_pulse_stays_on_its_spheres(small):
+    # From the same key: a search of one tiny step is next to the start, one of six is not.
+    near_start, later = (
+        _upsample(small, "pulse", solutions=1, steps=steps, settings={"learning_rate": rate})
+        for steps, rate in ((1, 1e-9), (6, 0.4))
+    )
+
+    def on_spheres(result):
+        latents = result.solutions[0].latents
+        linear = np.where(latents.ws >= 0, latents.ws, 5.0 * latents.ws)
+        mean, deviation = (np.asarray(small.statistics[f"pulse_{n}"]) for n in ("mean", "std"))
+        return (linear - mean) / deviation, latents.noise
+
+    (v, noise), (start, first) = on_spheres(later), on_spheres(near_start)
+    radii = np.linalg.norm(start, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(v, axis=-1), radii, rtol=1e-3)
+    assert np.abs(v - start).max() > 0.05
+    for moved, began in zip(noise, first, strict=True):
+        np.testing.assert_allclose(np.linalg.norm(moved), np.linalg.norm(began), rtol=1e-3)
+    assert np.abs(noise[0] - first[0]).max() > 0.05
+
+
+def test_weights_of_rls_plus_stay_in_their_ball_and_help(small, prior):
+    settings = {"radius": 1e-3, "weights_rate": 0.1}
+    result = _upsample(small, "rls+", prior, solutions=1, steps=12, settings=settings)
+    moved, originals = result.solutions[0].latents.synthesis, small.params["synthesis"]
+    for new, old in zip(jax.tree.leaves(moved), jax.tree.leaves(originals), strict=True):
+        change = np.abs(new - old).sum(dtype=np.float64)
+        assert change <= 1.01e-3 * np.abs(old).sum(dtype=np.float64) + 1e-5
+    history = result.solutions[0].history["l1"]
+    assert result.solutions[0].terms["l1"] < history[8]
+
+
+def test_ilo_stages_begin_with_the_image_of_the_last_one(small):
+    method = method_named("ilo")
+    parts = stages_of(method, method.resolve(changes={"stages": 3}))
+    shared = Shared(small, None, None, None, {})
+
+    @jax.jit
+    def images(generator, key):
+        shared_ = shared._replace(generator=generator)
+        variables, pairs = None, []
+        for k, stage in enumerate(parts):
+            before = variables
+            variables = stage.coordinates.start(key, jnp.asarray(0), shared_, variables)
+            if k:
+                pairs.append([(parts[k - 1], before), (stage, variables)])
+            # What the search does to them, before the next stage begins:
+            variables = jax.tree.map(lambda x: 1.1 * x, variables)
+        return [
+            [
+                stages.render(shared_, stage.coordinates.decode(shared_, v), block=stage.block)
+                for stage, v in pair
+            ]
+            for pair in pairs
+        ]
+
+    for before, after in images(small, jax.random.key(0)):
+        np.testing.assert_allclose(before, after, atol=1e-3 * float(jnp.abs(before).max()))
+
+
+def test_interrupting_an_early_stage_gives_whole_solutions(small):
+    def interrupt(image, solution, step, steps, terms):
+        raise KeyboardInterrupt
+
+    result = _upsample(small, "ilo", solutions=1, on_progress=interrupt)
+    assert result.interrupted and np.isfinite(result.images).all()
+    assert result.solutions[0].latents.activation is not None
+
+
+def test_a_class_of_a_conditional_generator():
+    generator = _small(label_dim=3)
+    with pytest.raises(UserError, match="class"):
+        _upsample(generator, "csgm", solutions=1)
+    chosen = generator.with_class(1, key=jax.random.key(0), draws=100)
+    assert np.isfinite(_upsample(chosen, "csgm", solutions=1).images).all()
+
+
+def test_each_stage_compiles_once(small, monkeypatch):
+    traces = []
+    original = stages.View
+
+    def counting(*arguments):
+        traces.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(stages, "View", counting)
+    changes = {"lambda_l2": 90.0}
+    _upsample(small, "csgm", solutions=1, settings={"lambda_l2": 80.0}, preset="paper")
+    before = len(traces)
+    _upsample(small, "csgm", solutions=3, settings=changes, steps=15, preset="paper")
+    assert len(traces) == before
+
+
+# --- Levers ---------------------------------------------------------------------------------
+
+
+def _examples(groups, size=4):
+    n = len(groups)
+    return Example(jnp.zeros((n, size, size, 3)), jnp.ones((n, size, size, 1)), jnp.asarray(groups))
+
+
+def test_diversity_is_the_sum_of_distances_within_an_image():
+    images = jax.random.normal(jax.random.key(0), (4, 256, 256, 3))
+    shared = Shared(None, None, None, None, {"diversity": jnp.asarray(0.02)})
+    value = levers.diversity(shared, _examples([0, 0, 0, 1]), images)["diversity"]
+    unit = np.asarray(images, np.float64) / 2
+    pairs = [[np.linalg.norm(unit[i] - unit[j]) for j in range(3)] for i in range(3)]
+    np.testing.assert_allclose(value[:3], -0.02 * np.sum(pairs, axis=1), rtol=1e-4)
+    assert value[3] == 0.0
+
+
+def test_diversity_pushes_solutions_apart(small):
+    def distance(weight):
+        images = _upsample(small, "csgm", settings={"diversity": weight}, steps=20).images
+        return np.abs(images[0] - images[1]).mean()
+
+    assert distance(3.0) > 1.05 * distance(0.0)
+
+
+def test_reference_noise_falls_inside_the_mask():
+    target, where = jnp.zeros((8, 8, 3)), jnp.zeros((8, 8, 1)).at[2:6, :4].set(1.0)
+    noisy = levers.noisy_target(jax.random.key(0), target, where, jnp.asarray(0.1))
+    inside = np.asarray(noisy[2:6, :4])
+    assert 0.06 < inside.std() < 0.14
+    assert np.count_nonzero(noisy) == inside.size
+
+
+def test_injected_noise_changes_chosen_layers_by_the_given_deviation(small):
+    injected = levers.injected_noise(jax.random.key(0), small, (2, 4), jnp.asarray(0.05))
+    strengths = levers.noise_strengths(small)
+    config = small.params["synthesis"]
+    assert float(strengths[0]) == float(config["b4"]["conv1"]["noise_strength"])
+    assert float(strengths[4]) == float(config["b16"]["conv1"]["noise_strength"])
+    for i, (noise, strength) in enumerate(zip(injected, strengths, strict=True)):
+        if i in (2, 4):
+            assert 0.03 < float(jnp.std(noise * strength)) < 0.07
+        else:
+            assert not np.any(noise)
+
+
+def test_layers_are_numbers_and_ranges():
+    assert levers.layer_range("all", 4) == (0, 1, 2, 3)
+    assert levers.layer_range("0, 2-3", 4) == (0, 2, 3)
+    for text in ("4", "3-1", "a", "", "-1"):
+        with pytest.raises(UserError, match="0 to 3"):
+            levers.layer_range(text, 4)
+
+
+def test_noise_levers_give_different_solutions_from_the_same_start(small):
+    same = _upsample(small, "csgm", settings={"starts": "same"})
+    np.testing.assert_array_equal(same.images[0], same.images[1])
+    settings = {"starts": "same", "inject_noise": 0.05, "inject_layers": "1-2", "noise_std": 0.1}
+    mask = np.zeros((16, 16), np.float32)
+    mask[:8] = 1.0
+    result = _upsample(small, "csgm", settings=settings, noise_mask=mask)
+    assert np.abs(result.images[0] - result.images[1]).max() > 1e-3
+    shared = Shared(small, None, Bicubic(size=8), None, {})
+    image, _ = redraw(shared, result.solutions[0].latents)
+    np.testing.assert_array_equal(image, result.solutions[0].image)
+    with pytest.raises(UserError, match="noise mask"):
+        _upsample(small, "csgm", settings=settings, noise_mask=mask + 1.0)
+
+
+def test_uncertainty_is_the_deviation_over_solutions(small):
+    result = _upsample(small, "csgm", solutions=3)
+    np.testing.assert_allclose(result.uncertainty, result.images.std(axis=0, ddof=1))
+    with pytest.raises(UserError, match="--solutions 2"):
+        _ = _upsample(small, "csgm", solutions=1).uncertainty
