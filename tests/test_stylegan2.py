@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators import Generator, config_from_dict, config_to_dict
@@ -60,8 +61,13 @@ def _synthesise(generator, ws, noise=None):
 
 
 @jax.jit
-def _gradient(generator, ws):
-    return jax.grad(lambda ws: jnp.abs(generator.synthesise(ws)).mean())(ws)
+def _image_and_gradient(generator, ws, noise):
+    def mean_abs(ws):
+        images = generator.synthesise(ws, noise)
+        return jnp.abs(images).mean(), images
+
+    gradient, images = jax.grad(mean_abs, has_aux=True)(ws)
+    return images, gradient
 
 
 def _check_images(images, expected):
@@ -95,24 +101,18 @@ def test_mapping_and_truncation(network):
     np.testing.assert_allclose(ws, values["w_psi05_cutoff4"], rtol=0, atol=1e-5)
 
 
-def test_images(network):
+def test_images_and_gradient(network):
     generator, values, _ = network
     ws = jnp.asarray(values["ws"])
-    _check_images(_synthesise(generator, ws), values["image_const"])
-    zeros = tuple(jnp.zeros(shape) for shape in generator.noise_shapes)
-    _check_images(_synthesise(generator, ws, zeros), values["image_none"])
-    _check_images(
-        jax.jit(lambda g, ws: g.synthesise(ws, "none"))(generator, ws), values["image_none"]
-    )
-    same = jnp.repeat(jnp.asarray(values["w"])[:, None], generator.num_ws, axis=1)
-    _check_images(_synthesise(generator, same), values["image_of_z_const"])
-
-
-def test_gradient(network):
-    generator, values, _ = network
+    images, gradient = _image_and_gradient(generator, ws, generator.stored_noise)
+    _check_images(images, values["image_const"])
     expected = values["grad_ws_of_mean_abs_image_const"]
-    gradient = _gradient(generator, jnp.asarray(values["ws"]))
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    zeros = tuple(jnp.zeros(shape) for shape in generator.noise_shapes)
+    _check_images(_image_and_gradient(generator, ws, zeros)[0], values["image_none"])
+    same = jnp.repeat(jnp.asarray(values["w"])[:, None], generator.num_ws, axis=1)
+    images, _ = _image_and_gradient(generator, same, generator.stored_noise)
+    _check_images(images, values["image_of_z_const"])
 
 
 # --- against the definition, written plainly ------------------------------------------------
@@ -255,6 +255,17 @@ def test_noise_per_image_random_and_shared():
         generator.synthesise(ws, first[:-1])
 
 
+def test_noise_by_name_is_the_stored_maps_or_zeros():
+    generator = _generator(_state(resolution=8))
+    ws = jax.random.normal(jax.random.key(0), (1, generator.num_ws, generator.w_dim))
+    zeros = tuple(jnp.zeros(shape) for shape in generator.noise_shapes)
+    stored = _synthesise(generator, ws, generator.stored_noise)
+    np.testing.assert_allclose(_synthesise(generator, ws), stored, atol=1e-5)
+    none = jax.jit(lambda generator, ws: generator.synthesise(ws, "none"))(generator, ws)
+    np.testing.assert_allclose(none, _synthesise(generator, ws, zeros), atol=1e-5)
+    assert float(jnp.abs(none - stored).max()) > 0.01
+
+
 @pytest.mark.parametrize("skeleton", SKELETONS)
 def test_starting_from_features_gives_the_same_image(skeleton):
     generator = _generator(_state(skeleton=skeleton))
@@ -325,7 +336,9 @@ def test_weights_stay_unbatched_under_vmap_and_get_no_gradient_work():
     def loss(ws):
         return jnp.sum(generator.synthesise(ws[None]))
 
-    kernels = list(_convolution_kernels(jax.make_jaxpr(jax.vmap(jax.grad(loss)))(ws).jaxpr))
+    closed = jax.make_jaxpr(jax.vmap(jax.grad(loss)))(ws)
+    used, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True])  # as the compiler will
+    kernels = list(_convolution_kernels(used))
     assert kernels
     for shape, groups in kernels:
         assert groups == 1
@@ -374,21 +387,24 @@ def test_gradients_reach_the_weights():
         np.testing.assert_allclose(expected, slope, rtol=2e-2)
 
 
-@pytest.mark.parametrize("skeleton", SKELETONS)
-@pytest.mark.parametrize(("dtype", "bound"), [("float16", 2 / 255), ("bfloat16", 4 / 255)])
+@pytest.mark.parametrize(
+    ("skeleton", "dtype", "bound"),
+    [("skip", "float16", 2 / 255), ("resnet", "float16", 2 / 255), ("skip", "bfloat16", 4 / 255)],
+)
 def test_half_precision_stays_close(golden, skeleton, dtype, bound):
-    """Images scaled to [-1, 1], as a trained network's are."""
-    generator = _generator(_state_of(golden(f"stylegan2_{skeleton}_32.npz")))
-    ws = jnp.asarray(golden(f"stylegan2_{skeleton}_32.npz")["ws"])
+    """On images scaled to [-1, 1], as a trained network's are."""
+    values = golden(f"stylegan2_{skeleton}_32.npz")
+    generator = _generator(_state_of(values))
     half = generator.replace(config=dataclasses.replace(generator.config, compute_dtype=dtype))
-    exact, image = _synthesise(generator, ws), _synthesise(half, ws)
-    assert image.dtype == jnp.float32
-    difference = jnp.abs(image - exact) / jnp.abs(exact).max()
-    assert 0.0 < float(difference.max()) <= bound
-    gradient, expected = _gradient(half, ws), _gradient(generator, ws)
-    assert gradient.dtype == jnp.float32
-    cosine = jnp.vdot(gradient, expected) / (jnp.linalg.norm(gradient) * jnp.linalg.norm(expected))
-    assert float(cosine) > 0.97
+    ws = jnp.asarray(values["ws"])
+    images, gradient = _image_and_gradient(half, ws, generator.stored_noise)
+    assert images.dtype == gradient.dtype == jnp.float32
+    expected = values["image_const"].transpose(0, 2, 3, 1)
+    difference = np.abs(images - expected) / np.abs(expected).max()
+    assert 1e-5 < difference.max() <= bound
+    direction = values["grad_ws_of_mean_abs_image_const"]
+    cosine = np.vdot(gradient, direction) / (np.linalg.norm(gradient) * np.linalg.norm(direction))
+    assert cosine > 0.97
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -413,8 +429,7 @@ def test_lowers_for_accelerators(platform, dtype):
 # --- reading state dicts --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resolution", [4, 8, 32])
-@pytest.mark.parametrize("layers", [1, 2, 8])
+@pytest.mark.parametrize(("resolution", "layers"), [(4, 1), (8, 2), (32, 8)])
 def test_any_mapping_depth_width_and_resolution(resolution, layers):
     state = _state(
         resolution=resolution, mapping_layers=layers, mapping_width=24, label_dim=3, z_dim=8
