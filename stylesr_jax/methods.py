@@ -156,7 +156,7 @@ RLS = Method(
         "coordinates": "whitened",
         "reduction": "sum",
         "lambda_l1": 1.0,
-        "lambda_w": 0.1,
+        "lambda_w": 0.05,
         "lambda_g": 0.0,
         "lambda_c": 0.03,
         "spread": 1.0,
