@@ -27,6 +27,8 @@ def run(cache, monkeypatch):
 
     def call(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        # Another test's import would make runpy warn that the module runs twice.
+        monkeypatch.delitem(sys.modules, f"stylesr_jax.{module}", raising=False)
         with pytest.raises(SystemExit) as stop:
             runpy.run_module(f"stylesr_jax.{module}", run_name="__main__")
         return stop.value.code or 0
