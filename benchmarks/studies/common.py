@@ -17,6 +17,7 @@ from stylesr_jax import store
 from stylesr_jax.errors import UserError
 from stylesr_jax.evaluate import evaluate
 from stylesr_jax.evaluation import Plan, Variant, load_parts, picture_path, prepare, variant
+from stylesr_jax.evaluation import run as run_plan
 from stylesr_jax.generators import DEFAULT, Generator, generator_from_file, generator_path
 from stylesr_jax.images import find_images, read_image, write_png
 from stylesr_jax.results import draw_grid, write_json
@@ -147,8 +148,10 @@ def measure(known: Setting, variants: Sequence[Variant], name: str, **more: Any)
 
 def show(known: Setting, variants: Sequence[Variant], name: str, **more: Any) -> Plan:
     """Evaluate the variants on the images that may be shown; returns what was planned."""
-    plan = known.plan(known.shown, variants, f"{name}-shown", **more)
-    evaluate(dataclasses.replace(plan, reference=None), say=_say)
+    folder = f"{name}-shown" if known.args.images else name  # the same images: nothing to do
+    plan = known.plan(known.shown, variants, folder, **more)
+    if run_plan(plan, say=_say).interrupted:
+        raise KeyboardInterrupt
     return plan
 
 
