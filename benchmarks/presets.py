@@ -80,6 +80,7 @@ def main() -> int:
             )
             for i, one in enumerate(result.solutions):
                 small = jnp.clip(resize(jnp.asarray(one.image), (SCORED, SCORED)), -1.0, 1.0)
+                assert one.latents is not None
                 ws = jnp.asarray(one.latents.ws)
                 u = prior.whiten(ws)
                 rows.append(

@@ -54,7 +54,7 @@ def lookahead(*, period: int = 5, share: float = 0.5) -> optax.GradientTransform
 
         return jax.tree.map(back, updates, params, slow), LookaheadState(slow, state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def ranger21(*, weight_decay: Array | float) -> optax.GradientTransformation:
@@ -154,7 +154,7 @@ def langevin(*, temperature: Array | float) -> optax.GradientTransformationExtra
         energy = jnp.where(accept, energy, state.energy)
         return direction, LangevinState(position, drift, energy, size, accepted, state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def chain_position(state: LangevinState) -> Any:

@@ -350,15 +350,13 @@ def _on_canvas(noise_mask: np.ndarray | None, observation: Observation) -> np.nd
     return canvas
 
 
-def _residuals(low: np.ndarray, observation: Observation) -> dict[str, float]:
+def _residuals(low: np.ndarray, observation: Observation) -> tuple[float, float]:
     """Mean |A(G) - y| and the PSNR in dB over what was observed."""
     error = (low - observation.target) * observation.mask
     count = observation.mask.sum() * 3
     mse = float(np.sum(np.square(error)) / count)
-    return {
-        "residual_l1": float(np.sum(np.abs(error)) / count),
-        "residual_psnr": float(10 * np.log10(4.0 / max(mse, 1e-12))),
-    }
+    l1 = float(np.sum(np.abs(error)) / count)
+    return l1, float(10 * np.log10(4.0 / max(mse, 1e-12)))
 
 
 _enlarge = jax.jit(
@@ -384,6 +382,7 @@ def _direct(
     began = time.monotonic()
     image = redraw_direct(method, observation, generator.resolution)
     low = np.asarray(_degrade(degradation, jnp.asarray(image)))
+    residual_l1, residual_psnr = _residuals(low, observation)
     one = Solution(
         image=observation.crop(image),
         low=observation.crop(low),
@@ -393,7 +392,8 @@ def _direct(
         history={},
         best_step=0,
         failed_at=-1,
-        **_residuals(low, observation),
+        residual_l1=residual_l1,
+        residual_psnr=residual_psnr,
     )
     seconds = time.monotonic() - began
     return Result(observation, (one,) * solutions, method.name, {}, seconds, False)
@@ -455,6 +455,7 @@ def _solve_batch(
         if latents.noise is None:
             latents = latents._replace(noise=shared.generator.stored_noise)
         image, low = redraw(shared, latents, block=stages[-1].block)
+        residual_l1, residual_psnr = _residuals(low, observation)
         solved.append(
             Solution(
                 image=observation.crop(image),
@@ -466,7 +467,8 @@ def _solve_batch(
                 best_step=int(result.best_step[b]),
                 failed_at=int(result.failed_at[b]),
                 diagnostics={name: float(value[b]) for name, value in diagnostics.items()},
-                **_residuals(low, observation),
+                residual_l1=residual_l1,
+                residual_psnr=residual_psnr,
             )
         )
     return solved, result.interrupted
