@@ -88,6 +88,7 @@ class _Console:
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
         self.quiet, self.as_json = quiet, as_json
         self._bar: Any = None
+        self._shown = ("", 0)  # label and total of the bar
 
     def say(self, event: str, text: str, **values: Any) -> None:
         if self.as_json:
@@ -111,8 +112,9 @@ class _Console:
         elif not self.quiet:
             from tqdm import tqdm
 
-            if self._bar is None or self._bar.total != total or self._bar.desc != f"{label}: ":
+            if self._bar is None or self._shown != (label, total):
                 self.close()
+                self._shown = (label, total)
                 self._bar = tqdm(total=total, desc=label, unit="step", leave=False, disable=None)
             self._bar.n = done
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in terms.items()})

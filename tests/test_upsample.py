@@ -44,7 +44,7 @@ def photo(tmp_path):
     return tmp_path / "photo.png"
 
 
-QUICK = ("--steps", "6", "--solutions", "2")
+QUICK = ("--steps", "12", "--solutions", "2")
 
 
 def test_everything_is_written(run, photo, tmp_path, capsys):
@@ -57,7 +57,7 @@ def test_everything_is_written(run, photo, tmp_path, capsys):
     assert report["status"] == "ok" and report["seed"] == 0 and len(report["solutions"]) == 2
     assert {"device", "versions", "weights_sha256", "seconds", "settings"} <= set(report)
     one = report["solutions"][0]
-    assert one["steps"] == 6 and one["residual_psnr"] > 0 and "l1" in one["terms"]
+    assert one["steps"] == 12 and one["residual_psnr"] > 0 and "l1" in one["terms"]
     assert read_image(out / "photo" / "solution_0.png").shape == (32, 32, 3)
     first_line = capsys.readouterr().out.splitlines()[0]
     assert "device" in first_line and "tiny-32" in first_line and "estimated time" in first_line
