@@ -141,6 +141,7 @@ RLS_PAPER: Mapping[str, Value] = {
     "lambda_w": 1e-4,
     "lambda_g": 2e-4,
     "lambda_c": 0.01,
+    "spread": 1.0,
 }
 
 RLS = Method(
@@ -159,7 +160,7 @@ RLS = Method(
         "lambda_w": 0.05,
         "lambda_g": 0.0,
         "lambda_c": 0.03,
-        "spread": 1.0,
+        "spread": 0.35,  # from 1, some starts ended in faces full of artefacts
         "spread_first": 0.0,
     },
     presets={
