@@ -153,6 +153,27 @@ class _Rates:
             write_json(self.path, {**self._read(), self.key: seconds})
 
 
+def _guessed_seconds_per_step(generator: Any) -> float:
+    """A first estimate, from this machine's matrix-product rate measured on the spot.
+
+    A step of the default generator was measured to cost what products of 80 GFLOP do, one of
+    StyleGAN2 at 256 px of 75 GFLOP (benchmarks/results); other sizes are scaled by their pixels.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    size, repeats = 1024, 5
+    matrix = jnp.ones((size, size))
+    product = jax.jit(jnp.dot)
+    product(matrix, matrix).block_until_ready()
+    began = time.monotonic()
+    for _ in range(repeats):
+        product(matrix, matrix).block_until_ready()
+    rate = repeats * 2 * size**3 / max(time.monotonic() - began, 1e-6)
+    reference, cost = (1024, 80e9) if generator.config.architecture == "mobile" else (256, 75e9)
+    return cost * (generator.resolution / reference) ** 2 / rate
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
@@ -473,13 +494,10 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     run = _prepare(args, console)
     steps = sum(int(run.settings[s.steps]) for s in run.method.stages(run.settings))
     rates = _Rates(f"{run.method.name} {run.generator.name} {_device()}")
-    per_step = rates.seconds_per_step()
-    work = len(paths) * args.solutions * steps
-    estimate = (
-        f"about {_duration(per_step * work + 20)}"
-        if per_step
-        else "no earlier run here to judge from"
-    )
+    known = rates.seconds_per_step()
+    per_step = _guessed_seconds_per_step(run.generator) if known is None else known
+    seconds = per_step * len(paths) * args.solutions * steps + 20  # 20 for compiling
+    estimate = f"about {_duration(seconds)}" + ("" if known else " (a first guess)")
     console.say(
         "start",
         f"device {_device()}; generator {run.generator.name} ({run.generator.resolution} px); "
@@ -490,7 +508,7 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
         inputs=len(paths),
         solutions=args.solutions,
         steps=steps,
-        estimated_seconds=None if per_step is None else round(per_step * work + 20, 1),
+        estimated_seconds=round(seconds, 1),
     )
     failed = 0
     for path, folder in zip(paths, _folders(paths, out), strict=True):
