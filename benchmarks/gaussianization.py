@@ -5,7 +5,8 @@
 draws 5,000 fresh w = M(z) and writes a table and a histogram of squared norms beside the
 chi-square distribution (Gheisari & Genovesio, figure 2). FILE is a prior fitted without noise:
 
-    python -m stylesr_jax.fit_prior --noise 0 --log-scale-bound 3 --out FILE
+    python -m stylesr_jax.fit_prior --noise 0 --floor 1e-4 --log-scale-bound 1 --steps 512 \\
+        --out FILE
 """
 
 import argparse
@@ -192,6 +193,12 @@ def write_table(path: Path, report: dict[str, Any]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def total_steps(header: dict[str, Any]) -> int:
+    """Steps of a prior's fit and of those that it was started from."""
+    earlier = header.get("start")
+    return header["fit"]["steps"] + (total_steps(earlier) if earlier else 0)
+
+
 def main() -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description="How Gaussian the flow makes mapped latents.")
@@ -214,7 +221,7 @@ def main() -> int:
     likelihoods = {
         name: {
             "noise": prior.config.noise,
-            "steps": store.read_header(files[name])["fit"]["steps"],
+            "steps": total_steps(store.read_header(files[name])),
             **compare_likelihoods(likelihood_key, prior, generator),
         }
         for name, prior in priors.items()
