@@ -105,27 +105,6 @@ class Plan:
     figure_images: int = 6
 
 
-def with_budget(
-    method: "Method", settings: Mapping[str, "Value"], evaluations: int
-) -> dict[str, "Value"]:
-    """The settings with the steps of all stages scaled to sum to `evaluations`.
-
-    Stages that share one setting keep sharing it; if the sum cannot be met exactly it is the
-    nearest below, but no stage has fewer steps than 1.
-    """
-    names = [stage.steps for stage in method.stages(settings)]
-    total = sum(int(settings[name]) for name in names)
-    if not names or total == 0:
-        return dict(settings)
-    scaled = {n: max(int(settings[n]) * evaluations // total, 1) for n in dict.fromkeys(names)}
-    rest = evaluations - sum(scaled[name] for name in names)
-    for name in sorted(scaled, key=lambda n: -scaled[n]):
-        change = max(rest // names.count(name), 1 - scaled[name])
-        scaled[name] += change
-        rest -= change * names.count(name)
-    return {**settings, **scaled}
-
-
 def variant(
     text: str,
     *,
@@ -139,6 +118,7 @@ def variant(
         UserError: there is no such method, preset or setting.
     """
     from stylesr_jax.methods import method_named
+    from stylesr_jax.stages import with_budget
 
     head, *pairs = text.strip().split(":")
     label, equals, name = head.rpartition("=")

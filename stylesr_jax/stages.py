@@ -233,9 +233,9 @@ def with_budget(
     scaled = {n: max(int(settings[n]) * evaluations // total, 1) for n in dict.fromkeys(names)}
     rest = evaluations - sum(scaled[name] for name in names)
     for name in sorted(scaled, key=lambda n: -scaled[n]):
-        extra = max(rest, 0) // names.count(name)
-        scaled[name] += extra
-        rest -= extra * names.count(name)
+        change = max(rest // names.count(name), 1 - scaled[name])
+        scaled[name] += change
+        rest -= change * names.count(name)
     return {**settings, **scaled}
 
 

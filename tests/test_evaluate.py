@@ -26,13 +26,13 @@ from stylesr_jax.evaluation import (
     read_rows,
     run,
     variant,
-    with_budget,
 )
 from stylesr_jax.features import load_features, lpips
 from stylesr_jax.images import read_image, to_uint8
 from stylesr_jax.methods import method_named
 from stylesr_jax.scoring import Sizes, mean_scores
 from stylesr_jax.solve import key_of, observe, solve
+from stylesr_jax.stages import with_budget
 from stylesr_jax.tables import write_report
 
 SIZES = Sizes(score=32, niqe=32, frechet=32)
