@@ -252,6 +252,12 @@ def _parser() -> argparse.ArgumentParser:
         default=3.0,
         help="soft bound on the coordinates that each block's network sees",
     )
+    add(
+        "--radial",
+        action="store_true",
+        help="scale F(w) by a power of its norm at the end, so that squared norms spread as they "
+        "should; fitted in seconds after the rest",
+    )
     add("--start", type=Path, metavar="PRIOR", help="go on from this prior's weights and whitening")
     add("--whitening-draws", type=_at_least(2, int), default=100_000, help="latents measured")
     add("--seed", type=_at_least(0, int), default=0, help="of all draws")
@@ -273,6 +279,7 @@ def _run(options: argparse.Namespace) -> Path:
     generator = load_generator(options.generator)
     key = jax.random.key(options.seed)
     class_key, fit_key, figure_key = jax.random.split(key, 3)
+    radial_key = jax.random.fold_in(key, 3)
     name = generator.name
     if options.label is not None:
         generator = generator.with_class(options.label, key=class_key)
@@ -301,7 +308,7 @@ def _run(options: argparse.Namespace) -> Path:
     )
     start = None
     if options.start is not None:
-        start = flow.load_prior(generator, options.start)
+        start = flow.without_radial(flow.load_prior(generator, options.start))
         flow_config = dataclasses.replace(flow_config, floor=start.config.floor)
     begin = time.monotonic()
     try:
@@ -320,6 +327,8 @@ def _run(options: argparse.Namespace) -> Path:
     except KeyboardInterrupt:
         print(f"\nstopped; {checkpoint} is kept: continue with --resume", file=sys.stderr)
         raise
+    if options.radial:
+        exact = flow.with_radial(radial_key, exact, generator)
     prior = flow.stored_precision(exact)
     figures = jax.tree.map(float, flow.prior_figures(figure_key, prior, generator))
     w = flow.draw_w(figure_key, generator, 1000)

@@ -18,13 +18,20 @@ KEY = jax.random.key(7)
 SMALL = flow.FlowConfig(dim=6, blocks=3, width=16, log_scale_bound=2.0)
 
 
+RADIAL = dataclasses.replace(SMALL, radial=True)
+RADIAL_PARAMS = {"log_gain": jnp.float32(0.2), "exponent": jnp.float32(0.7)}
+
+
 def random_flow(config: flow.FlowConfig, key=KEY, size: float = 0.3):
     """A flow whose every entry, masked ones included, is random."""
     params = flow.init_flow(key, config)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     moved = [x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, moved)
+    blocks = jax.tree.unflatten(structure, moved)
+    if config.radial:
+        return {**blocks, "radial": RADIAL_PARAMS}
+    return blocks
 
 
 def random_whitening(dim: int):
@@ -85,11 +92,12 @@ def test_a_fresh_flow_is_the_identity():
     np.testing.assert_array_equal(log_det, 0.0)
 
 
-def test_log_determinants_are_those_of_the_jacobians():
-    prior = random_prior(SMALL)
+@pytest.mark.parametrize("config", [SMALL, RADIAL], ids=["blocks", "radial"])
+def test_log_determinants_are_those_of_the_jacobians(config):
+    prior = random_prior(config)
     u = jax.random.normal(KEY, (4, 6))
     for bijector in (
-        flow.flow_bijector(prior.flow, SMALL),
+        flow.flow_bijector(prior.flow, config),
         flow.Whitening(prior.whitening),
         prior._bijector(),
     ):
@@ -98,11 +106,12 @@ def test_log_determinants_are_those_of_the_jacobians():
         np.testing.assert_allclose(bijector.forward_log_det_jacobian(u), expected, atol=2e-3)
 
 
-def test_forward_and_inverse_agree():
-    prior = random_prior(SMALL)
+@pytest.mark.parametrize("config", [SMALL, RADIAL], ids=["blocks", "radial"])
+def test_forward_and_inverse_agree(config):
+    prior = random_prior(config)
     x = 2.0 * jax.random.normal(KEY, (3, 4, 6))
     for bijector in (
-        flow.flow_bijector(prior.flow, SMALL),
+        flow.flow_bijector(prior.flow, config),
         flow.Whitening(prior.whitening),
         prior._bijector(),
     ):
@@ -124,9 +133,10 @@ def density_on_a_grid(log_prob, reach: float, *, points: int = 1600):
     return axis, np.exp(np.asarray(jax.jit(log_prob)(grid), np.float64))
 
 
+@pytest.mark.parametrize("radial", [False, True])
 @pytest.mark.parametrize("whitened", [True, False])
-def test_density_integrates_to_one_in_two_dimensions(whitened):
-    config = flow.FlowConfig(dim=2, blocks=3, width=12)
+def test_density_integrates_to_one_in_two_dimensions(whitened, radial):
+    config = flow.FlowConfig(dim=2, blocks=3, width=12, radial=radial)
     size = 0.3 if whitened else 0.1  # w is five times denser where it is negative
     prior = flow.Prior(random_whitening(2), random_flow(config, size=size), config)
     log_prob = prior.log_prob_whitened if whitened else prior.log_prob
@@ -187,11 +197,37 @@ def test_samples_fall_where_the_density_says():
 
 
 def test_far_points_have_finite_density_and_gradient():
-    prior = random_prior(SMALL)
     points = jnp.stack([jnp.zeros(6), jnp.full(6, 5.0), jnp.full(6, -1e3)])
-    value, gradient = jax.vmap(jax.value_and_grad(prior.log_prob_whitened))(points)
-    assert np.isfinite(value).all()
-    assert np.isfinite(gradient).all()
+    for prior in (random_prior(SMALL), random_prior(RADIAL)):
+        value, gradient = jax.vmap(jax.value_and_grad(prior.log_prob_whitened))(points)
+        assert np.isfinite(value).all()
+        assert np.isfinite(gradient).all()
+    # The flow's own origin, where the radial scaling has no direction.
+    radial = flow.RadialScaling(RADIAL_PARAMS)
+    gradient = jax.grad(radial.forward_log_det_jacobian)(jnp.zeros(6))
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_radial_scaling_spreads_squared_norms_as_a_chi_square():
+    generator = toy_generator()
+    whitening = flow.fit_whitening(KEY, generator, floor=1e-2, draws=20_000)
+    config = flow.FlowConfig(dim=3, blocks=1, width=8, noise=0.5)
+    plain = flow.Prior(whitening, flow.init_flow(KEY, config), config)
+    plain.flow["block0"]["shift"]["bias"] += 2.0  # squared norms far from those of noise
+    radial = flow.with_radial(KEY, plain, generator)
+    u = flow.noisy_draws(jax.random.key(1), generator, whitening, 0.5, 20_000)
+
+    def log_norms(prior):
+        z = prior.gaussianize_and_log_prob_whitened(u)[0]
+        return np.log(np.square(np.asarray(z)).sum(axis=1))
+
+    expected = np.log(stats.chi2(3).rvs(100_000, random_state=0))
+    assert log_norms(radial).mean() == pytest.approx(expected.mean(), abs=0.05)
+    assert log_norms(radial).std() == pytest.approx(expected.std(), rel=0.05)
+    assert log_norms(plain).mean() > expected.mean() + 0.5
+    assert not flow.without_radial(radial).config.radial
+    jax.tree.map(np.testing.assert_array_equal, flow.without_radial(radial).flow, plain.flow)
+    assert float(radial.log_prob_whitened(u).mean()) > float(plain.log_prob_whitened(u).mean())
 
 
 def test_fitted_whitening_whitens_and_floors():
