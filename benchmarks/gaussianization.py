@@ -5,8 +5,8 @@
 draws 5,000 fresh w = M(z) and writes a table and a histogram of squared norms beside the
 chi-square distribution (Gheisari & Genovesio, figure 2). FILE is a prior fitted without noise:
 
-    python -m stylesr_jax.fit_prior --noise 0 --floor 1e-4 --log-scale-bound 1 --steps 512 \\
-        --out FILE
+    python -m stylesr_jax.fit_prior --noise 0 --floor 1e-4 --log-scale-bound 1 --steps 1024 \\
+        --radial --out FILE
 """
 
 import argparse
@@ -105,7 +105,12 @@ def measure(
     transform = jax.jit(flow.Prior.gaussianize_and_log_prob_whitened)
     norms = {}
     if plain is not None:
-        norms["flow, fitted without noise"] = squared_norm(transform(plain, plain.whiten(w))[0])
+        clean = plain.whiten(w)
+        norms["flow, fitted without noise"] = squared_norm(transform(plain, clean)[0])
+        if plain.config.radial:
+            blocks = flow.without_radial(plain)
+            name = "the same before its radial scaling"
+            norms[name] = squared_norm(transform(blocks, clean)[0])
     norms["embedded flow, draws with its own noise"] = squared_norm(transform(embedded, noisy)[0])
     norms["embedded flow, clean draws"] = squared_norm(transform(embedded, u)[0])
     norms["full-covariance whitening"] = squared_norm((linear - full["mean"]) @ full["matrix"])
