@@ -1,0 +1,82 @@
+"""Whole search steps lower for accelerators that this machine does not have."""
+
+from functools import partial
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import pytest
+
+from stylesr_jax.degradations import Bicubic
+from stylesr_jax.features import load_features
+from stylesr_jax.flow import load_prior
+from stylesr_jax.methods import METHODS
+from stylesr_jax.objective import Example, Shared
+from stylesr_jax.search import advance, begin
+from stylesr_jax.stages import problem_of, stages_of, traced_settings
+
+ACCELERATORS = ("cuda", "tpu")
+SLOW = ("ilo", "langevin")  # four stages; RLS's stage twice
+SEARCHES = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name, method in METHODS.items()
+    if method.direct is None
+]
+
+
+def export_stages(name: str, generator, prior, *, size: int, starts: int = 2):
+    """Every stage of a method as the engine compiles it, from shapes alone: no step is made."""
+    method = METHODS[name]
+    settings = method.resolve("balanced")
+    perceptual = load_features("vgg16") if method.needs_perceptual else None
+    numbers = traced_settings(settings)
+    if method.measure is not None:
+        numbers |= method.measure(generator)
+    shared = Shared(generator, prior, Bicubic(size=size), perceptual, numbers)
+    one = Example(
+        jnp.zeros((size, size, 3)), jnp.ones((size, size, 1)), jnp.zeros((), jnp.int32), None
+    )
+    raw_keys = jax.random.key_data(jax.random.split(jax.random.key(0), starts))
+
+    def repeated(tree):
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (starts, *x.shape)), tree)
+
+    previous = None
+    for stage in stages_of(method, settings):
+        problem = problem_of(stage)
+
+        def first(shared, raw_keys, previous, stage=stage):
+            keys = jax.random.wrap_key_data(raw_keys)
+            start = jax.vmap(stage.coordinates.start, in_axes=(0, 0, None, 0))
+            return start(keys, jnp.arange(starts), shared, previous)
+
+        def run(shared, examples, raw_keys, total, state, problem=problem):
+            keys = jax.random.wrap_key_data(raw_keys)
+            return advance(problem, shared, examples, keys, total, state, length=4)
+
+        variables = jax.eval_shape(first, shared, raw_keys, previous)
+        examples = jax.eval_shape(repeated, one)
+        state = jax.eval_shape(partial(begin, problem), shared, examples, variables)
+        export = jax.export.export(jax.jit(run), platforms=ACCELERATORS)
+        yield variables, export(shared, examples, raw_keys, jnp.asarray(4), state)
+        previous = variables
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_stage_of_every_method_lowers(name, tiny, tiny_prior):
+    prior = tiny_prior if METHODS[name].needs_prior else None
+    count = 0
+    for variables, exported in export_stages(name, tiny, prior, size=16):
+        assert exported.platforms == ACCELERATORS
+        sizes = {value.shape for value in exported.out_avals}
+        assert {leaf.shape for leaf in jax.tree.leaves(variables)} <= sizes
+        count += 1
+    assert count == len(METHODS[name].stages(METHODS[name].settings))
+
+
+def test_rls_on_the_embedded_generator_lowers(mobile):
+    ((variables, exported),) = export_stages("rls", mobile, load_prior(mobile), size=16, starts=4)
+    assert exported.platforms == ACCELERATORS
+    assert variables["latent"].shape == (4, 23, 512)
+    # The weights are arguments, not constants: the program stays small.
+    assert len(exported.mlir_module_serialized) < 5e6
