@@ -18,7 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+STARTS = "starts"  # the mesh axis that the starts of a batch are spread over
 Variables = Any  # a pytree of float arrays: what is searched for one start
 Shared = Any  # a pytree that all starts share: generator, prior, settings
 Example = Any  # a pytree of what belongs to one start: target, mask
@@ -198,7 +201,16 @@ def step(
     )
 
 
-@partial(jax.jit, static_argnames=("problem", "length"))
+# Everything but the step counter has the starts as its leading axis.
+_STATE = SearchState._make([P(), *[P(STARTS)] * (len(SearchState._fields) - 1)])
+
+
+def _spread(run: Callable[..., Any], mesh: Mesh, inputs: Any, outputs: Any) -> Callable[..., Any]:
+    """`run` on every device's own part; unchecked, as the devices exchange nothing."""
+    return jax.shard_map(run, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+
+@partial(jax.jit, static_argnames=("problem", "length", "mesh"))
 def advance(
     problem: Problem,
     shared: Shared,
@@ -208,12 +220,32 @@ def advance(
     state: SearchState,
     *,
     length: int,
+    mesh: Mesh | None = None,
 ) -> tuple[SearchState, Terms]:
     """Up to `length` steps in one compiled scan; steps beyond `total` are skipped.
+
+    On a mesh every device runs the same program on its own part of the starts, so a start's
+    numbers depend on how many starts a device holds, not on how many devices there are.
 
     Returns:
         The new state and each term's history (length, B), NaN where steps were skipped.
     """
+    run = partial(_advance, problem, length)
+    if mesh is not None:
+        parts = (P(), P(STARTS), P(STARTS), P(), _STATE)
+        run = _spread(run, mesh, parts, (_STATE, P(None, STARTS)))
+    return run(shared, examples, keys, total, state)
+
+
+def _advance(
+    problem: Problem,
+    length: int,
+    shared: Shared,
+    examples: Example,
+    keys: Array,
+    total: Array,
+    state: SearchState,
+) -> tuple[SearchState, Terms]:
     one = partial(step, problem, shared, examples, keys, total)
     _, shapes = jax.eval_shape(one, state)
 
@@ -235,9 +267,25 @@ def _last(problem: Problem, state: SearchState) -> Variables:
     return state.variables if problem.pick is None else jax.vmap(problem.pick)(state.optimiser)
 
 
-@partial(jax.jit, static_argnames=("problem",))
-def _close(problem: Problem, shared: Shared, examples: Example, state: SearchState) -> SearchState:
+@partial(jax.jit, static_argnames=("problem", "mesh"))
+def _close(
+    problem: Problem,
+    shared: Shared,
+    examples: Example,
+    state: SearchState,
+    *,
+    mesh: Mesh | None = None,
+) -> SearchState:
     """Evaluate the variables after the last update too, so that no step is wasted."""
+    run = partial(_evaluate_last, problem)
+    if mesh is not None:
+        run = _spread(run, mesh, (P(), P(STARTS), _STATE), _STATE)
+    return run(shared, examples, state)
+
+
+def _evaluate_last(
+    problem: Problem, shared: Shared, examples: Example, state: SearchState
+) -> SearchState:
     last = _last(problem, state)
     losses, terms = evaluate(problem, shared, examples, last, jnp.ones(()))
     if not _keeps_best(problem):
@@ -262,6 +310,7 @@ def search(
     keys: Array,
     steps: int,
     chunk: int = 10,
+    mesh: Mesh | None = None,
     on_progress: Progress | None = None,
 ) -> SearchResult:
     """Run a search to its end, or to Ctrl-C, and return the best of each start.
@@ -274,18 +323,28 @@ def search(
         keys: (B,) one PRNG key per start, for problems that draw as they go.
         steps: gradient steps; not part of what is compiled.
         chunk: steps per compiled call, between which progress is reported.
+        mesh: devices to spread the starts over, along its axis "starts"; B is a multiple of
+            their number, and no problem with a `couple` may be spread.
         on_progress: called after each chunk.
 
     Returns:
         The result; a start that failed before its first finite loss has loss +inf.
     """
+    if mesh is not None:
+        if problem.couple is not None:
+            raise ValueError("starts that are tied together cannot be spread over devices")
+        shared = jax.device_put(shared, NamedSharding(mesh, P()))
+        spread = NamedSharding(mesh, P(STARTS))
+        examples, variables, keys = jax.device_put((examples, variables, keys), spread)
     state = begin(problem, shared, examples, variables)
     total = jnp.asarray(steps, jnp.int32)
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False
     try:
         while done < steps:
-            state, terms = advance(problem, shared, examples, keys, total, state, length=chunk)
+            state, terms = advance(
+                problem, shared, examples, keys, total, state, length=chunk, mesh=mesh
+            )
             kept = min(chunk, steps - done)
             records.append({name: np.asarray(value)[:kept] for name, value in terms.items()})
             done += kept
@@ -296,7 +355,7 @@ def search(
     except KeyboardInterrupt:
         interrupted = True
     if not interrupted:
-        state = _close(problem, shared, examples, state)
+        state = _close(problem, shared, examples, state, mesh=mesh)
     names = records[0] if records else {}
     return SearchResult(
         variables=state.best if _keeps_best(problem) else _last(problem, state),

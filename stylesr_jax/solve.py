@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from stylesr_jax.degradations import Bicubic, Degradation, resize
 from stylesr_jax.errors import UserError
@@ -18,7 +19,7 @@ from stylesr_jax.generators.base import Generator
 from stylesr_jax.levers import injected_noise, layer_range, noisy_target
 from stylesr_jax.methods import method_named
 from stylesr_jax.objective import Example, Latents, Shared
-from stylesr_jax.search import SearchResult, search
+from stylesr_jax.search import STARTS, SearchResult, search
 from stylesr_jax.stages import (
     Coordinates,
     Method,
@@ -227,6 +228,22 @@ def redraw(shared: Shared, latents: Latents, *, block: int = 0) -> tuple[np.ndar
     return np.asarray(image), np.asarray(_degrade(shared.degradation, image))
 
 
+def device_mesh(count: int | None = None) -> Mesh | None:
+    """The first `count` of this process's devices, all by default, to spread starts over.
+
+    Returns:
+        A mesh with the axis "starts", or None for a single device.
+
+    Raises:
+        UserError: there are fewer devices.
+    """
+    devices = jax.local_devices()
+    count = len(devices) if count is None else count
+    if not 1 <= count <= len(devices):
+        raise UserError(f"there are {len(devices)} devices here, not {count}")
+    return None if count == 1 else Mesh(np.array(devices[:count]), (STARTS,))
+
+
 def default_degradation(observation: Observation) -> Degradation:
     """Antialiased bicubic down-sampling to the observation's canvas."""
     return Bicubic(size=observation.target.shape[0])
@@ -245,15 +262,19 @@ def solve(
     degradation: Degradation | None = None,
     noise_mask: np.ndarray | None = None,
     batch: int = 1,
+    mesh: Mesh | None = None,
     chunk: int = 10,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Search `solutions` starts for each observation, `batch` starts at a time.
+    """Search `solutions` starts for each observation, `batch` starts at a time on each device.
 
     The observations must share one canvas size. A start depends on its image's key and its own
     number only; with `batch` 1, the default on CPUs, results do not depend on what else is
     searched, to the last bit. The setting "diversity" ties an image's starts together: then
-    they make up a batch of their own.
+    they make up a batch of their own, on one device.
+
+    `mesh` (see `device_mesh`) spreads starts, of all images, over devices; None takes the first
+    one. Which start lands on which device does not change it.
 
     `noise_mask` (h, w) in [0, 1] says where the setting "noise_std" adds noise to the
     references; it is resized to each of them, and None is everywhere.
@@ -282,13 +303,16 @@ def solve(
     layers = layer_range(str(settings["inject_layers"]), len(generator.noise_shapes))
     own_starts = choose(settings, "starts", {"own": True, "same": False})
     if settings["diversity"]:
-        batch = solutions
+        batch, mesh = solutions, None
+    at_once = batch * (1 if mesh is None else mesh.size)
     found: dict[int, list[Solution]] = {i: [] for i in range(len(observations))}
     seconds = dict.fromkeys(found, 0.0)
     interrupted = False
     jobs = [(i, s) for i in found for s in range(solutions)]
-    for first in range(0, len(jobs), batch):
-        some = jobs[first : first + batch]
+    for first in range(0, len(jobs), at_once):
+        some = wanted = jobs[first : first + at_once]
+        if mesh is not None:  # every device needs as many starts, so the last ones are repeated
+            some = wanted + [wanted[-1]] * (at_once - len(wanted))
         began = time.monotonic()
         observed = [observations[i] for i, _ in some]
         pairs = [_start_keys(keys[i], jnp.uint32(s)) for i, s in some]
@@ -314,12 +338,14 @@ def solve(
             shared=shared,
             stages=stages,
             settings=settings,
+            count=len(wanted),
+            mesh=mesh,
             chunk=chunk,
             on_progress=on_progress,
         )
-        for (i, _), solution in zip(some, solved, strict=True):
+        for (i, _), solution in zip(wanted, solved, strict=True):
             found[i].append(solution)
-            seconds[i] += (time.monotonic() - began) / len(some)
+            seconds[i] += (time.monotonic() - began) / len(wanted)
         if interrupted:
             break
     return [
@@ -410,10 +436,12 @@ def _solve_batch(
     shared: Shared,
     stages: Sequence[Stage],
     settings: Mapping[str, Value],
+    count: int,
+    mesh: Mesh | None,
     chunk: int,
     on_progress: Progress | None,
 ) -> tuple[list[Solution], bool]:
-    """Run every stage for one batch of (image, solution) pairs and render what was found."""
+    """Run every stage for one batch of (image, solution) pairs and render the first `count`."""
     total = sum(int(settings[stage.steps]) for stage in stages)
     histories: list[dict[str, np.ndarray]] = []
     diagnostics: dict[str, np.ndarray] = {}
@@ -439,9 +467,10 @@ def _solve_batch(
             keys=keys,
             steps=int(settings[stage.steps]),
             chunk=chunk,
+            mesh=mesh,
             on_progress=report,
         )
-        variables = result.variables
+        variables = result.variables if mesh is None else jax.device_get(result.variables)
         histories.append(result.history)
         done += int(settings[stage.steps])
         if stage.diagnose is not None:
@@ -449,7 +478,7 @@ def _solve_batch(
             diagnostics = {name: np.asarray(value) for name, value in values.items()}
     assert result is not None
     solved = []
-    for b, observation in enumerate(observations):
+    for b, observation in enumerate(observations[:count]):
         example, own = jax.tree.map(lambda x, b=b: x[b], (examples, variables))
         latents = _decode(stages[-1].coordinates, shared, example, own)
         if latents.noise is None:
@@ -500,6 +529,7 @@ def upsample(
     perceptual: Any = None,
     noise_mask: np.ndarray | None = None,
     batch: int = 1,
+    mesh: Mesh | None = None,
     on_progress: Progress | None = None,
 ) -> Result:
     """Find high-resolution images that down-scale to `image` and look like the generator's.
@@ -517,7 +547,8 @@ def upsample(
         degradation: A; None is antialiased bicubic down-sampling.
         perceptual: from `load_features("vgg16")`, for methods with an LPIPS term.
         noise_mask: (h, w) in [0, 1]: where the setting "noise_std" adds noise; None: everywhere.
-        batch: starts searched together.
+        batch: starts searched together on a device.
+        mesh: devices to spread the starts over, see `device_mesh`; None takes the first one.
         on_progress: called with (image, solution, step, steps, terms) between chunks.
 
     Raises:
@@ -536,6 +567,7 @@ def upsample(
         degradation=degradation,
         noise_mask=noise_mask,
         batch=batch,
+        mesh=mesh,
         on_progress=on_progress,
     )
     return result

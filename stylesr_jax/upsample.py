@@ -17,7 +17,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
     add("--uncertainty", action="store_true", help="write each pixel's deviation over solutions")
     add("--resume", action="store_true", help="skip inputs that DIR holds a finished report of")
+    add("--batch", type=whole(1, 1024), default=1, metavar="N", help="solutions at a time (1)")
+    add("--devices", type=whole(1, 1024), metavar="N", help="devices to use; default: all")
+    add("--share", action="store_true", help="divide the inputs with other runs into the same DIR")
+    add("--stale", type=whole(1, 10**6), default=60, metavar="S", help="seconds to a dead claim")
+    add("--distributed", action="store_true", help="--share, as one process of a cluster's job")
+    add("--coordinator", metavar="HOST:PORT", help="of --distributed, where none is found")
+    add("--processes", type=whole(1, 10**6), metavar="N", help="of --distributed: how many")
+    add("--process", type=whole(0, 10**6), metavar="I", help="of --distributed: this one's number")
     add("--from", dest="source", metavar="NPZ", help="redraw the pictures of a solutions.npz")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("--quiet", action="store_true", help="print errors only")
@@ -194,6 +202,7 @@ class _Run:
     weights_path: str
     weights_sha256: str
     noise_mask: Any
+    mesh: Any
 
 
 def _changes(args: argparse.Namespace) -> dict[str, str]:
@@ -224,6 +233,7 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
     from stylesr_jax.generators import generator_from_file, generator_path
     from stylesr_jax.levers import layer_range
     from stylesr_jax.methods import method_named
+    from stylesr_jax.solve import device_mesh
     from stylesr_jax.stages import stages_of, with_budget
 
     method = method_named(args.method)
@@ -269,6 +279,7 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
         str(path),
         store.sha256(path),
         noise_mask,
+        device_mesh(args.devices),
     )
 
 
@@ -332,19 +343,21 @@ def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
 def _device() -> str:
     import jax
 
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
-    return f"{device.platform} ({device.device_kind or kind}{cores}) x {jax.device_count()}"
+    return f"{device.platform} ({device.device_kind or kind}{cores}) x {jax.local_device_count()}"
 
 
 def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | None") -> dict:
     from stylesr_jax.runtime import versions
+    from stylesr_jax.store import sha256
 
     observation = result.observation
     report: dict[str, Any] = {
         "status": "interrupted" if result.interrupted else "ok",
         "input": str(path),
+        "input_sha256": sha256(path),
         "input_size": list(observation.image.shape[1::-1]),
         "method": result.method,
         "preset": run.args.preset,
@@ -354,6 +367,7 @@ def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | Non
         "generator": run.generator.name,
         "weights_sha256": run.weights_sha256,
         "device": _device(),
+        "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,
         "solutions": [
@@ -397,8 +411,16 @@ def _folders(paths: list[Path], out: Path) -> list[Path]:
     return folders
 
 
-def _fingerprint(run: _Run) -> dict[str, Any]:
+def _fingerprint(run: _Run, path: Path) -> dict[str, Any]:
+    """What decides an input's result, as its report has it."""
+    from stylesr_jax.store import sha256
+
+    try:
+        content = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     return {
+        "input_sha256": content,
         "method": run.method.name,
         "settings": run.settings,
         "seed": run.args.seed,
@@ -407,13 +429,13 @@ def _fingerprint(run: _Run) -> dict[str, Any]:
     }
 
 
-def _finished(folder: Path, run: _Run) -> bool:
-    """Whether the folder holds a whole result of the same run."""
+def _finished(folder: Path, run: _Run, path: Path) -> bool:
+    """Whether the folder holds a whole result of the same input and settings."""
     try:
         report = json.loads((folder / "report.json").read_text())
     except (OSError, ValueError):
         return False
-    same = all(report.get(name) == value for name, value in _fingerprint(run).items())
+    same = all(report.get(name) == value for name, value in _fingerprint(run, path).items())
     return same and report["status"] == "ok" and len(report["solutions"]) == run.args.solutions
 
 
@@ -443,6 +465,8 @@ def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates:
         solutions=run.args.solutions,
         degradation=degradation,
         noise_mask=run.noise_mask,
+        batch=run.args.batch,
+        mesh=run.mesh,
         on_progress=on_progress,
     )
     console.close()
@@ -491,6 +515,12 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     paths = find_images(args.inputs)
     out = Path(args.out)
     _check_writable(out)
+    process, processes = 0, 1
+    if args.distributed:
+        from stylesr_jax.claims import join_processes
+
+        process, processes = join_processes(args.coordinator, args.processes, args.process)
+        args.share = True
     run = _prepare(args, console)
     steps = sum(int(run.settings[s.steps]) for s in run.method.stages(run.settings))
     rates = _Rates(f"{run.method.name} {run.generator.name} {_device()}")
@@ -510,21 +540,68 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
         steps=steps,
         estimated_seconds=round(seconds, 1),
     )
-    failed = 0
-    for path, folder in zip(paths, _folders(paths, out), strict=True):
-        if args.resume and _finished(folder, run):
-            console.say("skip", f"{path.name}: already done", input=str(path), folder=str(folder))
-            continue
-        try:
-            if _upsample_one(run, path, folder, console, rates):
-                console.error("interrupted; the best so far was saved")
-                return 130
-        except UserError as error:
-            failed += 1
-            console.error(str(error), input=str(path))
-            with suppress(OSError):
-                folder.rmdir()  # if it is empty
+    work = list(zip(paths, _folders(paths, out), strict=True))
+    first = len(work) * process // processes  # processes begin at different places
+    return _work_through(run, work[first:] + work[:first], console, rates)
+
+
+def _work_through(
+    run: _Run, work: list[tuple[Path, Path]], console: _Console, rates: _Rates
+) -> int:
+    """Solve each (input, folder) that is not done, in turns with others if the folder is shared."""
+    from stylesr_jax.claims import Claims, content_key
+
+    args, failed = run.args, {}
+    claims = Claims(Path(args.out) / ".claims", float(args.stale)) if args.share else None
+    left = list(work)
+    while left:
+        others = []  # what other workers hold at the moment
+        for path, folder in left:
+            try:
+                if (args.resume or args.share) and _finished(folder, run, path):
+                    console.say("skip", f"{path.name}: already done", input=str(path))
+                    continue
+                if claims is None:
+                    claim: Any = nullcontext(True)
+                else:
+                    claim = claims.hold(content_key([_fingerprint(run, path), folder.name]))
+                with claim as mine:
+                    if not mine:
+                        others.append((path, folder))
+                    elif args.share and _finished(folder, run, path):
+                        pass  # somebody was faster
+                    elif _upsample_one(run, path, folder, console, rates):
+                        console.error("interrupted; the best so far was saved")
+                        return 130
+            except UserError as error:
+                failed[path] = str(error)
+                console.error(str(error), input=str(path))
+                with suppress(OSError):
+                    folder.rmdir()  # if it is empty
+        if len(others) == len(left):
+            time.sleep(min(1.0, args.stale / 4))
+        left = others
+    if len(work) > 1:
+        _write_summary(Path(args.out), sorted(work), failed)
     return 2 if failed else 0
+
+
+def _write_summary(out: Path, work: list[tuple[Path, Path]], failed: Mapping[Path, str]) -> None:
+    """DIR/summary.json: what became of each input, from the reports of whoever worked on it."""
+    from stylesr_jax.results import write_json
+
+    entries = []
+    for path, folder in work:
+        entry: dict[str, Any] = {"input": str(path), "folder": folder.name}
+        if path in failed:
+            entries.append({**entry, "status": "failed", "message": failed[path]})
+            continue
+        report = json.loads((folder / "report.json").read_text())
+        kept = ("status", "seconds", "host")
+        entry |= {name: report[name] for name in kept}
+        residuals = [one["residual_l1"] for one in report["solutions"]]
+        entries.append({**entry, "residual_l1": residuals})
+    write_json(out / "summary.json", {"inputs": entries})
 
 
 def _check_writable(out: Path) -> None:

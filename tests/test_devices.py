@@ -1,0 +1,68 @@
+"""Starts spread over devices: the same solutions whatever the mesh, on eight emulated devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import Mesh
+from stylesr_jax import load_generator, load_prior
+from stylesr_jax.methods import method_named
+from stylesr_jax.solve import device_mesh, observe, solve
+
+generator = load_generator(sys.argv[1])
+prior = load_prior(generator, sys.argv[2])
+rng = np.random.default_rng(0)
+observations = [observe(rng.uniform(-1, 1, (8, 8, 3))) for _ in range(2)]
+keys = list(jax.random.split(jax.random.key(3)))
+assert jax.local_device_count() == 8
+found = {}
+one = Mesh(np.array(jax.devices()[:1]), ("starts",))
+for devices, mesh in ((0, None), (1, one), (2, device_mesh(2)), (8, device_mesh())):
+    results = solve(
+        observations, keys, generator=generator, prior=prior, solutions=3, mesh=mesh,
+        method=method_named(sys.argv[4]), settings=method_named(sys.argv[4]).resolve(
+            "balanced", json.loads(sys.argv[5])),
+    )
+    found[str(devices)] = np.stack([s.image for r in results for s in r.solutions])
+    assert [len(r.solutions) for r in results] == [3, 3]
+np.savez(sys.argv[3], **found)
+"""
+
+
+def _solve_on_meshes(tiny_files, out: Path, method: str, settings: dict) -> dict[str, np.ndarray]:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    files = [str(tiny_files[name]) for name in ("generator", "prior")]
+    command = [sys.executable, "-c", SCRIPT, *files, str(out), method, json.dumps(settings)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as file:
+        return dict(file)
+
+
+def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path):
+    found = _solve_on_meshes(tiny_files, tmp_path / "rls.npz", "rls", {"steps": 6})
+    assert found["8"].shape == (6, 32, 32, 3)
+    assert np.unique(np.round(found["8"], 3), axis=0).shape[0] == 6  # six different pictures
+    # The programs are compiled for different numbers of devices and round differently.
+    for devices in ("0", "1", "2"):
+        np.testing.assert_allclose(found[devices], found["8"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_several_stages_and_projections_are_spread_too(tiny_files, tmp_path):
+    settings = {"steps": 4, "weights_steps": 4}
+    found = _solve_on_meshes(tiny_files, tmp_path / "plus.npz", "rls+", settings)
+    for devices in ("0", "1", "2"):
+        np.testing.assert_allclose(found[devices], found["8"], atol=1e-3)
