@@ -129,12 +129,25 @@ def _rls_stage(settings: Mapping[str, Value]) -> Stage:
 
 
 def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    return (_rls_stage(settings),)
+    """First with sketches, if "sketch_steps" says so, then with full images from there."""
+    full = _rls_stage(settings)
+    if not int(settings["sketch_steps"]):
+        return (full,)
+    early = replace(
+        full, sketch=True, keep="last", steps="sketch_steps", learning_rate="sketch_rate"
+    )
+    onward = replace(full.coordinates, start=_carry_on)
+    return (early, replace(full, coordinates=onward))
+
+
+def _carry_on(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    return previous
 
 
 # Section 4: Adam, 500 steps at 0.5 in w, from the mean; L1 as a sum makes the weights of one
 # order. Several solutions start from mapped latents.
 RLS_PAPER: Mapping[str, Value] = {
+    "sketch_steps": 0,
     "steps": 500,
     "learning_rate": 0.5,
     "rate": "constant",
@@ -151,8 +164,10 @@ RLS = Method(
     source="Gheisari & Genovesio, NeurIPS 2022 workshop (RLS)",
     # Chosen by `python -m benchmarks.presets`; benchmarks/results/presets has the tables.
     settings={
-        "steps": 75,
-        "learning_rate": 0.12,
+        "sketch_steps": 200,
+        "sketch_rate": 0.12,
+        "steps": 10,
+        "learning_rate": 0.03,
         "rate": "cosine",
         "space": "w+",
         "coordinates": "whitened",
@@ -165,8 +180,8 @@ RLS = Method(
         "spread_first": 0.0,
     },
     presets={
-        "fast": {"steps": 40, "learning_rate": 0.15},
-        "best": {"steps": 250},
+        "fast": {"sketch_steps": 100, "steps": 3},
+        "best": {"sketch_steps": 500, "steps": 40, "learning_rate": 0.05},
         "paper": RLS_PAPER,
         # The ablations of the published method.
         "paper-no-gauss": {**RLS_PAPER, "lambda_g": 0.0},
@@ -224,7 +239,7 @@ class _ProjectWeights:
 
 
 def _rls_plus_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    first = _rls_stage(settings)
+    *early, first = _rls_stages(settings)
     each = choose(settings, "ball", {"tensor": True, "global": False})
     second = Stage(
         coordinates=Coordinates(_start_weights, _DecodeWeights(first.coordinates.decode)),
@@ -234,7 +249,7 @@ def _rls_plus_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
         steps="weights_steps",
         project=_ProjectWeights(each),
     )
-    return (first, second)
+    return (*early, first, second)
 
 
 # The radius and the rate here are choices of ours, not taken from the paper and not measured.
@@ -251,8 +266,8 @@ RLS_PLUS = Method(
     source="Gheisari & Genovesio, arXiv 2311.16923 (RLS+)",
     settings={**RLS.settings, **_PLUS},
     presets={
-        "fast": {"steps": 50, "weights_steps": 25},
-        "best": {"steps": 300, "weights_steps": 100},
+        "fast": {**RLS.presets["fast"], "weights_steps": 25},
+        "best": {**RLS.presets["best"], "weights_steps": 100},
         "paper": RLS_PAPER,
     },
     stages=_rls_plus_stages,
@@ -676,16 +691,12 @@ CSGM = Method(
 # --- Langevin -------------------------------------------------------------------------------
 
 
-def _carry_on(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
-    return previous
-
-
 def _langevin(shared: Shared) -> optax.GradientTransformation:
     return langevin(temperature=shared.settings["temperature"])
 
 
 def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    first = _rls_stage({**settings, "coordinates": "whitened"})
+    *early, first = _rls_stages({**settings, "coordinates": "whitened"})
     second = replace(
         first,
         coordinates=replace(first.coordinates, start=_carry_on),
@@ -696,7 +707,7 @@ def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
         pick=chain_position,
         diagnose=chain_diagnostics,
     )
-    return (first, second)
+    return (*early, first, second)
 
 
 LANGEVIN = Method(
@@ -711,8 +722,8 @@ LANGEVIN = Method(
         "temperature": 0.002,
     },
     presets={
-        "fast": {"steps": 50, "chain_steps": 50},
-        "best": {"steps": 300, "chain_steps": 500},
+        "fast": {**RLS.presets["fast"], "chain_steps": 50},
+        "best": {**RLS.presets["best"], "chain_steps": 500},
         # Nothing was published; RLS's published weights in coordinates that can be sampled.
         "paper": {name: RLS_PAPER[name] for name in ("lambda_w", "lambda_g", "lambda_c")},
     },

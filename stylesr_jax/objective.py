@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from stylesr_jax.degradations import Degradation
+from stylesr_jax.degradations import Bicubic, Compose, Degradation
 from stylesr_jax.features import lpips
 from stylesr_jax.generators.base import Generator, Noise
 
@@ -34,6 +34,7 @@ class Example(NamedTuple):
     mask: Array  # (h, w, 1): 1 where y was observed, 0 where it is padding or unknown
     group: Array  # int32: which image of the batch it is a start for
     injected: Noise | None = None  # added to the noise maps, see `levers.injected_noise`
+    correction: Array | None = None  # (h, w, c) added to what a sketch degrades to
 
 
 class Latents(NamedTuple):
@@ -54,13 +55,14 @@ class View:
         self.shared = shared
         self.example = example
         self.latents = latents
-        self.image = image  # G(ws, noise): (H, W, 3)
+        self.image = image  # G(ws, noise): (H, W, 3), or a sketch of it
         self.variables = variables  # what the latents were decoded from
 
     @cached_property
     def low(self) -> Array:
         """A(G(ws)): (h, w, c)."""
-        return self.shared.degradation(self.image)
+        low = degraded(self.shared, self.image)
+        return low if self.example.correction is None else low + self.example.correction
 
     @cached_property
     def residual(self) -> Array:
@@ -76,6 +78,15 @@ class View:
     def flow(self) -> tuple[Array, Array]:
         """(F(w_i), log p_F(w_i)): (num_ws, w_dim) and (num_ws,), in one pass."""
         return self.shared.prior.gaussianize_and_log_prob(self.latents.ws)
+
+
+def degraded(shared: Shared, image: Array) -> Array:
+    """A(image), of a sketch too: one is enlarged first, so that A sees the pixels it expects."""
+    resolution, degradation = shared.generator.resolution, shared.degradation
+    if image.shape[0] != resolution:
+        stages = degradation.stages if isinstance(degradation, Compose) else (degradation,)
+        degradation = Compose((Bicubic(size=resolution), *stages))
+    return degradation(image)
 
 
 def l1_sum(view: View) -> Array:

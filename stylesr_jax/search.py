@@ -51,6 +51,8 @@ class Problem:
             batch together, or None; outputs of failed starts come as zeros.
         keep: "best" returns each start's variables of least loss, "last" those of the end.
         pick: optimiser state -> variables: returns what it says of the end instead.
+        refresh: (shared, example, variables) -> example, called before the first and then every
+            `refresh_every` steps, where a loss holds only near the variables it was set up at.
     """
 
     loss: Callable[[Shared, Example, Variables, Array], tuple[Terms, Any]]
@@ -61,6 +63,8 @@ class Problem:
     couple: Callable[[Shared, Example, Any], Terms] | None = None
     keep: Literal["best", "last"] = "best"
     pick: Callable[[Any], Variables] | None = None
+    refresh: Callable[[Shared, Example, Variables], Example] | None = None
+    refresh_every: int = 20
 
 
 class SearchState(NamedTuple):
@@ -246,6 +250,7 @@ def _advance(
     total: Array,
     state: SearchState,
 ) -> tuple[SearchState, Terms]:
+    examples = _refreshed(problem, shared, examples, state.variables)
     one = partial(step, problem, shared, examples, keys, total)
     _, shapes = jax.eval_shape(one, state)
 
@@ -256,6 +261,14 @@ def _advance(
         return jax.lax.cond(state.step < total, one, skip, state)
 
     return jax.lax.scan(body, state, None, length=length)
+
+
+def _refreshed(
+    problem: Problem, shared: Shared, examples: Example, variables: Variables
+) -> Example:
+    if problem.refresh is None:
+        return examples
+    return jax.vmap(partial(problem.refresh, shared))(examples, variables)
 
 
 def _keeps_best(problem: Problem) -> bool:
@@ -287,6 +300,7 @@ def _evaluate_last(
     problem: Problem, shared: Shared, examples: Example, state: SearchState
 ) -> SearchState:
     last = _last(problem, state)
+    examples = _refreshed(problem, shared, examples, last)
     losses, terms = evaluate(problem, shared, examples, last, jnp.ones(()))
     if not _keeps_best(problem):
         steps = jnp.full_like(state.best_step, state.step)
@@ -322,7 +336,8 @@ def search(
         variables: where the starts begin, leading axis B.
         keys: (B,) one PRNG key per start, for problems that draw as they go.
         steps: gradient steps; not part of what is compiled.
-        chunk: steps per compiled call, between which progress is reported.
+        chunk: steps per compiled call, between which progress is reported; a problem with a
+            `refresh` has its own.
         mesh: devices to spread the starts over, along its axis "starts"; B is a multiple of
             their number, and no problem with a `couple` may be spread.
         on_progress: called after each chunk.
@@ -338,6 +353,7 @@ def search(
         examples, variables, keys = jax.device_put((examples, variables, keys), spread)
     state = begin(problem, shared, examples, variables)
     total = jnp.asarray(steps, jnp.int32)
+    chunk = chunk if problem.refresh is None else problem.refresh_every
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False
     try:

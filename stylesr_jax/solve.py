@@ -29,6 +29,7 @@ from stylesr_jax.stages import (
     decode,
     problem_of,
     render,
+    sketched,
     stages_of,
     traced_settings,
 )
@@ -300,6 +301,7 @@ def solve(
         numbers |= method.measure(generator)
     shared = Shared(generator, prior, degradation, perceptual, numbers)
     stages = stages_of(method, settings)
+    stages = sketched(stages, generator, observations[0].target.shape[0])
     layers = layer_range(str(settings["inject_layers"]), len(generator.noise_shapes))
     own_starts = choose(settings, "starts", {"own": True, "same": False})
     if settings["diversity"]:

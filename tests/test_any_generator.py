@@ -90,7 +90,7 @@ def test_the_functional_api_takes_a_converted_generator(run, photo):
         generator=generator,
         prior=load_prior(generator),
         solutions=1,
-        settings={"steps": 2},
+        settings={"sketch_steps": 2, "steps": 2},
         key=jax.random.key(0),
     )
     assert result.images.shape == (1, 32, 32, 3) and np.isfinite(result.images).all()

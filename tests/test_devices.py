@@ -52,7 +52,9 @@ def _solve_on_meshes(tiny_files, out: Path, method: str, settings: dict) -> dict
 
 
 def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path):
-    found = _solve_on_meshes(tiny_files, tmp_path / "rls.npz", "rls", {"steps": 6})
+    found = _solve_on_meshes(
+        tiny_files, tmp_path / "rls.npz", "rls", {"sketch_steps": 4, "steps": 4}
+    )
     assert found["8"].shape == (6, 32, 32, 3)
     assert np.unique(np.round(found["8"], 3), axis=0).shape[0] == 6  # six different pictures
     # The programs are compiled for different numbers of devices and round differently.
@@ -62,7 +64,7 @@ def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path):
 
 @pytest.mark.slow
 def test_several_stages_and_projections_are_spread_too(tiny_files, tmp_path):
-    settings = {"steps": 4, "weights_steps": 4}
+    settings = {"sketch_steps": 4, "steps": 4, "weights_steps": 4}
     found = _solve_on_meshes(tiny_files, tmp_path / "plus.npz", "rls+", settings)
     for devices in ("0", "1", "2"):
         np.testing.assert_allclose(found[devices], found["8"], atol=1e-3)

@@ -212,14 +212,14 @@ def test_variants_are_read():
     one = variant("flat=rls@paper:lambda_w=0:space=w", evaluations=30)
     assert (one.label, one.method.name, one.preset) == ("flat", "rls", "paper")
     assert one.settings["lambda_w"] == 0.0 and one.settings["space"] == "w"
-    assert one.evaluations == one.settings["steps"] == 30
+    assert one.evaluations == one.settings["steps"] == 30  # the paper has no sketches
     assert variant("rls", preset="paper", evaluations=None).evaluations == 500
 
 
 @pytest.mark.parametrize("budget", [4, 7, 100])
 def test_budgets_are_shared_out_between_stages(budget):
     rls = method_named("rls")
-    (stage,) = rls.stages(rls.settings)
+    *_, stage = rls.stages(rls.settings)
     names = ("first", "second", "second", "steps")
     several = dataclasses.replace(
         rls, stages=lambda _: tuple(dataclasses.replace(stage, steps=name) for name in names)

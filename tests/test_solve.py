@@ -25,12 +25,14 @@ def target(tiny):
 
 
 def _upsample(image, tiny, tiny_prior, **options):
-    options = {"solutions": 2, "settings": {"steps": 12}} | options
+    options = {"solutions": 2, "settings": {"sketch_steps": 6, "steps": 12}} | options
     return upsample(image, generator=tiny, prior=tiny_prior, key=jax.random.key(3), **options)
 
 
 def test_solutions_approach_the_input(tiny, tiny_prior, target):
-    result = _upsample(target, tiny, tiny_prior, settings={"steps": 80})
+    result = _upsample(
+        target, tiny, tiny_prior, settings={"sketch_steps": 0, "steps": 80, "learning_rate": 0.12}
+    )
     assert result.images.shape == (2, 32, 32, 3) and not result.interrupted
     assert np.abs(result.images).max() <= 1.0
     for one in result.solutions:
@@ -54,7 +56,7 @@ def test_another_image_in_the_batch_changes_nothing(tiny, tiny_prior, target):
         "generator": tiny,
         "prior": tiny_prior,
         "method": method,
-        "settings": method.resolve(changes={"steps": 5}),
+        "settings": method.resolve(changes={"sketch_steps": 6, "steps": 5}),
         "solutions": 1,
     }
     other = observe(_target(tiny, seed=9))
@@ -81,7 +83,7 @@ def test_non_square_images_come_back_in_their_shape(tiny, tiny_prior, target):
         generator=tiny,
         prior=tiny_prior,
         method=method,
-        settings=method.resolve(changes={"steps": 12}),
+        settings=method.resolve(changes={"sketch_steps": 6, "steps": 12}),
         solutions=1,
     )
     np.testing.assert_array_equal(changed.images, result.images)
@@ -109,7 +111,12 @@ def test_interruption_keeps_what_was_found(tiny, tiny_prior, target):
             raise KeyboardInterrupt
 
     result = _upsample(
-        target, tiny, tiny_prior, solutions=4, settings={"steps": 40}, on_progress=interrupt
+        target,
+        tiny,
+        tiny_prior,
+        solutions=4,
+        settings={"sketch_steps": 0, "steps": 40},
+        on_progress=interrupt,
     )
     assert result.interrupted and len(result.solutions) == 2
     assert np.isfinite(result.images).all()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Config, Generator, measure_statistics
+from stylesr_jax.generators.heads import with_known_heads
 from stylesr_jax.generators.mobile import MobileConfig
 
 DEFAULT = "mobile-ffhq-1024"
@@ -63,7 +64,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 
 
 def generator_from_file(path: str | os.PathLike[str]) -> Generator:
-    """Load a converted generator.
+    """Load a converted generator, with the image heads that were fitted for it.
 
     Raises:
         UserError: the file is missing, damaged or no generator.
@@ -72,12 +73,13 @@ def generator_from_file(path: str | os.PathLike[str]) -> Generator:
     if header.get("kind") != "generator":
         raise UserError(f"{path} holds a {header.get('kind', 'file')}, not a generator")
     tensors = jax.tree.map(jnp.asarray, tensors)
-    return Generator(
+    generator = Generator(
         params=tensors["params"],
         statistics=tensors["statistics"],
         label=None,
         config=config_from_dict(header["config"]),
     )
+    return with_known_heads(generator)
 
 
 def generator_path(name_or_path: str | os.PathLike[str] = DEFAULT) -> Path:

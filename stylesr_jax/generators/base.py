@@ -46,6 +46,11 @@ class Config:
         """Resolution of each synthesis block's output features, from the input on."""
         raise NotImplementedError
 
+    @property
+    def image_resolutions(self) -> tuple[int, ...]:
+        """Resolutions at which synthesis can stop with an image, the full one last."""
+        return (self.resolution,)
+
     def synthesis_module(self) -> nn.Module:
         """The Flax module; `apply` takes (ws, noise, start=, stop=), see `Generator`."""
         raise NotImplementedError
@@ -61,7 +66,8 @@ class Generator:
 
     Attributes:
         params: {"mapping": ..., "synthesis": ..., "noise": {"00": (h, w), ...}}; the stored
-            noise maps have unit variance, each layer's strength is part of "synthesis".
+            noise maps have unit variance, each layer's strength is part of "synthesis". With
+            image heads fitted later (see `heads.py`) also "heads".
         statistics: "w_mean" (w_dim,), the mean of w = M(z), and "pulse_mean", "pulse_std"
             (w_dim,), those of leaky_relu(w, 5).
         label: (label_dim,) one-hot class of a conditional generator, else None.
@@ -151,13 +157,15 @@ class Generator:
             noise: one map per noisy layer, (h, w) or (N, h, w), of unit variance; None takes
                 the stored maps, "none" takes zeros.
             start: (block, activation from `features`): begin there instead of at the input.
-            stop: end early with an image of this resolution, where the architecture has one.
+            stop: end early with an image of this resolution, one of
+                `config.image_resolutions`; it approximates the full one.
 
         Returns:
             (N, H, W, 3), nominally in [-1, 1] and not clipped.
         """
+        params = {**self.params["synthesis"], **self.params.get("heads", {})}
         return self.config.synthesis_module().apply(
-            {"params": self.params["synthesis"]}, ws, self._maps(noise), start=start, stop=stop
+            {"params": params}, ws, self._maps(noise), start=start, stop=stop
         )  # type: ignore[return-value]
 
     def features(

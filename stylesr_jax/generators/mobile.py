@@ -38,11 +38,13 @@ class MobileConfig(Config):
     """`channels[0]` leave the 4x4 input layer and `channels[i + 1]` leave block i, at 8 << i.
 
     `in_strips`: whether large blocks are computed in strips; None means on CPUs, where it saves
-    time and memory.
+    time and memory. `heads`: features of these resolutions have an `ImageHead`, which makes an
+    image of twice their resolution.
     """
 
     channels: tuple[int, ...] = ()
     in_strips: bool | None = None
+    heads: tuple[int, ...] = ()
 
     architecture = "mobile"
 
@@ -54,6 +56,10 @@ class MobileConfig(Config):
     @property
     def block_resolutions(self) -> tuple[int, ...]:
         return tuple(4 << i for i in range(len(self.channels)))
+
+    @property
+    def image_resolutions(self) -> tuple[int, ...]:
+        return (*(2 * size for size in self.heads), self.resolution)
 
     def strips(self, block: int) -> int:
         """In how many strips block `block` (1 is the first after the input) is computed."""
@@ -216,6 +222,49 @@ class ToWavelets(nn.Module):
         }
 
 
+def _conv3x3(x: Array, weight: Array) -> Array:
+    """A small 3x3 convolution as nine matrix products, whose gradients are as fast in a loop.
+
+    x (N, R, R, I), weight (3, 3, I, O) -> (N, R, R, O), zero-padded.
+    """
+    rows, columns = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(  # type: ignore[return-value]
+        jnp.dot(x[:, i : i + rows, j : j + columns], weight[i, j])
+        for i in range(3)
+        for j in range(3)
+    )
+
+
+class ImageHead(nn.Module):
+    """Features to an approximation of the shrunken image that the remaining blocks would make.
+
+    Two layers, modulated by the style that comes next and by the mean of all that would follow.
+    MobileStyleGAN had modulated heads to wavelets at every block while it was trained; the
+    published network has lost them, and these were fitted anew (see `heads.py`).
+    """
+
+    hidden: int = 128
+
+    @nn.compact
+    def __call__(self, x: Array, ws: Array) -> Array:
+        """x (N, R, R, C), the remaining styles ws (N, styles, w_dim) -> (N, 2R, 2R, 3)."""
+        channels, normal = x.shape[-1], nn.initializers.lecun_normal()
+        later = jnp.concatenate([ws[:, 0], jnp.mean(ws, axis=1)], axis=-1)
+        into = self.param("into", normal, (channels, self.hidden))
+        x = jnp.dot(x * Dense(channels, name="modulation1")(later)[:, None, None, :], into)
+        x = leaky_relu(x + self.param("bias1", nn.initializers.zeros, (self.hidden,)))
+        x = x * Dense(self.hidden, name="modulation2")(later)[:, None, None, :]
+        weight = self.param("weight", normal, (3, 3, self.hidden, self.hidden))
+        x = leaky_relu(
+            _conv3x3(x, weight) + self.param("bias2", nn.initializers.zeros, (self.hidden,))
+        )
+        x = x * Dense(self.hidden, name="modulation3")(later)[:, None, None, :]
+        bands = jnp.dot(x, self.param("out", normal, (self.hidden, 12)))
+        bands = bands + self.param("bias3", nn.initializers.zeros, (12,))
+        return jax.vmap(haar_synthesis)(bands)
+
+
 class MobileSynthesis(nn.Module):
     """Styles to images. Block k > 0 uses styles 3k-2 (up-sampling, conv1) and 3k-1 (conv2)."""
 
@@ -229,6 +278,7 @@ class MobileSynthesis(nn.Module):
             for i, c in enumerate(channels[1:])
         ]
         self.to_image = ToWavelets(channels[-1])
+        self.heads = {size: ImageHead(name=f"head{size}") for size in self.config.heads}
 
     def _run(
         self,
@@ -267,11 +317,23 @@ class MobileSynthesis(nn.Module):
         stop: int | None = None,
     ) -> Array:
         """See `Generator.synthesise`."""
-        if stop is not None and stop != self.config.resolution:
-            raise UserError(f"{self.config.name} has no image head at {stop} px")
         first, x = start or (0, None)
+        if stop is not None and stop != self.config.resolution:
+            return self._sketch(x, ws, noise, first, stop)
         style, weights = self.to_image(ws[:, self.config.num_ws - 2])
         blocks = len(self.config.channels)
         if first == blocks:
             return jax.vmap(lambda x, style: _image_rows(x, style, weights))(x, style)
         return self._run(x, ws, noise, first, blocks, (style, weights))
+
+    def _sketch(self, x: Array | None, ws: Array, noise: Noise, first: int, stop: int) -> Array:
+        """The image that a head makes of the features of half its resolution."""
+        sizes = self.config.image_resolutions
+        if stop not in sizes:
+            known = ", ".join(map(str, sizes))
+            raise UserError(f"{self.config.name} makes images of {known} px, not {stop}")
+        block = self.config.block_resolutions.index(stop // 2) + 1
+        if first >= block:
+            raise UserError(f"block {first} is not before the image at {stop} px")
+        x = self._run(x, ws, noise, first, block)
+        return self.heads[stop // 2](x, ws[:, 3 * block - 2 :])

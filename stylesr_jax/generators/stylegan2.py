@@ -69,6 +69,11 @@ class StyleGAN2Config(Config):
         half = block >= len(self.channels) - HALF_BLOCKS
         return jnp.dtype(self.compute_dtype if half else "float32")
 
+    @property
+    def image_resolutions(self) -> tuple[int, ...]:
+        sizes = self.block_resolutions
+        return sizes if self.skeleton == "skip" else sizes[-1:]
+
     def synthesis_module(self) -> nn.Module:
         return StyleGAN2Synthesis(self)
 
@@ -248,8 +253,7 @@ class StyleGAN2Synthesis(nn.Module):
             UserError: there is no image of resolution `stop`.
         """
         config = self.config
-        resolutions = config.block_resolutions
-        sizes = resolutions if config.skeleton == "skip" else resolutions[-1:]
+        resolutions, sizes = config.block_resolutions, config.image_resolutions
         stop = config.resolution if stop is None else stop
         if stop not in sizes:
             raise UserError(
