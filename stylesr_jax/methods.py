@@ -129,13 +129,15 @@ def _rls_stage(settings: Mapping[str, Value]) -> Stage:
 
 
 def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    """First with sketches, if "sketch_steps" says so, then with full images from there."""
+    """ "sketch_steps" with sketches, then "steps" with full images from there."""
     full = _rls_stage(settings)
     if not int(settings["sketch_steps"]):
         return (full,)
     early = replace(
         full, sketch=True, keep="last", steps="sketch_steps", learning_rate="sketch_rate"
     )
+    if not int(settings["steps"]):
+        return (early,)
     onward = replace(full.coordinates, start=_carry_on)
     return (early, replace(full, coordinates=onward))
 
@@ -180,7 +182,7 @@ RLS = Method(
         "spread_first": 0.0,
     },
     presets={
-        "fast": {"sketch_steps": 100, "steps": 3},
+        "fast": {"sketch_steps": 120, "steps": 0},  # one program less to compile
         "best": {"sketch_steps": 500, "steps": 40, "learning_rate": 0.05},
         "paper": RLS_PAPER,
         # The ablations of the published method.

@@ -134,6 +134,9 @@ def begin(problem: Problem, shared: Shared, examples: Example, variables: Variab
     )
 
 
+# Jitted inside other jitted functions, `evaluate` and `step` are traced once for all their uses:
+# with a generator in the loss, tracing takes longer than loading the compiled program.
+@partial(jax.jit, static_argnames=("problem",))
 def evaluate(
     problem: Problem, shared: Shared, examples: Example, variables: Variables, progress: Array
 ) -> tuple[Array, Terms]:
@@ -150,6 +153,7 @@ def evaluate(
     return losses, terms  # type: ignore[return-value]
 
 
+@partial(jax.jit, static_argnames=("problem",))
 def step(
     problem: Problem,
     shared: Shared,
@@ -271,15 +275,6 @@ def _refreshed(
     return jax.vmap(partial(problem.refresh, shared))(examples, variables)
 
 
-def _keeps_best(problem: Problem) -> bool:
-    return problem.keep == "best" and problem.pick is None
-
-
-def _last(problem: Problem, state: SearchState) -> Variables:
-    """The variables that a problem which does not keep the best returns, leading axis B."""
-    return state.variables if problem.pick is None else jax.vmap(problem.pick)(state.optimiser)
-
-
 @partial(jax.jit, static_argnames=("problem", "mesh"))
 def _close(
     problem: Problem,
@@ -289,30 +284,40 @@ def _close(
     *,
     mesh: Mesh | None = None,
 ) -> SearchState:
-    """Evaluate the variables after the last update too, so that no step is wasted."""
-    run = partial(_evaluate_last, problem)
+    """Evaluate the variables that the optimiser's state says it ended with."""
+    run = partial(_evaluate_picked, problem)
     if mesh is not None:
         run = _spread(run, mesh, (P(), P(STARTS), _STATE), _STATE)
     return run(shared, examples, state)
 
 
-def _evaluate_last(
+def _evaluate_picked(
     problem: Problem, shared: Shared, examples: Example, state: SearchState
 ) -> SearchState:
-    last = _last(problem, state)
-    examples = _refreshed(problem, shared, examples, last)
-    losses, terms = evaluate(problem, shared, examples, last, jnp.ones(()))
-    if not _keeps_best(problem):
-        steps = jnp.full_like(state.best_step, state.step)
-        return state._replace(best=last, best_loss=losses, best_terms=terms, best_step=steps)
-    better = (state.failed_at < 0) & jnp.isfinite(losses) & (losses < state.best_loss)
-    closed = state._replace(
-        best=_select(better, state.variables, state.best),
-        best_loss=jnp.where(better, losses, state.best_loss),
-        best_terms=_select(better, terms, state.best_terms),
-        best_step=jnp.where(better, state.step, state.best_step),
+    assert problem.pick is not None
+    picked = jax.vmap(problem.pick)(state.optimiser)
+    examples = _refreshed(problem, shared, examples, picked)
+    losses, terms = evaluate(problem, shared, examples, picked, jnp.ones(()))
+    steps = jnp.full_like(state.best_step, state.step)
+    return state._replace(best=picked, best_loss=losses, best_terms=terms, best_step=steps)
+
+
+def _closed(problem: Problem, state: SearchState, after: SearchState, terms: Terms) -> SearchState:
+    """The state at the end, from one more step (`after`, with its `terms`) that is not counted.
+
+    That step evaluates the variables after the last update, so that no update is wasted, in a
+    program that is compiled already.
+    """
+    if problem.keep == "best":
+        kept = {"variables": state.variables, "optimiser": state.optimiser}
+        return after._replace(step=state.step, failed_at=state.failed_at, **kept)
+    last = {name: values[0] for name, values in terms.items()}
+    return state._replace(
+        best=state.variables,
+        best_loss=sum(last.values()),
+        best_terms=last,
+        best_step=jnp.full_like(state.best_step, state.step),
     )
-    return closed
 
 
 def search(
@@ -354,13 +359,15 @@ def search(
     state = begin(problem, shared, examples, variables)
     total = jnp.asarray(steps, jnp.int32)
     chunk = chunk if problem.refresh is None else problem.refresh_every
+
+    def run(total: Array, state: SearchState) -> tuple[SearchState, Terms]:
+        return advance(problem, shared, examples, keys, total, state, length=chunk, mesh=mesh)
+
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False
     try:
         while done < steps:
-            state, terms = advance(
-                problem, shared, examples, keys, total, state, length=chunk, mesh=mesh
-            )
+            state, terms = run(total, state)
             kept = min(chunk, steps - done)
             records.append({name: np.asarray(value)[:kept] for name, value in terms.items()})
             done += kept
@@ -370,11 +377,16 @@ def search(
                 break
     except KeyboardInterrupt:
         interrupted = True
-    if not interrupted:
+    if problem.pick is not None:
         state = _close(problem, shared, examples, state, mesh=mesh)
+    elif not interrupted:
+        after, terms = run(total + 1, state)
+        state = _closed(problem, state, after, terms)
+    elif problem.keep == "last":
+        state = state._replace(best=state.variables)
     names = records[0] if records else {}
     return SearchResult(
-        variables=state.best if _keeps_best(problem) else _last(problem, state),
+        variables=state.best,
         loss=np.asarray(state.best_loss),
         terms={name: np.asarray(value) for name, value in state.best_terms.items()},
         best_step=np.asarray(state.best_step),
