@@ -715,7 +715,7 @@ def prior_from_file(path: str | os.PathLike[str]) -> tuple[Prior, dict[str, Arra
             f"{path} does not fit this version ({error}); fit the prior again: "
             "python -m stylesr_jax.fit_prior --help"
         ) from error
-    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tensors)
+    single = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), tensors))
     return Prior(single["whitening"], single["flow"], config), single["probe"]
 
 
@@ -726,6 +726,14 @@ def _fits(probe: Mapping[str, Array], generator: Generator) -> bool:
         return False
     error = jnp.max(jnp.abs(generator.map_latents(z) - w))
     return bool(error <= PROBE_TOLERANCE * jnp.max(jnp.abs(w)))
+
+
+def _belongs(path: Path, generator: Generator) -> bool:
+    """Whether a prior was fitted on the very weights of the mapping network, or fits it."""
+    header = store.read_header(path)
+    if not generator.label_dim and header.get("mapping_sha256") == mapping_sha256(generator):
+        return header.get("kind") == "prior"
+    return _fits(prior_from_file(path)[1], generator)
 
 
 def priors_folder() -> Path:
@@ -745,14 +753,14 @@ def _known_priors() -> Iterator[Path]:
 def find_prior(generator: Generator, path: str | os.PathLike[str] | None = None) -> Path:
     """The file of the prior that belongs to a generator's mapping network, see `load_prior`."""
     if path is not None:
-        if not _fits(prior_from_file(path)[1], generator):
+        if not _belongs(Path(path), generator):
             raise UserError(
                 f"{path} was fitted for another mapping network than {generator.name}'s; "
                 "fit one: python -m stylesr_jax.fit_prior --generator NAME_OR_PATH"
             )
         return Path(path)
     for candidate in _known_priors():
-        if _fits(prior_from_file(candidate)[1], generator):
+        if _belongs(candidate, generator):
             return candidate
     raise UserError(
         f"there is no flow prior for {generator.name}; fit one (it is then found by itself): "

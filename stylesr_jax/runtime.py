@@ -8,12 +8,18 @@ from stylesr_jax import store
 
 
 def configure() -> None:
-    """Turn on JAX's persistent compilation cache, unless the user set one up.
+    """Turn on JAX's persistent compilation cache, unless the user set one up, and `programs`.
 
     The cache lies in `store.cache_dir()`; JAX_COMPILATION_CACHE_DIR moves it and
-    JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    JAX_ENABLE_COMPILATION_CACHE=false turns both off.
     """
     import jax
+
+    from stylesr_jax import programs
+
+    config: Any = jax.config
+    if config.jax_enable_compilation_cache:
+        programs.keep_in(store.cache_dir() / "programs")
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(store.cache_dir() / "compiled"))

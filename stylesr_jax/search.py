@@ -21,6 +21,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from stylesr_jax import programs
+
 STARTS = "starts"  # the mesh axis that the starts of a batch are spread over
 Variables = Any  # a pytree of float arrays: what is searched for one start
 Shared = Any  # a pytree that all starts share: generator, prior, settings
@@ -50,6 +52,7 @@ class Problem:
         couple: (shared, examples, outputs) -> terms of shape (B,) that tie the starts of a
             batch together, or None; outputs of failed starts come as zeros.
         keep: "best" returns each start's variables of least loss, "last" those of the end.
+        terms: the names of the loss's terms; empty has them found by tracing it.
         pick: optimiser state -> variables: returns what it says of the end instead.
         refresh: (shared, example, variables) -> example, called before the first and then every
             `refresh_every` steps, where a loss holds only near the variables it was set up at.
@@ -62,6 +65,7 @@ class Problem:
     project: Callable[[Shared, Example, Array, Variables, Variables], Variables] = _identity
     couple: Callable[[Shared, Example, Any], Terms] | None = None
     keep: Literal["best", "last"] = "best"
+    terms: tuple[str, ...] = ()
     pick: Callable[[Any], Variables] | None = None
     refresh: Callable[[Shared, Example, Variables], Example] | None = None
     refresh_every: int = 20
@@ -118,17 +122,18 @@ def _all_finite(tree: Any) -> Array:
 def begin(problem: Problem, shared: Shared, examples: Example, variables: Variables) -> SearchState:
     """The state before the first step; variables have the starts as their leading axis."""
     n_starts = jax.tree.leaves(variables)[0].shape[0]
-    _, terms = jax.eval_shape(
-        partial(evaluate, problem), shared, examples, variables, jnp.zeros(())
-    )
+    terms: Any = problem.terms
+    if not terms:
+        run = partial(evaluate, problem)
+        _, terms = jax.eval_shape(run, shared, examples, variables, jnp.zeros(()))
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
         anchor=variables,
         optimiser=jax.vmap(problem.optimiser(shared).init)(variables),
         best=variables,
-        best_loss=jnp.full((n_starts,), jnp.inf),
-        best_terms={name: jnp.full((n_starts,), jnp.inf) for name in terms},
+        best_loss=jnp.full((n_starts,), jnp.inf, jnp.float32),
+        best_terms={name: jnp.full((n_starts,), jnp.inf, jnp.float32) for name in terms},
         best_step=jnp.zeros((n_starts,), jnp.int32),
         failed_at=jnp.full((n_starts,), -1, jnp.int32),
     )
@@ -243,6 +248,21 @@ def advance(
         parts = (P(), P(STARTS), P(STARTS), P(), _STATE)
         run = _spread(run, mesh, parts, (_STATE, P(None, STARTS)))
     return run(shared, examples, keys, total, state)
+
+
+@partial(jax.jit, static_argnames=("problem", "length"))
+def advance_one(
+    shared: Shared,
+    examples: Example,
+    keys: Array,
+    total: Array,
+    state: SearchState,
+    *,
+    problem: Problem,
+    length: int,
+) -> tuple[SearchState, Terms]:
+    """`advance` on one device, its static arguments last, as `programs.call` wants them."""
+    return _advance(problem, length, shared, examples, keys, total, state)
 
 
 def _advance(
@@ -361,7 +381,11 @@ def search(
     chunk = chunk if problem.refresh is None else problem.refresh_every
 
     def run(total: Array, state: SearchState) -> tuple[SearchState, Terms]:
-        return advance(problem, shared, examples, keys, total, state, length=chunk, mesh=mesh)
+        if mesh is not None:
+            return advance(problem, shared, examples, keys, total, state, length=chunk, mesh=mesh)
+        args = (shared, examples, keys, total, state)
+        out = (state, state.best_terms)
+        return programs.call(advance_one, *args, out=out, problem=problem, length=chunk)
 
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False

@@ -142,6 +142,8 @@ class _LearningRate:
 def problem_of(stage: Stage) -> Problem:
     """The engine's problem for a stage; equal stages give equal problems."""
     options: dict[str, Any] = {"couple": stage.couple, "keep": stage.keep, "pick": stage.pick}
+    if stage.couple is None:
+        options["terms"] = tuple(term.name for term in stage.terms)
     if stage.project is not None:
         options["project"] = stage.project
     if stage.stop is not None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
@@ -72,7 +71,7 @@ def generator_from_file(path: str | os.PathLike[str]) -> Generator:
     tensors, header = store.load(path)
     if header.get("kind") != "generator":
         raise UserError(f"{path} holds a {header.get('kind', 'file')}, not a generator")
-    tensors = jax.tree.map(jnp.asarray, tensors)
+    tensors = jax.device_put(tensors)  # at once: one array after the other takes ten times longer
     generator = Generator(
         params=tensors["params"],
         statistics=tensors["statistics"],

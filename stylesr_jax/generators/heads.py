@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from stylesr_jax import store
@@ -44,7 +43,7 @@ def with_heads(generator: Generator, heads: Mapping[int, Any]) -> Generator:
         heads: resolution of the features -> parameters of their `ImageHead`.
     """
     sizes = tuple(sorted(heads))
-    named = {f"head{size}": jax.tree.map(jnp.asarray, heads[size]) for size in sizes}
+    named = jax.device_put({f"head{size}": heads[size] for size in sizes})
     return generator.replace(  # type: ignore[attr-defined]
         params={**generator.params, "heads": named},
         config=dataclasses.replace(generator.config, heads=sizes),

@@ -1,0 +1,110 @@
+"""Traced programs kept on disk: the same results, and no second trace."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stylesr_jax import programs
+from stylesr_jax.flow import load_prior
+from stylesr_jax.generators import load_generator
+from stylesr_jax.methods import METHODS
+from stylesr_jax.solve import upsample
+
+TRACES = []
+
+
+@partial(jax.jit, static_argnames=("power", "how"))
+def _powers(x, tree, *, power, how=None):
+    TRACES.append(power)
+    return {"sum": sum(v**power for v in tree.values()) + x, "x": x}
+
+
+def _call(power=2, how=None):
+    tree = {"a": jnp.arange(3.0), "b": jnp.ones(3)}
+    out = {"sum": 0, "x": 0}
+    return programs.call(_powers, jnp.ones(3), tree, out=out, power=power, how=how)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Programs are kept in a folder of the test's own, and forgotten in between."""
+    _forget()
+    programs.keep_in(tmp_path)
+    yield tmp_path
+    programs.keep_in(None)
+    _forget()
+
+
+def _forget():
+    """As a new process would begin."""
+    programs._ready.clear()
+    jax.clear_caches()
+    TRACES.clear()
+
+
+def test_a_kept_program_is_not_traced_again(folder):
+    first = _call()
+    assert TRACES == [2] and len(list(folder.glob("*.program"))) == 1
+    _forget()
+    again = _call()
+    assert TRACES == []
+    np.testing.assert_array_equal(first["sum"], again["sum"])
+    np.testing.assert_array_equal(first["sum"], [2.0, 3.0, 6.0])
+
+
+def test_other_static_values_are_other_programs(folder):
+    _call(2)
+    np.testing.assert_array_equal(_call(3)["sum"], [2.0, 3.0, 10.0])
+    assert len(list(folder.glob("*.program"))) == 2
+
+
+def test_what_has_no_name_is_traced_as_usual(folder):
+    np.testing.assert_array_equal(_call(how=lambda x: x)["sum"], [2.0, 3.0, 6.0])
+    assert not list(folder.iterdir())
+
+
+def test_a_damaged_program_is_made_again(folder):
+    _call()
+    (file,) = folder.glob("*.program")
+    whole = file.read_bytes()
+    file.write_bytes(b"no program")
+    _forget()
+    np.testing.assert_array_equal(_call()["sum"], [2.0, 3.0, 6.0])
+    assert file.read_bytes() != b"no program" and len(file.read_bytes()) == len(whole)
+
+
+def test_nothing_is_kept_without_a_folder(tmp_path):
+    _forget()
+    np.testing.assert_array_equal(_call()["sum"], [2.0, 3.0, 6.0])
+    assert TRACES == [2]
+
+
+def test_a_search_from_kept_programs_is_the_same(folder, tiny_files):
+    generator = load_generator(tiny_files["generator"])
+    prior = load_prior(generator, tiny_files["prior"])
+    image = np.random.default_rng(0).uniform(-1, 1, (8, 8, 3))
+
+    def run():
+        settings = {"sketch_steps": 25, "steps": 3}
+        options = {"generator": generator, "prior": prior, "solutions": 1, "settings": settings}
+        return upsample(image, key=jax.random.key(0), **options).images
+
+    first = run()
+    kept = sorted(folder.glob("*.program"))
+    assert len(kept) == 2  # with sketches, and in full; no program twice
+    _forget()
+    np.testing.assert_array_equal(run(), first)
+    assert sorted(folder.glob("*.program")) == kept
+    programs.keep_in(None)
+    np.testing.assert_allclose(run(), first, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_has_a_name(name):
+    """No method's stages are made of lambdas or closures, so that all start warm."""
+    method = METHODS[name]
+    for stage in method.stages(method.settings):
+        assert programs._name(stage)
