@@ -1,0 +1,102 @@
+"""What the timing benchmarks share: GFLOP, matrix-product rates, memory, machine, files."""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+def count_gflop(function: Callable[..., Any], *args: Any) -> float:
+    """GFLOP of the convolutions and matrix products in a function, from their shapes."""
+    total = 0.0
+    for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
+        name = equation.primitive.name
+        if name not in ("conv_general_dilated", "dot_general"):
+            continue
+        left, right = (variable.aval.shape for variable in equation.invars)
+        out = equation.outvars[0].aval.shape
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            terms = np.prod([left[axis] for axis in contracted])
+        else:
+            kernel = equation.params["dimension_numbers"].rhs_spec  # out, in, then space
+            terms = np.prod(right) / right[kernel[0]]
+        total += 2.0 * float(np.prod(out)) * float(terms)
+    return total / 1e9
+
+
+def timed(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median wall seconds and least processor seconds of a call."""
+    wall, processor = [], []
+    for _ in range(repeats):
+        start, busy = time.perf_counter(), time.process_time()
+        jax.block_until_ready(function())
+        wall.append(time.perf_counter() - start)
+        processor.append(time.process_time() - busy)
+    return statistics.median(wall), min(processor)
+
+
+def interleaved(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each call returns (its seconds) in each round; all take their turn in every round."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            found[name].append(call())
+    return found
+
+
+def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, float]:
+    """Each call's seconds over those of `base`: the median over rounds of the rounds' ratios."""
+    return {
+        name: statistics.median(a / b for a, b in zip(values, seconds[base], strict=True))
+        for name, values in seconds.items()
+    }
+
+
+def matmul_rates(size: int = 2048, repeats: int = 5) -> tuple[float, float]:
+    """GFLOP per second, and per processor second, of a float32 matrix product."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(partial(jnp.dot, precision=jax.lax.Precision.HIGHEST))
+    jax.block_until_ready(product(a, a))
+    wall, processor = timed(lambda: product(a, a), repeats)
+    gflop = 2.0 * size**3 / 1e9
+    return gflop / wall, gflop / max(processor, 1e-9)
+
+
+def peak_bytes() -> int:
+    """Peak memory so far: the device's where it tells, else this whole process's."""
+    memory = jax.devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return memory.get("peak_bytes_in_use", used)
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """Date, device, processor and versions, from `describe_machine`, on one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['date']}; {machine['device']}; {machine['machine']}; {versions}"
+
+
+def write_report(out: Path | None, report: dict[str, Any]) -> None:
+    """Write the measurements as JSON, if a file was asked for."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
