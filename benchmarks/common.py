@@ -1,11 +1,14 @@
 """What the timing benchmarks share: GFLOP, matrix-product rates, memory, machine, files."""
 
 import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+def _inner(equation: Any) -> Iterator[tuple[Any, int]]:
+    """The programs inside an equation, and how often each is run; of branches the largest."""
+    name, params = equation.primitive.name, equation.params
+    if name == "cond":
+        branches = [branch.jaxpr for branch in params["branches"]]
+        yield max(branches, key=_flop), 1
+        return
+    for value in params.values():
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+            yield inner, params["length"] if name == "scan" else 1
 
 
-def count_gflop(function: Callable[..., Any], *args: Any) -> float:
-    """GFLOP of the convolutions and matrix products in a function, from their shapes."""
+def _flop(jaxpr: Any) -> float:
     total = 0.0
-    for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
+    for equation in jaxpr.eqns:
+        total += sum(times * _flop(inner) for inner, times in _inner(equation))
         name = equation.primitive.name
         if name not in ("conv_general_dilated", "dot_general"):
             continue
@@ -40,7 +47,12 @@ def count_gflop(function: Callable[..., Any], *args: Any) -> float:
             kernel = equation.params["dimension_numbers"].rhs_spec  # out, in, then space
             terms = np.prod(right) / right[kernel[0]]
         total += 2.0 * float(np.prod(out)) * float(terms)
-    return total / 1e9
+    return total
+
+
+def count_gflop(function: Callable[..., Any], *args: Any) -> float:
+    """GFLOP of the convolutions and matrix products in a function, from their shapes."""
+    return _flop(jax.make_jaxpr(function)(*args).jaxpr) / 1e9
 
 
 def timed(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -100,3 +112,16 @@ def write_report(out: Path | None, report: dict[str, Any]) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def run_apart(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What a benchmark writes for its option --single FILE, run in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [sys.executable, "-m", module, *arguments, "--single", str(result)]
+        done = subprocess.run(command, env={**os.environ, **(environment or {})})
+        if done.returncode:
+            sys.exit(done.returncode)  # it has said why
+        return json.loads(result.read_text())

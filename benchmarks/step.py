@@ -17,8 +17,6 @@ process of its own, so the peak memory is its own too, compilation included.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +33,7 @@ from benchmarks.common import (
     machine_line,
     matmul_rates,
     peak_bytes,
+    run_apart,
     timed,
     write_report,
 )
@@ -130,17 +129,14 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
 
 def _run_apart(name: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
     """`measure` in a fresh process with an empty compilation cache."""
+    arguments = ["--generator", name, "--batch", str(batch)]
+    arguments += ["--steps", str(steps), "--repeats", str(repeats)]
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "benchmarks.step", "--generator", name]
-        command += ["--batch", str(batch), "--steps", str(steps), "--repeats", str(repeats)]
         environment = {
-            **os.environ,
             "JAX_COMPILATION_CACHE_DIR": folder,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        subprocess.run([*command, "--single", str(result)], check=True, env=environment)
-        return json.loads(result.read_text())
+        return run_apart("benchmarks.step", arguments, environment)
 
 
 HEADER = (

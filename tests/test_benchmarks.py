@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.common import count_gflop, interleaved, machine_line, ratios
+from benchmarks.quality_over_time import budgets, curves, draw, summarise, table
 from benchmarks.references import ADA, MOBILE, detect, mobile_noise, mobile_state, style_inverse
+from benchmarks.solutions import pairs, per_solution
 from benchmarks.step import PROBLEM, per_start
 from stylesr_jax.errors import UserError
 from stylesr_jax.runtime import describe_machine
@@ -27,6 +29,20 @@ def test_gflop_of_products_and_convolutions():
     # Inside other compiled functions, and whatever is element-wise left out.
     nested = jax.jit(lambda image, kernel: jnp.tanh(jax.jit(convolve)(image, kernel)))
     assert count_gflop(nested, image, kernel) == pytest.approx(expected)
+
+
+def test_gflop_of_loops_and_branches():
+    a = jnp.zeros((10, 10))
+    once = count_gflop(jnp.dot, a, a)
+
+    def loop(a):
+        return jax.lax.scan(lambda x, _: (x @ a, None), a, None, length=7)[0]
+
+    def branches(a):
+        return jax.lax.cond(a.sum() > 0, loop, lambda a: a @ a, a)
+
+    assert count_gflop(loop, a) == pytest.approx(7 * once)
+    assert count_gflop(branches, a) == pytest.approx(7 * once)
 
 
 def test_everyone_takes_a_turn_in_every_round():
@@ -115,3 +131,57 @@ def test_mobile_weights_go_back_to_the_references_layout(mobile):
     noise = mobile_noise(params["noise"])
     assert [n.shape for n in noise[:2]] == [(1, 1, 4, 4), (2, 1, 8, 8)]
     assert len(noise) == len(channels)
+
+
+# --- solutions and quality over time --------------------------------------------------------
+
+
+def test_starts_go_with_batches_that_divide_them():
+    assert pairs([1, 2, 8], None) == [(1, 1), (2, 1), (2, 2), (8, 1), (8, 8)]
+    assert pairs([1, 4, 6], [1, 2, 4]) == [(1, 1), (4, 1), (4, 2), (4, 4), (6, 1), (6, 2)]
+    cases = [{"starts": 1, "seconds": 10.0}, {"starts": 8, "seconds": 60.0}]
+    assert [per_solution(case, cases) for case in cases] == [1.0, 0.75]
+
+
+def test_budgets_are_evenly_spaced_and_capped():
+    assert budgets(80, 5, None) == [5, 10, 20, 40, 80]
+    assert budgets(500, 3, 20) == [5, 10, 20]
+    assert budgets(3, 4, None) == [3]
+    assert budgets(0, 4, None) == [0]  # a method without a search
+
+
+def test_curves_are_methods_with_the_presets_they_have():
+    found = [(one.method.name, one.preset) for one in curves(["rls", "bicubic"], ["fast", "paper"])]
+    assert found == [("rls", "fast"), ("rls", "paper"), ("bicubic", "fast")]
+    assert [one.preset for one in curves(["multimodal"], ["combined", "paper-w"])] == ["combined"]
+    with pytest.raises(UserError, match="unknown method"):
+        curves(["nothing"], ["fast"])
+
+
+def test_summaries_and_plot(tmp_path):
+    def row(method, evaluations, seconds, **scores):
+        return {"method": method, "preset": "fast", "evaluations": evaluations, **scores} | {
+            "seconds": seconds
+        }
+
+    scores = {"low_l1": 0.1, "lpips_vgg": 0.3, "log_p": -1000.0}
+    rows = [
+        row("rls", 10, 5.0, **scores),
+        row("rls", 10, 7.0, **{**scores, "low_l1": 0.3}),
+        row("rls", 20, 12.0, **scores),
+        row("pulse", 10, 3.0, **scores),
+        row("bicubic", 0, 0.0, **{**scores, "log_p": None}),
+    ]
+    entries = summarise(rows)
+    assert [(e["method"], e["evaluations"], e["images"]) for e in entries] == [
+        ("bicubic", 0, 1),
+        ("pulse", 10, 1),
+        ("rls", 10, 2),
+        ("rls", 20, 1),
+    ]
+    assert entries[2]["seconds"] == 6.0 and entries[2]["low_l1"] == pytest.approx(0.2)
+    assert entries[0]["log_p"] is None
+    lines = table(entries).splitlines()
+    assert len(lines) == 6 and lines[4].endswith("| 6 | 0.2 | 0.3 | -1000 | 2 |")
+    draw(tmp_path / "plot.png", entries, "title")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
