@@ -10,7 +10,8 @@ respect to W+ and Adam's update: ours as the engine runs it, the reference's in 
 
 Images and gradients are compared before anything is timed. Then all take turns, in every round
 one after another, so that a machine that drifts drifts for all; seconds are medians over rounds,
-ratios medians of the rounds' ratios.
+ratios medians of the rounds' ratios. "CPU s" are processor seconds of all threads: where they are
+less than the cores could give, something else was running, and their ratio says more.
 """
 
 import argparse
@@ -26,7 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import interleaved, machine_line, ratios, write_report
+from benchmarks.common import (
+    Stopwatch,
+    Timing,
+    interleaved,
+    machine_line,
+    ratios,
+    write_report,
+)
 from benchmarks.references import Reference, load_reference
 from benchmarks.step import PROBLEM, TARGET
 from stylesr_jax.errors import UserError
@@ -72,31 +80,33 @@ def torch_step(
     return step, styles
 
 
-def torch_call(reference: Reference, step: Callable[[], Any], steps: int) -> Callable[[], float]:
-    """Seconds a step, over `steps` of them."""
+def torch_call(step: Callable[[], Any], steps: int) -> Callable[[], Timing]:
+    """Times a step, over `steps` of them."""
 
-    def call() -> float:
+    def call() -> Timing:
         time.sleep(PAUSE)
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        return (time.perf_counter() - start) / steps
+        with Stopwatch() as watch:
+            for _ in range(steps):
+                step()
+        return watch.per(steps)
 
     return call
 
 
-def our_call(reference: Reference, ws: jax.Array, targets: jax.Array, steps: int) -> Any:
-    """Seconds a step of the engine's compiled loop of `steps`."""
+def our_call(
+    reference: Reference, ws: jax.Array, targets: jax.Array, steps: int
+) -> Callable[[], Timing]:
+    """Times a step of the engine's compiled loop of `steps`."""
     keys = jax.random.split(jax.random.key(2), len(ws))
     state = begin(PROBLEM, reference.generator, targets, ws)
     arguments = (reference.generator, targets, keys, jnp.asarray(10**6, jnp.int32), state)
     run = advance.lower(PROBLEM, *arguments, length=steps).compile()
 
-    def call() -> float:
+    def call() -> Timing:
         time.sleep(PAUSE)
-        start = time.perf_counter()
-        jax.block_until_ready(run(*arguments))
-        return (time.perf_counter() - start) / steps
+        with Stopwatch() as watch:
+            jax.block_until_ready(run(*arguments))
+        return watch.per(steps)
 
     return call
 
@@ -143,15 +153,18 @@ def measure(
     calls = {OURS: our_call(reference, ws, targets, steps)}
     for form in reference.forms:
         step, _ = torch_step(reference, form, ws, targets)
-        calls[form] = torch_call(reference, step, reference_steps)
+        calls[form] = torch_call(step, reference_steps)
     interleaved(calls, 1)  # to warm up
-    seconds = interleaved(calls, rounds)
+    timings = interleaved(calls, rounds)
+    found = ratios(timings, OURS)
     return {
         "batch": batch,
         "agreement": agreement,
-        "seconds": {name: median(values) for name, values in seconds.items()},
-        "rounds": seconds,
-        "ratios": ratios(seconds, OURS),
+        "seconds": {name: median(t.seconds for t in own) for name, own in timings.items()},
+        "processor": {name: median(t.processor for t in own) for name, own in timings.items()},
+        "ratios": {name: ratio.seconds for name, ratio in found.items()},
+        "processor_ratios": {name: ratio.processor for name, ratio in found.items()},
+        "rounds": timings,
     }
 
 
@@ -160,6 +173,7 @@ def table(case: dict[str, Any]) -> str:
     lines = []
     for name, seconds in case["seconds"].items():
         line = f"{case['batch']:>5}  {name:<22}{seconds:>8.3f}{case['ratios'][name]:>8.1f}x"
+        line += f"{case['processor'][name]:>8.3f}{case['processor_ratios'][name]:>8.1f}x"
         if name in case["agreement"]:
             for part in ("image", "gradient"):
                 found = case["agreement"][name][part]
@@ -194,7 +208,9 @@ def main(argv: list[str] | None = None) -> int:
     torch_device = f"{reference.device}, {reference.torch.get_num_threads()} threads"
     print(machine_line(machine))
     print(f"{reference.kind} on {torch_device}; {reference.generator.name}")
-    print("batch  what                    s/step   ratio  image differs by      gradient by")
+    print(
+        "batch  what                    s/step    ratio   CPU s    ratio  image differs by      gradient by"
+    )
     cases = []
     for batch in (int(text) for text in options.batch.split(",")):
         case = measure(

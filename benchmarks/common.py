@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,21 +66,45 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
     return statistics.median(wall), min(processor)
 
 
-def interleaved(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each call returns (its seconds) in each round; all take their turn in every round."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
+class Timing(NamedTuple):
+    """Wall seconds, and processor seconds of all threads together."""
+
+    seconds: float
+    processor: float
+
+
+class Stopwatch:
+    """Times a block: `with Stopwatch() as watch: ...`, then `watch.per(steps)`."""
+
+    def __enter__(self) -> "Stopwatch":
+        self._wall, self._busy = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wall = time.perf_counter() - self._wall
+        self._busy = time.process_time() - self._busy
+
+    def per(self, steps: int) -> Timing:
+        return Timing(self._wall / steps, self._busy / steps)
+
+
+def interleaved(calls: dict[str, Callable[[], Timing]], rounds: int) -> dict[str, list[Timing]]:
+    """What each call returns in each round; all take their turn in every round."""
+    found: dict[str, list[Timing]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             found[name].append(call())
     return found
 
 
-def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, float]:
-    """Each call's seconds over those of `base`: the median over rounds of the rounds' ratios."""
-    return {
-        name: statistics.median(a / b for a, b in zip(values, seconds[base], strict=True))
-        for name, values in seconds.items()
-    }
+def ratios(timings: dict[str, list[Timing]], base: str) -> dict[str, Timing]:
+    """Each call's times over those of `base`: the median over rounds of the rounds' ratios."""
+
+    def ratio(name: str, part: int) -> float:
+        pairs = zip(timings[name], timings[base], strict=True)
+        return statistics.median(a[part] / max(b[part], 1e-9) for a, b in pairs)
+
+    return {name: Timing(ratio(name, 0), ratio(name, 1)) for name in timings}
 
 
 def matmul_rates(size: int = 2048, repeats: int = 5) -> tuple[float, float]:

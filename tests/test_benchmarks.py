@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.common import count_gflop, interleaved, machine_line, ratios
+from benchmarks.common import Timing, count_gflop, interleaved, machine_line, ratios
 from benchmarks.quality_over_time import budgets, curves, draw, summarise, table
 from benchmarks.references import ADA, MOBILE, detect, mobile_noise, mobile_state, style_inverse
 from benchmarks.solutions import pairs, per_solution
@@ -49,12 +49,12 @@ def test_everyone_takes_a_turn_in_every_round():
     order = []
 
     def call(name, seconds):
-        return lambda: order.append(name) or seconds.pop(0)
+        return lambda: order.append(name) or Timing(seconds.pop(0), 2.0)
 
     found = interleaved({"a": call("a", [1.0, 2.0, 4.0]), "b": call("b", [3.0, 4.0, 40.0])}, 3)
     assert order == ["a", "b"] * 3
-    assert found == {"a": [1.0, 2.0, 4.0], "b": [3.0, 4.0, 40.0]}
-    assert ratios(found, "a") == {"a": 1.0, "b": 3.0}  # of 3, 2 and 10
+    assert [timing.seconds for timing in found["b"]] == [3.0, 4.0, 40.0]
+    assert ratios(found, "a") == {"a": (1.0, 1.0), "b": (3.0, 1.0)}  # of 3, 2 and 10
 
 
 def test_a_start_is_compared_with_the_same_generators_first_case():
