@@ -168,6 +168,12 @@ def measure(
     }
 
 
+HEADER = (
+    "batch  what                    s/step    ratio   CPU s    ratio  image differs by      "
+    "gradient differs by"
+)
+
+
 def table(case: dict[str, Any]) -> str:
     """A case as lines of the printed table."""
     lines = []
@@ -208,9 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     torch_device = f"{reference.device}, {reference.torch.get_num_threads()} threads"
     print(machine_line(machine))
     print(f"{reference.kind} on {torch_device}; {reference.generator.name}")
-    print(
-        "batch  what                    s/step    ratio   CPU s    ratio  image differs by      gradient by"
-    )
+    print(HEADER)
     cases = []
     for batch in (int(text) for text in options.batch.split(",")):
         case = measure(
