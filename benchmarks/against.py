@@ -10,8 +10,9 @@ respect to W+ and Adam's update: ours as the engine runs it, the reference's in 
 
 Images and gradients are compared before anything is timed. Then all take turns, in every round
 one after another, so that a machine that drifts drifts for all; seconds are medians over rounds,
-ratios medians of the rounds' ratios. "CPU s" are processor seconds of all threads: where they are
-less than the cores could give, something else was running, and their ratio says more.
+ratios medians of the rounds' ratios. "CPU s" are processor seconds of all threads. Where ours are
+not nearly cores x seconds, something else was running: discard that run. PyTorch's threads wait
+for one another and suffer far more from company than ours (seven times the time, once).
 """
 
 import argparse
