@@ -5,6 +5,7 @@
 A step is value, gradient with respect to W+ and Adam's update, run by the search engine inside
 its compiled loop, against a low-resolution target. "stylegan2-256" stands for StyleGAN2 at 256 px
 with random weights (channel_base 16384). Two cores need a quarter of an hour for the defaults.
+"per start" is a start's share of a step, over the same in the generator's first row.
 
 GFLOP count two operations for each multiplication in the convolutions and matrix products of the
 forward pass, from their shapes, and as much again for the gradient; element-wise work (such as
@@ -16,23 +17,26 @@ process of its own, so the peak memory is its own too, compilation included.
 
 import argparse
 import json
-import os
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from benchmarks.common import (
+    count_gflop,
+    machine_line,
+    matmul_rates,
+    peak_bytes,
+    run_apart,
+    timed,
+    write_report,
+)
 from stylesr_jax.generators import DEFAULT, Generator, load_generator
 from stylesr_jax.generators.base import measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare, random_state
@@ -73,55 +77,6 @@ PROBLEM = Problem(
 )
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
-
-
-def count_gflop(function: Callable[..., Any], *args: Any) -> float:
-    """GFLOP of the convolutions and matrix products in a function, from their shapes."""
-    total = 0.0
-    for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
-        name = equation.primitive.name
-        if name not in ("conv_general_dilated", "dot_general"):
-            continue
-        left, right = (variable.aval.shape for variable in equation.invars)
-        out = equation.outvars[0].aval.shape
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            terms = np.prod([left[axis] for axis in contracted])
-        else:
-            kernel = equation.params["dimension_numbers"].rhs_spec  # out, in, then space
-            terms = np.prod(right) / right[kernel[0]]
-        total += 2.0 * float(np.prod(out)) * float(terms)
-    return total / 1e9
-
-
-def _timed(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median wall seconds and least processor seconds of a call."""
-    wall, processor = [], []
-    for _ in range(repeats):
-        start, busy = time.perf_counter(), time.process_time()
-        jax.block_until_ready(function())
-        wall.append(time.perf_counter() - start)
-        processor.append(time.process_time() - busy)
-    return statistics.median(wall), min(processor)
-
-
-def matmul_rates(size: int = 2048, repeats: int = 5) -> tuple[float, float]:
-    """GFLOP per second, and per processor second, of a float32 matrix product."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    product = jax.jit(partial(jnp.dot, precision=jax.lax.Precision.HIGHEST))
-    jax.block_until_ready(product(a, a))
-    wall, processor = _timed(lambda: product(a, a), repeats)
-    gflop = 2.0 * size**3 / 1e9
-    return gflop / wall, gflop / max(processor, 1e-9)
-
-
 def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any]:
     """One case, in this process: seconds a step, GFLOP, shares, memory, compile times."""
     if name == RANDOM:
@@ -147,10 +102,9 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
     run, cold = compiled()
     jax.block_until_ready(run(*arguments))
     before = matmul_rates()
-    seconds, busy = _timed(lambda: run(*arguments), repeats)
+    seconds, busy = timed(lambda: run(*arguments), repeats)
     after = matmul_rates()
-    memory = jax.devices()[0].memory_stats() or {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     jax.clear_caches()
     _, warm = compiled()
 
@@ -166,7 +120,7 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
         "share_of_processor_time": (
             gflop / (busy / steps) / busy_rate if jax.default_backend() == "cpu" else None
         ),
-        "peak_bytes": memory.get("peak_bytes_in_use", peak),
+        "peak_bytes": peak,
         "compile_seconds": cold,
         "compile_seconds_cached": warm,
         "machine": describe_machine(),
@@ -175,30 +129,34 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
 
 def _run_apart(name: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
     """`measure` in a fresh process with an empty compilation cache."""
+    arguments = ["--generator", name, "--batch", str(batch)]
+    arguments += ["--steps", str(steps), "--repeats", str(repeats)]
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "benchmarks.step", "--generator", name]
-        command += ["--batch", str(batch), "--steps", str(steps), "--repeats", str(repeats)]
         environment = {
-            **os.environ,
             "JAX_COMPILATION_CACHE_DIR": folder,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        subprocess.run([*command, "--single", str(result)], check=True, env=environment)
-        return json.loads(result.read_text())
+        return run_apart("benchmarks.step", arguments, environment)
 
 
 HEADER = (
-    "generator             batch  s/step  GFLOP  matmul GFLOP/s  share  (by CPU time)  "
+    "generator             batch  s/step  per start  GFLOP  matmul GFLOP/s  share  (by CPU time)  "
     "peak GB  compile s  cached s"
 )
+
+
+def per_start(case: dict[str, Any], cases: list[dict[str, Any]]) -> float:
+    """Seconds a start needs for a step, over those of the generator's first case."""
+    first = next(c for c in cases if c["generator"] == case["generator"])
+    return (case["seconds"] / case["batch"]) / (first["seconds"] / first["batch"])
 
 
 def _row(case: dict[str, Any]) -> str:
     by_processor = case["share_of_processor_time"]
     text = "-" if by_processor is None else f"{by_processor:.0%}"
     return (
-        f"{case['generator']:<22}{case['batch']:>4}{case['seconds']:>9.3f}{case['gflop']:>7.0f}"
+        f"{case['generator']:<22}{case['batch']:>4}{case['seconds']:>9.3f}{case['per_start']:>10.2f}x"
+        f"{case['gflop']:>7.0f}"
         f"{case['matmul_gflops']:>16.0f}{case['share']:>7.0%}{text:>15}"
         f"{case['peak_bytes'] / 1e9:>9.2f}{case['compile_seconds']:>11.1f}"
         f"{case['compile_seconds_cached']:>10.1f}"
@@ -227,14 +185,11 @@ def main(argv: list[str] | None = None) -> int:
         for batch in batches:
             case = _run_apart(name, batch, options.steps, options.repeats)
             if not cases:
-                print(
-                    f"{case['machine']['device']}, {case['machine']['machine']}", HEADER, sep="\n"
-                )
+                print(machine_line(case["machine"]), HEADER, sep="\n")
             cases.append(case)
+            case["per_start"] = per_start(case, cases)
             print(_row(case), flush=True)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"benchmark": "step", "cases": cases}, indent=1) + "\n")
+    write_report(options.out, {"benchmark": "step", "cases": cases})
     return 0
 
 

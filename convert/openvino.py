@@ -54,7 +54,7 @@ def _dense(constants: dict[str, np.ndarray], name: str, gain: float) -> dict[str
     return {"weight": weight.T * np.float32(gain), "bias": bias.reshape(-1) * np.float32(gain)}
 
 
-def _bands_first(count: int) -> np.ndarray:
+def bands_first(count: int) -> np.ndarray:
     """Order of channels (ll C, then (C, 3) high bands) as four groups of C."""
     channels = count // 4
     high = channels + np.arange(3 * channels).reshape(channels, 3).T.reshape(-1)
@@ -85,7 +85,7 @@ def _synthesis(constants: list[tuple[str, np.ndarray]]) -> tuple[dict, dict, tup
         bias = named[f"{name}.bias"].reshape(-1)[order]
         return {"noise_strength": strengths[index], "bias": bias}
 
-    order = _bands_first(dense.shape[0])
+    order = bands_first(dense.shape[0])
     params: dict[str, Any] = {
         "input": {
             "constant": named["m.input.input"][0].transpose(1, 2, 0),
@@ -106,7 +106,7 @@ def _synthesis(constants: list[tuple[str, np.ndarray]]) -> tuple[dict, dict, tup
             width = pointwise.shape[0]
             # What follows a block's conv2 is a Haar synthesis, but for the last block's.
             last = layer == "conv2" and i < n_blocks - 1
-            order = _bands_first(width) if last else np.arange(width)
+            order = bands_first(width) if last else np.arange(width)
             depthwise = named[f"{source}.{layer}.conv.weight_dw"][:, 0, 0]
             gain = 1 / np.sqrt(9 * depthwise.shape[0])
             block[layer] = {
@@ -118,7 +118,7 @@ def _synthesis(constants: list[tuple[str, np.ndarray]]) -> tuple[dict, dict, tup
         channels.append(width)
         params[f"block{i}"] = block
     image = f"m.layers.{n_blocks - 1}.to_img"
-    order = _bands_first(12)
+    order = bands_first(12)
     params["to_image"] = {
         "modulation": _dense(named, f"{image}.conv.modulation", 1 / np.sqrt(channels[-1])),
         "weight": named[f"{image}.conv.weight"][:, :, 0, 0].T[:, order],

@@ -1,0 +1,187 @@
+"""The benchmarks' arithmetic; nothing here is timed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.common import Timing, count_gflop, interleaved, machine_line, ratios
+from benchmarks.quality_over_time import budgets, curves, draw, summarise, table
+from benchmarks.references import ADA, MOBILE, detect, mobile_noise, mobile_state, style_inverse
+from benchmarks.solutions import pairs, per_solution
+from benchmarks.step import PROBLEM, per_start
+from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import describe_machine
+
+
+def test_gflop_of_products_and_convolutions():
+    a, b = jnp.zeros((10, 20)), jnp.zeros((20, 30))
+    assert count_gflop(jnp.dot, a, b) == pytest.approx(2 * 10 * 20 * 30 / 1e9)
+    image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+
+    def convolve(image, kernel):
+        return jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    expected = 2 * (2 * 8 * 8 * 5) * (3 * 3 * 3) / 1e9
+    assert count_gflop(convolve, image, kernel) == pytest.approx(expected)
+    # Inside other compiled functions, and whatever is element-wise left out.
+    nested = jax.jit(lambda image, kernel: jnp.tanh(jax.jit(convolve)(image, kernel)))
+    assert count_gflop(nested, image, kernel) == pytest.approx(expected)
+
+
+def test_gflop_of_loops_and_branches():
+    a = jnp.zeros((10, 10))
+    once = count_gflop(jnp.dot, a, a)
+
+    def loop(a):
+        return jax.lax.scan(lambda x, _: (x @ a, None), a, None, length=7)[0]
+
+    def branches(a):
+        return jax.lax.cond(a.sum() > 0, loop, lambda a: a @ a, a)
+
+    assert count_gflop(loop, a) == pytest.approx(7 * once)
+    assert count_gflop(branches, a) == pytest.approx(7 * once)
+
+
+def test_everyone_takes_a_turn_in_every_round():
+    order = []
+
+    def call(name, seconds):
+        return lambda: order.append(name) or Timing(seconds.pop(0), 2.0)
+
+    found = interleaved({"a": call("a", [1.0, 2.0, 4.0]), "b": call("b", [3.0, 4.0, 40.0])}, 3)
+    assert order == ["a", "b"] * 3
+    assert [timing.seconds for timing in found["b"]] == [3.0, 4.0, 40.0]
+    assert ratios(found, "a") == {"a": (1.0, 1.0), "b": (3.0, 1.0)}  # of 3, 2 and 10
+
+
+def test_a_start_is_compared_with_the_same_generators_first_case():
+    cases = [
+        {"generator": name, "batch": batch, "seconds": seconds}
+        for name, batch, seconds in (("a", 1, 1.0), ("a", 4, 3.0), ("b", 2, 8.0), ("b", 4, 8.0))
+    ]
+    assert [per_start(case, cases) for case in cases] == [1.0, 0.75, 1.0, 0.5]
+
+
+def test_the_machine_fits_on_a_line():
+    machine = describe_machine()
+    line = machine_line(machine)
+    assert "\n" not in line and machine["date"] in line and machine["device"] in line
+    assert f"jax {jax.__version__}" in line
+
+
+def test_the_step_is_an_l1_distance_to_block_means():
+    class Flat:
+        def synthesise(self, ws):
+            return jnp.full((1, 32, 32, 3), 0.25)
+
+    terms, _ = PROBLEM.loss(Flat(), jnp.full((16, 16, 3), 1.0), jnp.zeros((2, 4)), jnp.zeros(()))
+    assert float(terms["l1"]) == pytest.approx(0.75)
+
+
+# --- references -----------------------------------------------------------------------------
+
+
+def test_checkouts_are_told_apart(tmp_path):
+    for kind, files in (
+        (ADA, ("training/networks.py", "dnnlib/util.py")),
+        (MOBILE, ("core/models/mobile_synthesis_network.py",)),
+    ):
+        for name in files:
+            file = tmp_path / kind / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        assert detect(tmp_path / kind) == kind
+    with pytest.raises(UserError, match="no checkout"):
+        detect(tmp_path)
+
+
+def test_demodulation_is_undone():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(12, 8, 3, 3))
+    inverse, scale = rng.uniform(0.5, 2.0, 8), 0.1
+
+    def norms(weight, inverse):
+        scaled = scale * inverse[:, None, None] * weight
+        return np.sqrt(np.square(scaled).sum(axis=(1, 2, 3)))
+
+    demodulated = weight / norms(weight, inverse)[:, None, None, None]
+    found = style_inverse(demodulated, scale)
+    np.testing.assert_allclose(norms(demodulated, found), 1.0, atol=1e-5)
+    np.testing.assert_allclose(found, inverse, rtol=1e-3)  # more equations than unknowns
+    # Fewer equations than unknowns have many solutions, some of them with negative squares.
+    few = rng.normal(size=(6, 6, 3, 3)) * rng.uniform(0.1, 3.0, (6, 6, 1, 1))
+    few /= norms(few, np.ones(6))[:, None, None, None]
+    assert np.isfinite(style_inverse(few, scale)).all()
+
+
+def test_mobile_weights_go_back_to_the_references_layout(mobile):
+    params, channels = mobile.params, mobile.config.channels
+    state = mobile_state(params, channels)
+    assert state["conv1.conv.weight"].shape == (512, 512, 3, 3)
+    assert state["layers.0.conv1.conv.weight_dw"].shape == (128, 1, 3, 3)
+    assert state["layers.6.conv2.conv.weight_permute"].shape == (64, 64, 1, 1)
+    assert state["layers.6.to_img.conv.weight"].shape == (12, 64, 1, 1)
+    assert all(value.dtype == np.float32 for value in state.values())
+    # The reference's second high band of the first channel is our first channel of the third band.
+    ours = np.asarray(params["synthesis"]["block0"]["up_modulation"]["bias"])
+    assert state["layers.0.up.modulation.bias"][128 + 1] == ours[2 * 128]
+    noise = mobile_noise(params["noise"])
+    assert [n.shape for n in noise[:2]] == [(1, 1, 4, 4), (2, 1, 8, 8)]
+    assert len(noise) == len(channels)
+
+
+# --- solutions and quality over time --------------------------------------------------------
+
+
+def test_starts_go_with_batches_that_divide_them():
+    assert pairs([1, 2, 8], None) == [(1, 1), (2, 1), (2, 2), (8, 1), (8, 8)]
+    assert pairs([1, 4, 6], [1, 2, 4]) == [(1, 1), (4, 1), (4, 2), (4, 4), (6, 1), (6, 2)]
+    cases = [{"starts": 1, "seconds": 10.0}, {"starts": 8, "seconds": 60.0}]
+    assert [per_solution(case, cases) for case in cases] == [1.0, 0.75]
+
+
+def test_budgets_are_evenly_spaced_and_capped():
+    assert budgets(80, 5, None) == [5, 10, 20, 40, 80]
+    assert budgets(500, 3, 20) == [5, 10, 20]
+    assert budgets(3, 4, None) == [3]
+    assert budgets(0, 4, None) == [0]  # a method without a search
+
+
+def test_curves_are_methods_with_the_presets_they_have():
+    found = [(one.method.name, one.preset) for one in curves(["rls", "bicubic"], ["fast", "paper"])]
+    assert found == [("rls", "fast"), ("rls", "paper"), ("bicubic", "fast")]
+    assert [one.preset for one in curves(["multimodal"], ["combined", "paper-w"])] == ["combined"]
+    with pytest.raises(UserError, match="unknown method"):
+        curves(["nothing"], ["fast"])
+
+
+def test_summaries_and_plot(tmp_path):
+    def row(method, evaluations, seconds, **scores):
+        return {"method": method, "preset": "fast", "evaluations": evaluations, **scores} | {
+            "seconds": seconds
+        }
+
+    scores = {"low_l1": 0.1, "lpips_vgg": 0.3, "log_p": -1000.0}
+    rows = [
+        row("rls", 10, 5.0, **scores),
+        row("rls", 10, 7.0, **{**scores, "low_l1": 0.3}),
+        row("rls", 20, 12.0, **scores),
+        row("pulse", 10, 3.0, **scores),
+        row("bicubic", 0, 0.0, **{**scores, "log_p": None}),
+    ]
+    entries = summarise(rows)
+    assert [(e["method"], e["evaluations"], e["images"]) for e in entries] == [
+        ("bicubic", 0, 1),
+        ("pulse", 10, 1),
+        ("rls", 10, 2),
+        ("rls", 20, 1),
+    ]
+    assert entries[2]["seconds"] == 6.0 and entries[2]["low_l1"] == pytest.approx(0.2)
+    assert entries[0]["log_p"] is None
+    lines = table(entries).splitlines()
+    assert len(lines) == 6 and lines[4].endswith("| 6 | 0.2 | 0.3 | -1000 | 2 |")
+    draw(tmp_path / "plot.png", entries, "title")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
