@@ -608,7 +608,7 @@ class _Work:
                 self._held.append((one.path, one.folder))
             else:
                 _write_folder(self.run, one, result, self.console)
-        except UserError as error:
+        except (UserError, OSError) as error:
             self._fail((one.path, one.folder), error)
         finally:
             self._release(one)
@@ -618,7 +618,7 @@ class _Work:
             one.claim.release()
             self._claimed.remove(one.claim)
 
-    def _fail(self, place: _Place, error: UserError) -> None:
+    def _fail(self, place: _Place, error: Exception) -> None:
         path, folder = place
         self.failed[path] = str(error)
         self.console.error(str(error), input=str(path))
