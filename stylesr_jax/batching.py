@@ -40,7 +40,7 @@ def search_bytes(
     from stylesr_jax.levers import layer_range
     from stylesr_jax.objective import Shared
     from stylesr_jax.search import advance, begin
-    from stylesr_jax.stages import problem_of, stages_of, traced_settings
+    from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
 
     numbers = traced_settings(settings)
     if method.measure is not None:
@@ -66,13 +66,14 @@ def search_bytes(
         shared,
     )
     most, variables = 0, None
-    for stage in stages_of(method, settings):
+    for stage in sketched(stages_of(method, settings), generator, side):
         start = partial(solve._begin, stage.coordinates)
         variables = jax.eval_shape(start, keys, array(dtype=jnp.int32), shared, variables)
         problem = problem_of(stage)
         state = jax.eval_shape(partial(begin, problem), shared, examples, variables)
         total = jax.ShapeDtypeStruct((), jnp.int32)
-        lowered = advance.lower(problem, shared, examples, keys, total, state, length=chunk)
+        length = chunk if problem.refresh is None else problem.refresh_every
+        lowered = advance.lower(problem, shared, examples, keys, total, state, length=length)
         parts = lowered.compile().memory_analysis()
         if parts is not None:
             taken = parts.temp_size_in_bytes + parts.argument_size_in_bytes
