@@ -134,7 +134,7 @@ def test_interruption_leaves_the_images_before_it_whole(tiny, tiny_prior, target
         generator=tiny,
         prior=tiny_prior,
         method=method,
-        settings=method.resolve(changes={"steps": 12}),
+        settings=method.resolve(changes={"sketch_steps": 0, "steps": 12}),
         solutions=1,
         on_progress=interrupt,
     )
