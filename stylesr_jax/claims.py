@@ -1,9 +1,13 @@
 """Workers that share a folder: each input is claimed by one of them, a dead one's claim passes on.
 
-A claim is a file that only one process can create, touched while its owner lives. Whoever finds
-one that has not been touched for a while takes it over. Times are those of the shared file
-system, so hosts' clocks need not agree. Nothing else is shared: a worker may be killed, or join,
-at any moment, on any machine that sees the folder.
+A claim is a file KEY.0.claim that only one process can create, touched while its owner lives.
+Whoever finds one that has not been touched for a while succeeds it by creating KEY.1.claim, and
+so on: the highest number holds, every number is given once, and no file is ever replaced. An
+owner removes its files lowest first, so that the highest is there until the end.
+
+Times are those of the shared file system, so hosts' clocks need not agree. It must create files
+exclusively (local disks, NFS from version 3, Lustre and the like do; buckets mounted as folders
+may not). A worker may be killed, or join, at any moment, on any machine that sees the folder.
 """
 
 import hashlib
@@ -14,21 +18,61 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from stylesr_jax import store
 from stylesr_jax.errors import UserError
 
 CONNECT_SECONDS = 120  # for the coordinator to come up
+
+Item = TypeVar("Item")
 
 
 def content_key(facts: Any) -> str:
     """Hexadecimal SHA-256 of what decides a result (JSON values, hashes of files among them)."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that is held, and kept alive by a thread until it is released."""
+
+    claims: "Claims"
+    key: str
+    number: int
+    token: str
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def path(self) -> Path:
+        return self.claims.path(self.key, self.number)
+
+    def is_mine(self) -> bool:
+        """Whether nobody took it over, as happens to a process that was stopped for long."""
+        return self._is_own() and max(self.claims.numbers(self.key), default=-1) == self.number
+
+    def release(self) -> None:
+        """Free the key; what a successor holds by now is left alone."""
+        self._stop.set()
+        if not self.is_mine():
+            if self._is_own():
+                self.path.unlink(missing_ok=True)
+            return
+        for number in sorted(self.claims.numbers(self.key)):
+            self.claims.path(self.key, number).unlink(missing_ok=True)
+
+    def _is_own(self) -> bool:
+        with suppress(OSError):
+            return self.path.read_text() == self.token
+        return False
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.claims.stale / 4):
+            with suppress(OSError):
+                os.utime(self.path)
 
 
 @dataclass(frozen=True)
@@ -43,63 +87,72 @@ class Claims:
     folder: Path
     stale: float = 60.0
 
+    def path(self, key: str, number: int) -> Path:
+        return self.folder / f"{key}.{number}.claim"
+
+    def numbers(self, key: str) -> list[int]:
+        """The numbers under which a key is or was held."""
+        return [int(path.name.split(".")[-2]) for path in self.folder.glob(f"{key}.*.claim")]
+
+    def is_free(self, key: str) -> bool:
+        """Whether `take` would probably succeed."""
+        numbers = self.numbers(key)
+        return not numbers or self._is_stale(self.path(key, max(numbers)))
+
+    def take(self, key: str) -> Claim | None:
+        """Claim `key`; None if a living worker holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last = max(self.numbers(key), default=-1)
+        if last >= 0 and not self._is_stale(self.path(key, last)):
+            return None
+        token = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}"
+        claim = Claim(self, key, last + 1, token)
+        if not _create(claim.path, token):
+            return None
+        # Its holder was dead when looked at, but it may have been succeeded, and freed, since.
+        if last >= 0 and not self._is_stale(self.path(key, last)):
+            claim.path.unlink(missing_ok=True)
+            return None
+        threading.Thread(target=claim._beat, daemon=True).start()
+        return claim
+
     @contextmanager
     def hold(self, key: str) -> Iterator[bool]:
-        """Claim `key` and keep the claim alive; gives False if a living worker holds it."""
-        token = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}"
-        path = self.folder / f"{key}.claim"
-        if not self._take(path, token):
-            yield False
-            return
-        stop = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(path, stop), daemon=True)
-        beat.start()
+        """Claim `key` for a block; gives False if a living worker holds it."""
+        claim = self.take(key)
         try:
-            yield True
+            yield claim is not None
         finally:
-            stop.set()
-            beat.join()
-            with suppress(OSError):
-                if path.read_text() == token:
-                    path.unlink()
-
-    def _beat(self, path: Path, stop: threading.Event) -> None:
-        while not stop.wait(self.stale / 4):
-            with suppress(OSError):
-                os.utime(path)
-
-    def _take(self, path: Path, token: str) -> bool:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if _create(path, token):
-            return True
-        if not self._is_stale(path):
-            return False
-        # One of those that see the same dead claim replaces it.
-        lock = path.with_suffix(".takeover")
-        if not _create(lock, token):
-            if self._is_stale(lock):  # its maker died in between: the next attempt will succeed
-                lock.unlink(missing_ok=True)
-            return False
-        try:
-            if not self._is_stale(path):
-                return False
-            with store.atomic_path(path) as temporary:
-                temporary.write_text(token)
-            return True
-        finally:
-            lock.unlink(missing_ok=True)
+            if claim is not None:
+                claim.release()
 
     def _is_stale(self, path: Path) -> bool:
-        """Whether a file exists and was not touched for long, by the file system's own clock."""
+        """Whether a file exists and was not touched for long, by the file system's own clock.
+
+        Files are opened, not just looked up: NFS asks the server then, not its cache.
+        """
         probe = self.folder / f"now-{uuid.uuid4().hex}"
         try:
-            touched = path.stat().st_mtime
-            probe.touch()
-            return probe.stat().st_mtime - touched > self.stale
+            with open(path, "rb") as file:
+                touched = os.fstat(file.fileno()).st_mtime
+            with open(probe, "xb") as file:
+                return os.fstat(file.fileno()).st_mtime - touched > self.stale
         except FileNotFoundError:
             return False
         finally:
             probe.unlink(missing_ok=True)
+
+
+def work_off(
+    work: Sequence[Item], attempt: Callable[[Sequence[Item]], list[Item]], claims: Claims | None
+) -> None:
+    """Repeat `attempt`, which returns what other workers hold, until they hold nothing."""
+    left: Sequence[Item] = work
+    while left:
+        held = attempt(left)
+        if held and claims is not None and len(held) == len(left):
+            time.sleep(min(1.0, claims.stale / 4))
+        left = held
 
 
 def _create(path: Path, text: str) -> bool:

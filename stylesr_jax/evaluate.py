@@ -4,7 +4,8 @@ Every image is degraded, every method searches from the same low-resolution imag
 number of generator evaluations (gradient steps, each one pass forward and back), and what it
 finds is scored against the original. OUT receives table.md, table.json, rows.jsonl, rows.csv and
 figures. A run that was killed goes on where it stopped when the same command is given again; a
-failing image is listed and does not stop the rest.
+failing image is listed and does not stop the rest. With --share several processes, on any machines
+that see OUT, divide the work; each of them writes the whole table when all is done.
 
 METHODS is a list of NAME, NAME@PRESET or NAME:SETTING=VALUE:SETTING=VALUE, each with LABEL= in
 front if it shall be called otherwise: "bicubic,pulse@paper,rls,flat=rls:lambda_w=0".
@@ -17,12 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stylesr_jax.arguments import PRESETS, add_scale, change, join, parser_of, whole
 from stylesr_jax.errors import UserError
 from stylesr_jax.evaluation import EVALUATIONS, Plan, Say, Variant, load_parts, run, variant
 from stylesr_jax.scoring import Sizes
 from stylesr_jax.tables import write_report
-
-PRESETS = ("fast", "balanced", "best", "paper")
 
 
 def evaluate(plan: Plan, *, say: Say = print) -> dict[str, Any]:
@@ -40,21 +40,7 @@ def evaluate(plan: Plan, *, say: Say = print) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m stylesr_jax.evaluate",
-        description=lines[1].replace("\n", " "),
-        epilog=lines[2].replace("\n", " "),
-    )
-
-    def whole(low: int, high: int) -> Any:
-        def parse(text: str) -> int:
-            if not text.isdigit() or not low <= int(text) <= high:
-                raise argparse.ArgumentTypeError(f"{text!r} is no whole number {low} to {high}")
-            return int(text)
-
-        return parse
-
+    parser = parser_of("evaluate", __doc__)
     add = parser.add_argument
     add("--images", required=True, nargs="+", metavar="DIR", help="folders or files of originals")
     add("--out", required=True, metavar="OUT", help="where the results go")
@@ -86,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. rls.lambda_w=0.1")
     add("--solutions", type=whole(1, 1000), default=1, metavar="N", help="default 1")
     add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="S", help="default 0")
-    add("--batch", type=whole(1, 1024), default=1, metavar="N", help="starts searched together")
     add("--score-size", type=whole(32, 4096), default=256, metavar="N", help="default 256 px")
     add("--niqe-size", type=whole(32, 4096), default=512, metavar="N", help="default 512 px")
     add("--frechet-size", type=whole(32, 4096), default=128, metavar="N", help="default 128 px")
@@ -94,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference-tile", type=whole(16, 4096), default=128, metavar="N", help="of a SHEET")
     add("--inception", metavar="FILE|URL", help="Inception weights: only with them there is FID")
     add("--figure-images", type=whole(1, 64), default=6, metavar="N", help="rows of the figure")
+    add_scale(parser)
     add("--quiet", action="store_true", help="print errors only")
     return parser
 
@@ -102,11 +88,8 @@ def _changes(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     """--set METHOD.SETTING=VALUE by method."""
     changes: dict[str, dict[str, str]] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        method, dot, setting = name.strip().partition(".")
-        if not equals or not dot:
-            raise UserError(f"--set {text}: write METHOD.SETTING=VALUE, e.g. rls.lambda_w=0.1")
-        changes.setdefault(method, {})[setting] = value.strip()
+        method, setting, value = change(text)
+        changes.setdefault(method, {})[setting] = value
     return changes
 
 
@@ -129,7 +112,9 @@ def _variants(args: argparse.Namespace) -> tuple[Variant, ...]:
 def _plan(args: argparse.Namespace) -> Plan:
     from stylesr_jax.degradations import parse
     from stylesr_jax.images import find_images
+    from stylesr_jax.solve import device_mesh
 
+    place = join(args)  # before anything touches a device
     images = tuple(find_images(args.images)[: args.limit])
     variants = _variants(args)
     degradation = parse(args.degradation) if args.degradation else None
@@ -145,6 +130,10 @@ def _plan(args: argparse.Namespace) -> Plan:
         solutions=args.solutions,
         seed=args.seed,
         batch=args.batch,
+        mesh=device_mesh(args.devices),
+        share=args.share,
+        stale=args.stale,
+        place=place,
         sizes=Sizes(args.score_size, args.niqe_size, args.frechet_size),
         reference=Path(args.reference) if args.reference else None,
         reference_tile=args.reference_tile,

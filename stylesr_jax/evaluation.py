@@ -11,8 +11,9 @@ import io
 import json
 import os
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,12 @@ from stylesr_jax.scoring import MEASURES, Scorer, Sizes, mean_scores
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.sharding import Mesh
 
+    from stylesr_jax.claims import Claim
     from stylesr_jax.degradations import Degradation
     from stylesr_jax.generators import Generator
+    from stylesr_jax.pipeline import Pipeline
     from stylesr_jax.solve import Observation, Result
     from stylesr_jax.stages import Method, Value
 
@@ -75,7 +79,11 @@ class Plan:
         truth: whether the search is told the data's degradation, or assumes plain bicubic.
         solutions: starts for each image and variant.
         seed: of the starts and of the data's noise.
-        batch: starts searched together.
+        batch: starts searched together on a device; None is as many as fit, 1 on CPUs.
+        mesh: devices to spread starts over, see `solve.device_mesh`; None takes the first one.
+        share: whether other processes do the same evaluation into the same folder.
+        stale: seconds after which another process's claim counts as a dead one's.
+        place: this process's number and how many there are; it begins at its part of the images.
         sizes: at which pictures are compared.
         reference: a folder or a sheet of tiles for the Fréchet distances, or None.
         reference_tile: pixels of a tile of the sheet.
@@ -96,7 +104,11 @@ class Plan:
     truth: bool = False
     solutions: int = 1
     seed: int = 0
-    batch: int = 1
+    batch: int | None = None
+    mesh: "Mesh | None" = None
+    share: bool = False
+    stale: float = 60.0
+    place: tuple[int, int] = (0, 1)
     sizes: Sizes = field(default_factory=Sizes)
     reference: Path | None = None
     reference_tile: int = 128
@@ -285,20 +297,53 @@ def _jsonable(value: Any) -> Any:
 
 def read_rows(path: Path) -> list[Row]:
     """The whole rows of a file; lines that are not whole are passed over."""
-    rows = []
     with suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and "fingerprint" in row:
-                    rows.append(row)
-    return rows
+        return list(_parse_rows(path.read_bytes()))
+    return []
 
 
-def _fingerprint(plan: Plan, subject: Subject, one: Variant) -> str:
+def _parse_rows(text: bytes) -> Iterator[Row]:
+    for line in text.decode(errors="replace").splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "fingerprint" in row:
+                yield row
+
+
+class _Rows:
+    """The finished rows of a file that other processes append to, by fingerprint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, Row] = {}
+        self._read = 0  # bytes
+        self._lock = threading.Lock()  # the reading and the writing thread look here too
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what was appended; a line still being written is read again the next time."""
+        with self._lock, suppress(FileNotFoundError), open(self.path, "rb") as file:
+            file.seek(self._read)
+            whole = file.read().rpartition(b"\n")[0]
+            for row in _parse_rows(whole):
+                if row["status"] == "ok":
+                    self._known[row["fingerprint"]] = row
+            self._read += len(whole)
+
+    def get(self, fingerprint: str) -> Row | None:
+        return self._known.get(fingerprint)
+
+    def append(self, row: Row) -> Row:
+        """Append to the file; returns the row as it will be read again."""
+        row = append_row(self.path, row)
+        self._known[row["fingerprint"]] = row
+        return row
+
+
+def _fingerprint(plan: Plan, image: "Subject | _Found", one: Variant) -> str:
     """A hash of everything that decides a row, so that only equal work is taken over."""
     facts = {
-        "image": [subject.name, subject.sha256],
+        "image": [image.name, image.sha256],
         "method": one.method.name,
         "settings": dict(one.settings),
         "identity": {
@@ -381,85 +426,230 @@ def run(plan: Plan, *, say: Say = print) -> Outcome:
     probe = plan.out / ".write-test"
     with store.atomic_path(probe):
         pass
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # of another process, perhaps
     work = _Work(plan, say)
-    together = 1 if plan.truth else max(plan.batch // plan.solutions, 1)
     interrupted = False
     try:
-        for i in range(0, len(plan.images), together):
-            work.do(plan.images[i : i + together])
+        work.do()
     except KeyboardInterrupt:
         interrupted = True
-    return Outcome(work.rows, tuple(work.failed), interrupted)
+    rows = {name: work.rows[name] for name in names if name in work.rows}
+    return Outcome(rows, tuple(work.failed), interrupted)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the reading thread found out about an image.
+
+    Attributes:
+        original: the row of the original itself.
+        subject: the degraded image, or None where nothing is left to do.
+        error: why it cannot be used.
+        held: whether all that is left is held by other processes.
+    """
+
+    name: str
+    sha256: str = ""
+    original: Row | None = None
+    subject: Subject | None = None
+    error: Exception | None = None
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A subject to be searched for, with its claim on a shared folder."""
+
+    subject: Subject
+    claim: "Claim | None"
 
 
 class _Work:
     """The loop over images and variants: what is done, what failed, and how long it takes."""
 
     def __init__(self, plan: Plan, say: Say) -> None:
+        from stylesr_jax.claims import Claims
+
         self.plan, self.say = plan, say
         self.scorer = Scorer(plan.sizes, plan.inception)
-        self.file = plan.out / "rows.jsonl"
-        found = read_rows(self.file)
-        self.known = {row["fingerprint"]: row for row in found if row["status"] == "ok"}
+        self.known = _Rows(plan.out / "rows.jsonl")
         self.rows: dict[str, dict[str, Row]] = {}
         self.failed: list[tuple[str, str, str]] = []
         self.total = len(plan.images) * len(plan.variants)
         self.done = self.worked = 0
         self.spent = 0.0
+        self.claims = Claims(plan.out / ".claims", plan.stale) if plan.share else None
+        self._claimed: list[Claim] = []
+        self._held: set[str] = set()  # images of which other processes hold a variant
+        self._batches: dict[str, int] = {}  # label -> starts on a device
+        self._lock = threading.RLock()  # around what both the search and the writing thread say
 
-    def do(self, paths: Sequence[Path]) -> None:
-        """All variants on some images, which are searched together as far as they fit."""
-        subjects: list[Subject] = []
-        for path in paths:
-            try:
-                subject = prepare(self.plan, path)
-                self.rows[subject.name] = {ORIGINAL: self._original(subject)}
-                subjects.append(subject)
-            except Exception as error:
+    def do(self) -> None:
+        """All that is left of the plan, in turns with other processes if the folder is shared."""
+        from stylesr_jax.claims import work_off
+
+        images, (process, processes) = list(self.plan.images), self.plan.place
+        first = len(images) * process // processes
+        try:
+            work_off(images[first:] + images[:first], self._attempt, self.claims)
+        finally:
+            for claim in self._claimed:
+                claim.release()
+
+    def _attempt(self, images: Sequence[Path]) -> list[Path]:
+        """One pass; returns the images of which other processes hold a variant."""
+        from stylesr_jax.pipeline import Pipeline, grouped
+
+        self._held = set()
+        with Pipeline() as pipeline:
+            subjects = self._left(pipeline.read(self._read, images))
+            for group in grouped(subjects, self._alike, self._images_together):
                 for one in self.plan.variants:
-                    self._fail(path.name, one, error)
-        for one in self.plan.variants:
-            left = [subject for subject in subjects if not self._take_over(subject, one)]
-            for shape in {subject.observation.target.shape: None for subject in left}:
-                self._solve([s for s in left if s.observation.target.shape == shape], one)
+                    self._search(self._tasks(group, one), one, pipeline)
+        return [path for path in images if path.name in self._held]
+
+    def _read(self, path: Path) -> _Found:
+        """On the reading thread: read, degrade, and score the original."""
+        from stylesr_jax import store
+
+        try:
+            found = _Found(path.name, store.sha256(path))
+            if self.claims is not None:
+                self.known.refresh()
+            left = [one for one in self.plan.variants if self._row(found, one) is None]
+            if self.claims is not None and left:
+                keys = [_fingerprint(self.plan, found, one) for one in left]
+                if not any(map(self.claims.is_free, keys)):
+                    return dataclasses.replace(found, held=True)
+            original = self._known_original(found)
+            if original is not None and not left:
+                return dataclasses.replace(found, original=original)
+            subject = prepare(self.plan, path)
+            original = original or self._original(subject)
+            return dataclasses.replace(found, original=original, subject=subject)
+        except Exception as error:
+            return _Found(path.name, error=error)
+
+    def _left(self, images: Iterable[_Found]) -> Iterator[Subject]:
+        """Those that something is left to do for; the others are taken over, or listed."""
+        for found in images:
+            if found.held:
+                self._held.add(found.name)
+            elif found.error is not None:
+                for one in self.plan.variants:
+                    self._fail(found.name, one, found.error)
+            else:
+                assert found.original is not None
+                self.rows.setdefault(found.name, {})[ORIGINAL] = found.original
+                if found.subject is not None:
+                    yield found.subject
+                    continue
+                for one in self.plan.variants:
+                    self._take_over(found, one)
+
+    def _alike(self, subject: Subject) -> Any:
+        """What subjects that are searched together have in common."""
+        own = self.plan.truth and self.plan.degradation is not None
+        return subject.name if own else subject.observation.target.shape
+
+    def _images_together(self, subject: Subject) -> int:
+        from stylesr_jax.pipeline import images_together
+
+        if self.plan.truth:
+            return 1
+        devices = 1 if self.plan.mesh is None else self.plan.mesh.size
+        starts = [self._batch(one) * devices for one in self.plan.variants]
+        return max(images_together(n, self.plan.solutions) for n in starts)
+
+    def _batch(self, one: Variant) -> int:
+        """Starts that a device searches together for a variant."""
+        from stylesr_jax.batching import choose_batch
+
+        plan = self.plan
+        if one.label not in self._batches:
+            self._batches[one.label] = choose_batch(
+                plan.batch,
+                starts=plan.solutions * (1 if plan.truth else len(plan.images)),
+                mesh=plan.mesh,
+                method=one.method,
+                settings=one.settings,
+                side=plan.lr_size,
+                generator=plan.generator,
+                prior=plan.prior,
+                perceptual=plan.perceptual,
+            )
+        return self._batches[one.label]
+
+    def _known_original(self, image: "Subject | _Found") -> Row | None:
+        row = self.known.get(self._original_fingerprint(image))
+        return row if features_path(self.plan, ORIGINAL, image.name).is_file() else None
+
+    def _original_fingerprint(self, image: "Subject | _Found") -> str:
+        facts = f"{image.name} {image.sha256} {self.plan.sizes} {self.plan.inception}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
     def _original(self, subject: Subject) -> Row:
         """What can be said of the original itself: NIQE, and its features."""
-        facts = f"{subject.name} {subject.sha256} {self.plan.sizes} {self.plan.inception}"
-        fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:24]
         saved = features_path(self.plan, ORIGINAL, subject.name)
-        if fingerprint in self.known and saved.is_file():
-            return self.known[fingerprint]
         save_features(saved, [self.scorer.features(subject.original)])
         row = {
             "image": subject.name,
             "label": ORIGINAL,
-            "fingerprint": fingerprint,
+            "fingerprint": self._original_fingerprint(subject),
             "status": "ok",
             "solutions": [{"niqe": self.scorer.niqe(subject.original)}],
         }
-        return append_row(self.file, row)
+        return self.known.append(row)
 
-    def _take_over(self, subject: Subject, one: Variant) -> bool:
-        """Whether an earlier run did this very work; its row is taken over then."""
-        row = self.known.get(_fingerprint(self.plan, subject, one))
-        pictures = [
-            picture_path(self.plan, one, subject.name, i) for i in range(self.plan.solutions)
-        ]
-        files = [features_path(self.plan, one.label, subject.name), *pictures]
-        if row is None or not all(file.is_file() for file in files):
+    def _row(self, image: "Subject | _Found", one: Variant) -> Row | None:
+        """The row of this very work, if it was done and its files are there."""
+        row = self.known.get(_fingerprint(self.plan, image, one))
+        pictures = [picture_path(self.plan, one, image.name, i) for i in range(self.plan.solutions)]
+        files = [features_path(self.plan, one.label, image.name), *pictures]
+        return row if all(file.is_file() for file in files) else None
+
+    def _take_over(self, image: "Subject | _Found", one: Variant) -> bool:
+        """Whether this very work was done before, or elsewhere; its row is taken over then."""
+        row = self._row(image, one)
+        if row is None:
             return False
-        self.rows[subject.name][one.label] = row
-        self._report(subject.name, one, "already done")
+        if one.label not in self.rows[image.name]:
+            self.rows[image.name][one.label] = row
+            self._report(image.name, one, "already done")
         return True
 
-    def _solve(self, subjects: Sequence[Subject], one: Variant) -> None:
+    def _tasks(self, subjects: Sequence[Subject], one: Variant) -> list[_Task]:
+        """What of a group is this process's to do for a variant."""
+        failed = {(image, label) for image, label, _ in self.failed}
+        tasks = []
+        for subject in subjects:
+            if (subject.name, one.label) in failed or self._take_over(subject, one):
+                continue
+            claim = None
+            if self.claims is not None:
+                claim = self.claims.take(_fingerprint(self.plan, subject, one))
+                if claim is None:
+                    self._held.add(subject.name)
+                    continue
+                self.known.refresh()
+                if self._take_over(subject, one):  # somebody was faster
+                    claim.release()
+                    continue
+                self._claimed.append(claim)
+            tasks.append(_Task(subject, claim))
+        return tasks
+
+    def _search(self, tasks: Sequence[_Task], one: Variant, pipeline: "Pipeline") -> None:
+        """Search for some subjects together and hand the results to the writing thread."""
+        from stylesr_jax.batching import within_memory
         from stylesr_jax.solve import key_of, solve
 
-        plan, began = self.plan, time.monotonic()
-        try:
-            results = solve(
+        if not tasks:
+            return
+        plan, subjects = self.plan, [task.subject for task in tasks]
+
+        def search(batch: int) -> list["Result"]:
+            return solve(
                 [subject.observation for subject in subjects],
                 [key_of(plan.seed, subject.name) for subject in subjects],
                 generator=plan.generator,
@@ -470,28 +660,49 @@ class _Work:
                 solutions=plan.solutions,
                 degradation=subjects[0].degradation,
                 noise_mask=plan.noise_mask,
-                batch=plan.batch,
+                batch=batch,
+                mesh=plan.mesh,
             )
+
+        try:
+            results, self._batches[one.label] = within_memory(self._batch(one), search)
         except Exception as error:
-            if len(subjects) > 1:  # the others of the batch may be sound
-                for subject in subjects:
-                    self._solve([subject], one)
+            if len(tasks) > 1:  # the others of the batch may be sound
+                for task in tasks:
+                    self._search([task], one, pipeline)
             else:
                 self._fail(subjects[0].name, one, error)
+                self._release(tasks[0])
             return
-        if any(result.interrupted for result in results):
+        whole = [result for result in results if not result.interrupted]
+        for task, result in zip(tasks, whole, strict=False):  # Ctrl-C cuts the last ones
+            pipeline.write(self._write, task, one, result)
+        if len(whole) < len(tasks):
             raise KeyboardInterrupt
-        for subject, result in zip(subjects, results, strict=True):
-            try:
-                row = self._scored(subject, one, result)
-            except Exception as error:
-                self._fail(subject.name, one, error)
-                continue
-            self.rows[subject.name][one.label] = append_row(self.file, row)
-            seconds = (time.monotonic() - began) / len(subjects)
+
+    def _write(self, task: _Task, one: Variant, result: "Result") -> None:
+        """On the writing thread: score a result and append its row."""
+        subject = task.subject
+        try:
+            if task.claim is not None and not task.claim.is_mine():
+                self._held.add(subject.name)
+                return
+            row = self.known.append(self._scored(subject, one, result))
+        except Exception as error:
+            self._fail(subject.name, one, error)
+            return
+        finally:
+            self._release(task)
+        self.rows[subject.name][one.label] = row
+        with self._lock:
             self.worked += 1
-            self.spent += seconds
-            self._report(subject.name, one, f"{seconds:.0f} s; {_in_short(row)}")
+            self.spent += result.seconds
+        self._report(subject.name, one, f"{result.seconds:.0f} s; {_in_short(row)}")
+
+    def _release(self, task: _Task) -> None:
+        if task.claim is not None:
+            task.claim.release()
+            self._claimed.remove(task.claim)
 
     def _scored(self, subject: Subject, one: Variant, result: "Result") -> Row:
         """Write the pictures and features of a result, and return its row."""
@@ -534,11 +745,12 @@ class _Work:
         self._report(image, one, f"FAILED: {message}")
 
     def _report(self, image: str, one: Variant, text: str) -> None:
-        self.done += 1
-        left = self.total - self.done
-        if self.worked and left:
-            text += f"; about {self.spent / self.worked * left / 60:.1f} min left"
-        self.say(f"[{self.done}/{self.total}] {image} {one.label}: {text}")
+        with self._lock:
+            self.done += 1
+            left = self.total - self.done
+            if self.worked and left:
+                text += f"; about {self.spent / self.worked * left / 60:.1f} min left"
+            self.say(f"[{self.done}/{self.total}] {image} {one.label}: {text}")
 
 
 def _in_short(row: Row) -> str:

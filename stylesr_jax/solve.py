@@ -269,10 +269,13 @@ def solve(
 ) -> list[Result]:
     """Search `solutions` starts for each observation, `batch` starts at a time on each device.
 
-    The observations must share one canvas size. A start depends on its image's key and its own
-    number only; with `batch` 1, the default on CPUs, results do not depend on what else is
-    searched, to the last bit. The setting "diversity" ties an image's starts together: then
-    they make up a batch of their own, on one device.
+    The observations must share one canvas size. Where fewer starts than a batch are left, the
+    last one is repeated, so that nothing is compiled for them.
+
+    A start depends on its image's key and its own number only; with `batch` 1, the default on
+    CPUs, results do not depend on what else is searched, to the last bit. The setting
+    "diversity" ties an image's starts together: then they make up a batch of their own, on one
+    device.
 
     `mesh` (see `device_mesh`) spreads starts, of all images, over devices; None takes the first
     one. Which start lands on which device does not change it.
@@ -309,12 +312,11 @@ def solve(
     at_once = batch * (1 if mesh is None else mesh.size)
     found: dict[int, list[Solution]] = {i: [] for i in range(len(observations))}
     seconds = dict.fromkeys(found, 0.0)
-    interrupted = False
+    interrupted, cut = False, set[int]()  # cut: images that Ctrl-C took steps or starts from
     jobs = [(i, s) for i in found for s in range(solutions)]
     for first in range(0, len(jobs), at_once):
-        some = wanted = jobs[first : first + at_once]
-        if mesh is not None:  # every device needs as many starts, so the last ones are repeated
-            some = wanted + [wanted[-1]] * (at_once - len(wanted))
+        wanted = jobs[first : first + at_once]
+        some = wanted + [wanted[-1]] * (at_once - len(wanted))  # one size is compiled once
         began = time.monotonic()
         observed = [observations[i] for i, _ in some]
         pairs = [_start_keys(keys[i], jnp.uint32(s)) for i, s in some]
@@ -349,6 +351,7 @@ def solve(
             found[i].append(solution)
             seconds[i] += (time.monotonic() - began) / len(wanted)
         if interrupted:
+            cut = {i for i, _ in jobs[first:]}
             break
     return [
         Result(
@@ -357,7 +360,7 @@ def solve(
             method=method.name,
             settings=dict(settings),
             seconds=seconds[i],
-            interrupted=interrupted,
+            interrupted=i in cut,
         )
         for i in found
         if found[i]
@@ -568,7 +571,7 @@ def upsample(
         solutions=solutions,
         degradation=degradation,
         noise_mask=noise_mask,
-        batch=batch,
+        batch=min(batch, -(-solutions // (1 if mesh is None else mesh.size))),
         mesh=mesh,
         on_progress=on_progress,
     )

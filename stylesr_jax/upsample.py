@@ -15,43 +15,28 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stylesr_jax.arguments import PRESETS, add_scale, change, join, parser_of, whole
 from stylesr_jax.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from stylesr_jax.claims import Claim
+    from stylesr_jax.degradations import Degradation
+    from stylesr_jax.pipeline import Pipeline
     from stylesr_jax.solve import Observation, Result
-
-PRESETS = ("fast", "balanced", "best", "paper")
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m stylesr_jax.upsample",
-        description=lines[1].replace("\n", " "),
-        epilog=lines[2].replace("\n", " "),
-    )
-
-    def whole(low: int, high: int) -> Any:
-        def parse(text: str) -> int:
-            try:
-                value = int(text)
-            except ValueError:
-                value = low - 1
-            if not low <= value <= high:
-                raise argparse.ArgumentTypeError(f"{text!r} is no whole number {low} to {high}")
-            return value
-
-        return parse
-
+    parser = parser_of("upsample", __doc__)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="image files, folders or patterns")
     add("--out", metavar="DIR", help="where DIR/STEM/ is written for each input")
@@ -72,14 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
     add("--uncertainty", action="store_true", help="write each pixel's deviation over solutions")
     add("--resume", action="store_true", help="skip inputs that DIR holds a finished report of")
-    add("--batch", type=whole(1, 1024), default=1, metavar="N", help="solutions at a time (1)")
-    add("--devices", type=whole(1, 1024), metavar="N", help="devices to use; default: all")
-    add("--share", action="store_true", help="divide the inputs with other runs into the same DIR")
-    add("--stale", type=whole(1, 10**6), default=60, metavar="S", help="seconds to a dead claim")
-    add("--distributed", action="store_true", help="--share, as one process of a cluster's job")
-    add("--coordinator", metavar="HOST:PORT", help="of --distributed, where none is found")
-    add("--processes", type=whole(1, 10**6), metavar="N", help="of --distributed: how many")
-    add("--process", type=whole(0, 10**6), metavar="I", help="of --distributed: this one's number")
+    add_scale(parser)
     add("--from", dest="source", metavar="NPZ", help="redraw the pictures of a solutions.npz")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("--quiet", action="store_true", help="print errors only")
@@ -97,42 +75,50 @@ class _Console:
         self.quiet, self.as_json = quiet, as_json
         self._bar: Any = None
         self._shown = ("", 0)  # label and total of the bar
+        self._lock = threading.RLock()  # the search and the writing thread both speak
 
     def say(self, event: str, text: str, **values: Any) -> None:
-        if self.as_json:
-            print(json.dumps({"event": event, **values}), flush=True)
-        elif not self.quiet:
-            if self._bar is not None:
-                self._bar.write(text)
-            else:
-                print(text, flush=True)
+        with self._lock:
+            if self.as_json:
+                print(json.dumps({"event": event, **values}), flush=True)
+            elif not self.quiet:
+                if self._bar is not None:
+                    self._bar.write(text)
+                else:
+                    print(text, flush=True)
 
     def error(self, message: str, **values: Any) -> None:
-        self.close()
-        if self.as_json:
-            print(json.dumps({"event": "error", "message": message, **values}), flush=True)
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        with self._lock:
+            self.close()
+            if self.as_json:
+                print(json.dumps({"event": "error", "message": message, **values}), flush=True)
+            print(f"error: {message}", file=sys.stderr, flush=True)
 
     def progress(self, label: str, done: int, total: int, terms: Mapping[str, float]) -> None:
         if self.as_json:
             values = {name: round(value, 6) for name, value in terms.items()}
             self.say("step", "", label=label, step=done, steps=total, terms=values)
         elif not self.quiet:
-            from tqdm import tqdm
+            with self._lock:
+                self._show(label, done, total, terms)
 
-            if self._bar is None or self._shown != (label, total):
-                self.close()
-                self._shown = (label, total)
-                self._bar = tqdm(total=total, desc=label, unit="step", leave=False, disable=None)
-            self._bar.n = done
-            self._bar.set_postfix({name: f"{value:.3g}" for name, value in terms.items()})
-            if done >= total:
-                self.close()
+    def _show(self, label: str, done: int, total: int, terms: Mapping[str, float]) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._shown != (label, total):
+            self.close()
+            self._shown = (label, total)
+            self._bar = tqdm(total=total, desc=label, unit="step", leave=False, disable=None)
+        self._bar.n = done
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in terms.items()})
+        if done >= total:
+            self.close()
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
 
 
 # --- How long it will take ------------------------------------------------------------------
@@ -216,13 +202,10 @@ def _changes(args: argparse.Namespace) -> dict[str, str]:
         if at:
             changes["inject_layers"] = layers
     for text in args.set:
-        name, equals, value = text.partition("=")
-        method, dot, setting = name.strip().partition(".")
-        if not equals or not dot:
-            raise UserError(f"--set {text}: write METHOD.SETTING=VALUE, e.g. rls.lambda_w=0.1")
+        method, setting, value = change(text)
         if method != args.method:
             raise UserError(f"--set {text}: the method is {args.method}, not {method}")
-        changes[setting] = value.strip()
+        changes[setting] = value
     return changes
 
 
@@ -283,20 +266,19 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
     )
 
 
-def _observe(run: _Run, path: Path) -> tuple["Observation", "np.ndarray | None", Any]:
-    """The observation of one input, the original if it was larger, and the search's A."""
+def _observe(run: _Run, path: Path) -> tuple["Observation", bool]:
+    """The observation of one input, and whether it was larger: then there is an original."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from stylesr_jax.degradations import Bicubic
     from stylesr_jax.images import read_image
-    from stylesr_jax.solve import MAX_LOW, default_degradation, key_of, observe
+    from stylesr_jax.solve import MAX_LOW, key_of, observe
 
     image = read_image(path)
     if max(image.shape[:2]) <= MAX_LOW:
-        observation = observe(image)
-        return observation, None, default_degradation(observation)
+        return observe(image), False
     height, width = image.shape[:2]
     scale = run.args.lr_size / max(height, width)
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
@@ -307,8 +289,7 @@ def _observe(run: _Run, path: Path) -> tuple["Observation", "np.ndarray | None",
         low = np.asarray(parse(run.args.degradation).degrade(data_key, jnp.asarray(image)))
     else:
         low = np.asarray(Bicubic(size=size)(jnp.asarray(image)))
-    observation = observe(np.clip(low, -1.0, 1.0))
-    return observation, image, default_degradation(observation)
+    return observe(np.clip(low, -1.0, 1.0)), True
 
 
 def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
@@ -349,23 +330,20 @@ def _device() -> str:
     return f"{device.platform} ({device.device_kind or kind}{cores}) x {jax.local_device_count()}"
 
 
-def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | None") -> dict:
+def _report(
+    run: _Run, one: "_Input", result: "Result", original: "np.ndarray | None"
+) -> dict[str, Any]:
     from stylesr_jax.runtime import versions
-    from stylesr_jax.store import sha256
 
     observation = result.observation
     report: dict[str, Any] = {
         "status": "interrupted" if result.interrupted else "ok",
-        "input": str(path),
-        "input_sha256": sha256(path),
+        **one.facts,
+        "input": str(one.path),
         "input_size": list(observation.image.shape[1::-1]),
-        "method": result.method,
-        "preset": run.args.preset,
         "settings": result.settings,
-        "seed": run.args.seed,
-        "noise_mask": run.args.noise_mask,
+        "preset": run.args.preset,
         "generator": run.generator.name,
-        "weights_sha256": run.weights_sha256,
         "device": _device(),
         "host": platform.node(),
         "versions": versions(),
@@ -373,26 +351,26 @@ def _report(run: _Run, path: Path, result: "Result", original: "np.ndarray | Non
         "solutions": [
             {
                 "file": f"solution_{i}.png",
-                "status": one.status,
-                "loss": one.loss,
-                "terms": one.terms,
-                "residual_l1": one.residual_l1,
-                "residual_psnr": one.residual_psnr,
-                "best_step": one.best_step,
-                "steps": len(next(iter(one.history.values()), ())),
-                "diagnostics": one.diagnostics,
+                "status": solution.status,
+                "loss": solution.loss,
+                "terms": solution.terms,
+                "residual_l1": solution.residual_l1,
+                "residual_psnr": solution.residual_psnr,
+                "best_step": solution.best_step,
+                "steps": len(next(iter(solution.history.values()), ())),
+                "diagnostics": solution.diagnostics,
             }
-            for i, one in enumerate(result.solutions)
+            for i, solution in enumerate(result.solutions)
         ],
         "history": {
-            f"solution_{i}": {name: values.tolist() for name, values in one.history.items()}
-            for i, one in enumerate(result.solutions)
+            f"solution_{i}": {name: values.tolist() for name, values in solution.history.items()}
+            for i, solution in enumerate(result.solutions)
         },
         "notice": "These faces are imagined; they do not identify anyone.",
     }
     if original is not None:
-        for one, scores in zip(report["solutions"], _scores(result, original), strict=True):
-            one["against_original_at_256px"] = scores
+        for entry, scores in zip(report["solutions"], _scores(result, original), strict=True):
+            entry["against_original_at_256px"] = scores
     return report
 
 
@@ -429,54 +407,244 @@ def _fingerprint(run: _Run, path: Path) -> dict[str, Any]:
     }
 
 
-def _finished(folder: Path, run: _Run, path: Path) -> bool:
+def _finished(folder: Path, run: _Run, facts: Mapping[str, Any]) -> bool:
     """Whether the folder holds a whole result of the same input and settings."""
     try:
         report = json.loads((folder / "report.json").read_text())
     except (OSError, ValueError):
         return False
-    same = all(report.get(name) == value for name, value in _fingerprint(run, path).items())
+    same = all(report.get(name) == value for name, value in facts.items())
     return same and report["status"] == "ok" and len(report["solutions"]) == run.args.solutions
 
 
-def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates: _Rates) -> bool:
-    """Solve one input and write its folder; whether Ctrl-C ended it."""
+@dataclass(frozen=True)
+class _Input:
+    """One input that was read.
+
+    Attributes:
+        facts: what decides its result, as its report has it.
+        was_larger: than an observation may be, so that solutions are scored against the file.
+        claim: on a shared folder, until the result is written.
+    """
+
+    path: Path
+    folder: Path
+    facts: dict[str, Any]
+    observation: "Observation"
+    was_larger: bool
+    claim: "Claim | None" = None
+
+    @property
+    def canvas(self) -> int:
+        """Pixels of a side: inputs of equal canvas are searched together."""
+        return self.observation.target.shape[0]
+
+    @property
+    def degradation(self) -> "Degradation":
+        """The A that the search inverts."""
+        from stylesr_jax.solve import default_degradation
+
+        return default_degradation(self.observation)
+
+
+_Place = tuple[Path, Path]  # an input and its folder
+
+
+class _Work:
+    """All inputs of a command, in turns with other processes if the folder is shared."""
+
+    def __init__(self, run: _Run, work: list[_Place], console: _Console, rates: _Rates) -> None:
+        from stylesr_jax.claims import Claims
+
+        args = run.args
+        self.run, self.work, self.console, self.rates = run, work, console, rates
+        self.claims = Claims(Path(args.out) / ".claims", args.stale) if args.share else None
+        self.failed: dict[Path, str] = {}
+        self.interrupted = False
+        self._batches: dict[int, int] = {}  # canvas -> starts on a device
+        self._held: list[_Place] = []  # what others have claimed
+        self._claimed: list[Claim] = []
+
+    def do(self) -> int:
+        """Do all that is left; returns the exit code."""
+        from stylesr_jax.claims import work_off
+
+        try:
+            work_off(self.work, self._attempt, self.claims)
+        finally:
+            for claim in self._claimed:
+                claim.release()
+        if self.interrupted:
+            self.console.error("interrupted; the best so far was saved")
+            return 130
+        if len(self.work) > 1:
+            _write_summary(Path(self.run.args.out), sorted(self.work), self.failed)
+        return 2 if self.failed else 0
+
+    def _attempt(self, work: Sequence[_Place]) -> list[_Place]:
+        """One pass; returns what other workers hold."""
+        from stylesr_jax.pipeline import Pipeline, grouped
+
+        self._held = []
+        with Pipeline(ahead=8) as pipeline:
+            found = pipeline.read(self._read, work)
+            for group in grouped(self._claim(found), lambda one: one.canvas, self._images_together):
+                self._solve(group, pipeline)
+                if self.interrupted:
+                    break
+        return [] if self.interrupted else self._held
+
+    def _read(self, place: _Place) -> tuple[_Place, "_Input | UserError | str"]:
+        """On the reading thread: the input, or why there is nothing to do: "done", "held"."""
+        path, folder = place
+        args = self.run.args
+        try:
+            facts = _fingerprint(self.run, path)
+            if (args.resume or args.share) and _finished(folder, self.run, facts):
+                return place, "done"
+            if self.claims is not None and not self.claims.is_free(_claim_key(facts, folder)):
+                return place, "held"
+            return place, _Input(path, folder, facts, *_observe(self.run, path))
+        except UserError as error:
+            return place, error
+
+    def _claim(
+        self, found: "Iterator[tuple[_Place, _Input | UserError | str]]"
+    ) -> Iterator[_Input]:
+        """Those inputs that are this process's to solve."""
+        for place, one in found:
+            if isinstance(one, UserError):
+                self._fail(place, one)
+            elif one == "done":
+                self.console.say("skip", f"{place[0].name}: already done", input=str(place[0]))
+            elif isinstance(one, str):
+                self._held.append(place)
+            elif self.claims is None:
+                yield one
+            elif (claim := self.claims.take(_claim_key(one.facts, one.folder))) is None:
+                self._held.append(place)
+            elif _finished(one.folder, self.run, one.facts):
+                claim.release()  # somebody was faster
+            else:
+                self._claimed.append(claim)
+                yield replace(one, claim=claim)
+
+    def _batch(self, one: _Input) -> int:
+        """Starts that a device searches together for inputs of this canvas."""
+        from stylesr_jax.batching import choose_batch
+
+        run = self.run
+        if one.canvas not in self._batches:
+            self._batches[one.canvas] = choose_batch(
+                run.args.batch,
+                starts=len(self.work) * run.args.solutions,
+                mesh=run.mesh,
+                method=run.method,
+                settings=run.settings,
+                side=one.canvas,
+                generator=run.generator,
+                prior=run.prior,
+                perceptual=run.perceptual,
+            )
+        return self._batches[one.canvas]
+
+    def _images_together(self, one: _Input) -> int:
+        from stylesr_jax.pipeline import images_together
+
+        devices = 1 if self.run.mesh is None else self.run.mesh.size
+        return images_together(self._batch(one) * devices, self.run.args.solutions)
+
+    def _solve(self, group: Sequence[_Input], pipeline: "Pipeline") -> None:
+        """Search for inputs of one canvas and hand the results to the writing thread."""
+        from stylesr_jax.batching import within_memory
+        from stylesr_jax.solve import key_of, solve
+
+        run, clock = self.run, list[tuple[float, int, int]]()
+
+        def on_progress(image: int, index: int, step: int, steps: int, terms: Any) -> None:
+            clock.append((time.monotonic(), image, index * steps + step))
+            label = f"{group[image].path.name} {index + 1}/{run.args.solutions}"
+            self.console.progress(label, step, steps, terms)
+
+        def search(batch: int) -> list["Result"]:
+            return solve(
+                [one.observation for one in group],
+                [key_of(run.args.seed, one.path.name) for one in group],
+                generator=run.generator,
+                prior=run.prior,
+                perceptual=run.perceptual,
+                method=run.method,
+                settings=run.settings,
+                solutions=run.args.solutions,
+                degradation=group[0].degradation,
+                noise_mask=run.noise_mask,
+                batch=batch,
+                mesh=run.mesh,
+                on_progress=on_progress,
+            )
+
+        try:
+            results, batch = within_memory(self._batch(group[0]), search)
+        except UserError as error:
+            for one in group:
+                self._fail((one.path, one.folder), error)
+                self._release(one)
+            return
+        self._batches[group[0].canvas] = batch
+        self.console.close()
+        whole_group = {id(one.observation): one for one in group}
+        for result in results:
+            self.interrupted |= result.interrupted
+            pipeline.write(self._write, whole_group[id(result.observation)], result)
+        self.interrupted |= len(results) < len(group)
+        alone = [(when, step) for when, image, step in clock if image == 0]
+        if batch == 1 and len(alone) > 1 and alone[-1][1] > alone[0][1]:
+            self.rates.record((alone[-1][0] - alone[0][0]) / (alone[-1][1] - alone[0][1]))
+
+    def _write(self, one: _Input, result: "Result") -> None:
+        """On the writing thread: an input's folder, unless another process took it over."""
+        try:
+            if one.claim is not None and not one.claim.is_mine():
+                self._held.append((one.path, one.folder))
+            else:
+                _write_folder(self.run, one, result, self.console)
+        except (UserError, OSError) as error:
+            self._fail((one.path, one.folder), error)
+        finally:
+            self._release(one)
+
+    def _release(self, one: _Input) -> None:
+        if one.claim is not None:
+            one.claim.release()
+            self._claimed.remove(one.claim)
+
+    def _fail(self, place: _Place, error: Exception) -> None:
+        path, folder = place
+        self.failed[path] = str(error)
+        self.console.error(str(error), input=str(path))
+        with suppress(OSError):
+            folder.rmdir()  # if it is empty
+
+
+def _claim_key(facts: Mapping[str, Any], folder: Path) -> str:
+    from stylesr_jax.claims import content_key
+
+    return content_key([facts, folder.name])
+
+
+def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -> None:
+    """Write an input's folder and say what it holds."""
+    from stylesr_jax.images import read_image
     from stylesr_jax.results import write_result
     from stylesr_jax.runtime import versions
-    from stylesr_jax.solve import key_of, solve
 
-    observation, original, degradation = _observe(run, path)
-    folder.mkdir(parents=True, exist_ok=True)
-    clock: list[tuple[float, int]] = []
-
-    def on_progress(image: int, index: int, step: int, steps: int, terms: Any) -> None:
-        clock.append((time.monotonic(), index * steps + step))
-        label = f"{path.name} {index + 1}/{run.args.solutions}"
-        console.progress(label, step, steps, terms)
-
-    (result,) = solve(
-        [observation],
-        [key_of(run.args.seed, path.name)],
-        generator=run.generator,
-        prior=run.prior,
-        perceptual=run.perceptual,
-        method=run.method,
-        settings=run.settings,
-        solutions=run.args.solutions,
-        degradation=degradation,
-        noise_mask=run.noise_mask,
-        batch=run.args.batch,
-        mesh=run.mesh,
-        on_progress=on_progress,
-    )
-    console.close()
-    if len(clock) > 1 and clock[-1][1] > clock[0][1]:
-        rates.record((clock[-1][0] - clock[0][0]) / (clock[-1][1] - clock[0][1]))
+    path, folder = one.path, one.folder
+    original = read_image(path) if one.was_larger else None
     config = {
         "generator": run.args.generator,
         "weights_sha256": run.weights_sha256,
         "class": run.args.label,
-        "degradation": str(degradation),
+        "degradation": str(one.degradation),
         "block": next((s.block for s in run.method.stages(run.settings)[::-1]), 0),
         "method": run.method.name,
         "settings": run.settings,
@@ -487,12 +655,12 @@ def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates:
     write_result(
         folder,
         result,
-        report=_report(run, path, result, original),
+        report=_report(run, one, result, original),
         config=config,
         original=original,
         uncertainty=len(result.solutions) > 1 and (run.args.uncertainty or run.method.draws),
     )
-    residuals = ", ".join(f"{one.residual_psnr:.1f}" for one in result.solutions)
+    residuals = ", ".join(f"{solution.residual_psnr:.1f}" for solution in result.solutions)
     console.say(
         "result",
         f"{path.name}: {len(result.solutions)} solution(s) in {_duration(result.seconds)}, "
@@ -500,13 +668,13 @@ def _upsample_one(run: _Run, path: Path, folder: Path, console: _Console, rates:
         input=str(path),
         folder=str(folder),
         seconds=round(result.seconds, 2),
-        residual_psnr=[round(one.residual_psnr, 3) for one in result.solutions],
+        residual_psnr=[round(solution.residual_psnr, 3) for solution in result.solutions],
         status="interrupted" if result.interrupted else "ok",
     )
-    for i, one in enumerate(result.solutions):
-        if one.failed_at >= 0:
-            console.say("warning", f"  solution {i}: {one.status}", solution=i, status=one.status)
-    return result.interrupted
+    for i, solution in enumerate(result.solutions):
+        if solution.failed_at >= 0:
+            text = f"  solution {i}: {solution.status}"
+            console.say("warning", text, solution=i, status=solution.status)
 
 
 def _run_all(args: argparse.Namespace, console: _Console) -> int:
@@ -515,12 +683,7 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     paths = find_images(args.inputs)
     out = Path(args.out)
     _check_writable(out)
-    process, processes = 0, 1
-    if args.distributed:
-        from stylesr_jax.claims import join_processes
-
-        process, processes = join_processes(args.coordinator, args.processes, args.process)
-        args.share = True
+    process, processes = join(args)
     run = _prepare(args, console)
     steps = sum(int(run.settings[s.steps]) for s in run.method.stages(run.settings))
     rates = _Rates(f"{run.method.name} {run.generator.name} {_device()}")
@@ -542,48 +705,7 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     )
     work = list(zip(paths, _folders(paths, out), strict=True))
     first = len(work) * process // processes  # processes begin at different places
-    return _work_through(run, work[first:] + work[:first], console, rates)
-
-
-def _work_through(
-    run: _Run, work: list[tuple[Path, Path]], console: _Console, rates: _Rates
-) -> int:
-    """Solve each (input, folder) that is not done, in turns with others if the folder is shared."""
-    from stylesr_jax.claims import Claims, content_key
-
-    args, failed = run.args, {}
-    claims = Claims(Path(args.out) / ".claims", float(args.stale)) if args.share else None
-    left = list(work)
-    while left:
-        others = []  # what other workers hold at the moment
-        for path, folder in left:
-            try:
-                if (args.resume or args.share) and _finished(folder, run, path):
-                    console.say("skip", f"{path.name}: already done", input=str(path))
-                    continue
-                if claims is None:
-                    claim: Any = nullcontext(True)
-                else:
-                    claim = claims.hold(content_key([_fingerprint(run, path), folder.name]))
-                with claim as mine:
-                    if not mine:
-                        others.append((path, folder))
-                    elif args.share and _finished(folder, run, path):
-                        pass  # somebody was faster
-                    elif _upsample_one(run, path, folder, console, rates):
-                        console.error("interrupted; the best so far was saved")
-                        return 130
-            except UserError as error:
-                failed[path] = str(error)
-                console.error(str(error), input=str(path))
-                with suppress(OSError):
-                    folder.rmdir()  # if it is empty
-        if len(others) == len(left):
-            time.sleep(min(1.0, args.stale / 4))
-        left = others
-    if len(work) > 1:
-        _write_summary(Path(args.out), sorted(work), failed)
-    return 2 if failed else 0
+    return _Work(run, work[first:] + work[:first], console, rates).do()
 
 
 def _write_summary(out: Path, work: list[tuple[Path, Path]], failed: Mapping[Path, str]) -> None:
@@ -596,11 +718,13 @@ def _write_summary(out: Path, work: list[tuple[Path, Path]], failed: Mapping[Pat
         if path in failed:
             entries.append({**entry, "status": "failed", "message": failed[path]})
             continue
-        report = json.loads((folder / "report.json").read_text())
-        kept = ("status", "seconds", "host")
-        entry |= {name: report[name] for name in kept}
-        residuals = [one["residual_l1"] for one in report["solutions"]]
-        entries.append({**entry, "residual_l1": residuals})
+        try:
+            report = json.loads((folder / "report.json").read_text())
+            entry |= {name: report[name] for name in ("status", "seconds", "host")}
+            entry["residual_l1"] = [one["residual_l1"] for one in report["solutions"]]
+        except (OSError, ValueError, KeyError):  # another run into the same folder is at it
+            entry["status"] = "unfinished"
+        entries.append(entry)
     write_json(out / "summary.json", {"inputs": entries})
 
 
@@ -610,7 +734,7 @@ def _check_writable(out: Path) -> None:
     probe = out / ".stylesr-write-test"
     with store.atomic_path(probe):
         pass
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # of another process, perhaps
 
 
 def _redraw(args: argparse.Namespace, console: _Console) -> int:

@@ -122,6 +122,25 @@ def test_interruption_keeps_what_was_found(tiny, tiny_prior, target):
     assert np.isfinite(result.images).all()
 
 
+def test_interruption_leaves_the_images_before_it_whole(tiny, tiny_prior, target):
+    def interrupt(image, solution, step, steps, terms):
+        if image == 1:
+            raise KeyboardInterrupt
+
+    method = method_named("rls")
+    results = solve(
+        [observe(target)] * 3,
+        [key_of(0, name) for name in "abc"],
+        generator=tiny,
+        prior=tiny_prior,
+        method=method,
+        settings=method.resolve(changes={"sketch_steps": 0, "steps": 12}),
+        solutions=1,
+        on_progress=interrupt,
+    )
+    assert [result.interrupted for result in results] == [False, True]
+
+
 def test_published_values_are_the_paper_preset():
     paper = method_named("rls").resolve("paper")
     expected = {"steps": 500, "learning_rate": 0.5, "lambda_w": 1e-4, "lambda_g": 2e-4}

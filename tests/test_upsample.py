@@ -1,15 +1,21 @@
 """The command line, on an untrained 32 px generator and files in a temporary folder."""
 
+import importlib
 import json
 import runpy
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from stylesr_jax.images import read_image
+from stylesr_jax.results import write_result
+from stylesr_jax.search import advance
+from stylesr_jax.solve import solve
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +90,10 @@ def test_same_seed_same_files_other_seed_other_files(run, photo, tmp_path):
 def test_large_inputs_are_degraded_kept_and_scored(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.jpg")
-    options = ("--lr-size", "16", "--out", tmp_path / "out", "--quiet", *QUICK)
+    options = ("--lr-size", "8", "--out", tmp_path / "out", "--quiet", *QUICK)
     assert run(tmp_path / "large.jpg", *options) == 0
     report = json.loads((tmp_path / "out" / "large" / "report.json").read_text())
-    assert report["input_size"] == [16, 12]
+    assert report["input_size"] == [8, 6]
     scores = report["solutions"][0]["against_original_at_256px"]
     assert set(scores) == {"psnr", "ssim", "lpips_vgg"} and 0 < scores["lpips_vgg"] < 2
 
@@ -99,6 +105,107 @@ def test_a_bad_input_does_not_stop_the_others(run, photo, tmp_path, capsys):
     assert (out / "photo" / "report.json").is_file() and not (out / "bad").exists()
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and "bad.png: not an image" in errors[0]
+
+
+def _photos(folder, sizes):
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i, size in enumerate(sizes):
+        pixels = rng.integers(60, 200, (size, size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{i}.png")
+    return folder
+
+
+def test_batches_are_filled_across_images_and_compiled_once_for_each_size(
+    run, tmp_path, monkeypatch
+):
+    photos = _photos(tmp_path / "in", [8, 12, 8, 8, 8])
+    (photos / "photo2b.png").write_bytes(b"not an image")
+    groups = []
+
+    def spy(observations, keys, **options):
+        groups.append(([one.target.shape[0] for one in observations], options["batch"]))
+        return solve(observations, keys, **options)
+
+    monkeypatch.setattr("stylesr_jax.solve.solve", spy)
+    before = advance._cache_size()
+    out = tmp_path / "out"
+    options = ("--quiet", "--set", "rls.sketch_steps=0", *QUICK)
+    assert run(photos, "--out", out, "--batch", 3, *options) == 2
+    assert advance._cache_size() == before + 2  # 8 and 12 px; the last groups are filled up
+    assert groups == [([8, 8, 8], 3), ([12], 3), ([8], 3)]
+    summary = json.loads((out / "summary.json").read_text())["inputs"]
+    states = {entry["folder"]: entry["status"] for entry in summary}
+    assert states == {**{f"photo{i}": "ok" for i in range(5)}, "photo2b": "failed"}
+    run(photos / "photo4.png", "--out", tmp_path / "alone", *options)
+    a, b = (read_image(o / "photo4" / "solution_1.png") for o in (out, tmp_path / "alone"))
+    np.testing.assert_allclose(a, b, atol=0.02)  # batches of three round differently
+
+
+def test_results_are_written_while_the_next_input_is_searched(run, tmp_path, monkeypatch):
+    photos = _photos(tmp_path / "in", [8, 8])
+    searching, events = threading.Event(), []
+
+    def spy(observations, keys, **options):
+        if events:
+            searching.set()
+        events.append("search")
+        return solve(observations, keys, **options)
+
+    def write(*args, **options):
+        assert searching.wait(60) or len(events) > 1
+        events.append("write")
+        assert threading.current_thread() is not threading.main_thread()
+        return write_result(*args, **options)
+
+    monkeypatch.setattr("stylesr_jax.solve.solve", spy)
+    monkeypatch.setattr("stylesr_jax.results.write_result", write)
+    assert run(photos, "--out", tmp_path / "out", "--quiet", *QUICK) == 0
+    assert events[:2] == ["search", "search"] and events.count("write") == 2
+
+
+def test_a_result_that_cannot_be_written_is_its_inputs_failure(run, tmp_path, capsys):
+    photos, out = _photos(tmp_path / "in", [8, 8]), tmp_path / "out"
+    out.mkdir()
+    (out / "photo0").write_text("in the way")
+    assert run(photos, "--out", out, *QUICK) == 2
+    assert "photo0" in capsys.readouterr().err
+    states = [e["status"] for e in json.loads((out / "summary.json").read_text())["inputs"]]
+    assert states == ["failed", "ok"]
+
+
+def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
+    photos, out = _photos(tmp_path / "in", [8, 8, 8]), tmp_path / "out"
+    calls = []
+
+    def interrupted(observations, keys, **options):
+        calls.append(1)
+        report = options["on_progress"]
+
+        def on_progress(image, solution, *rest):
+            report(image, solution, *rest)
+            if len(calls) == 2 and solution == 1:
+                raise KeyboardInterrupt
+
+        return solve(observations, keys, **{**options, "on_progress": on_progress})
+
+    monkeypatch.setattr("stylesr_jax.solve.solve", interrupted)
+    assert run(photos, "--out", out, "--share", *QUICK) == 130
+    assert "the best so far was saved" in capsys.readouterr().err
+    states = {p.parent.name: json.loads(p.read_text())["status"] for p in out.glob("*/report.json")}
+    assert states == {"photo0": "ok", "photo1": "interrupted"}
+    assert not list((out / ".claims").iterdir())
+
+
+def test_a_summary_bears_with_reports_that_are_not_there(tmp_path):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "report.json").write_text('{"status": "o')
+    work = [(Path(f"{name}.png"), tmp_path / name) for name in ("gone", "torn")]
+    command = importlib.import_module("stylesr_jax.upsample")
+    del sys.modules["stylesr_jax.upsample"]  # runpy, in the other tests, warns of it
+    command._write_summary(tmp_path, work, {})
+    entries = json.loads((tmp_path / "summary.json").read_text())["inputs"]
+    assert [entry["status"] for entry in entries] == ["unfinished", "unfinished"]
 
 
 def test_resume_skips_what_is_done(run, photo, tmp_path, capsys):
