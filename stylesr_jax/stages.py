@@ -23,6 +23,7 @@ from stylesr_jax.optimisers import ADAM
 from stylesr_jax.search import Problem, Rate, Variables
 
 Value = float | int | str | bool
+SKETCH_COST = 0.1  # of a step with a sketch, corrections included, in steps at full resolution
 
 
 # --- The parts of a stage -------------------------------------------------------------------
@@ -252,6 +253,15 @@ def sketched(stages: tuple[Stage, ...], generator: Generator, size: int) -> tupl
     fitting = [s for s in sizes if 2 * size <= s <= generator.resolution // 2]
     stop = min(fitting, default=None)
     return tuple(replace(stage, stop=stop if stage.sketch else None) for stage in stages)
+
+
+def full_steps(
+    stages: tuple[Stage, ...], settings: Mapping[str, Value], generator: Generator
+) -> float:
+    """What the stages' steps cost, about, in steps at full resolution."""
+    sketches = len(generator.config.image_resolutions) > 1
+    costs = (SKETCH_COST if stage.sketch and sketches else 1.0 for stage in stages)
+    return sum(c * int(settings[s.steps]) for c, s in zip(costs, stages, strict=True))
 
 
 def with_budget(

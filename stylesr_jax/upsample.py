@@ -679,16 +679,22 @@ def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -
 
 def _run_all(args: argparse.Namespace, console: _Console) -> int:
     from stylesr_jax.images import find_images
+    from stylesr_jax.stages import full_steps
 
     paths = find_images(args.inputs)
     out = Path(args.out)
     _check_writable(out)
     process, processes = join(args)
     run = _prepare(args, console)
-    steps = sum(int(run.settings[s.steps]) for s in run.method.stages(run.settings))
-    rates = _Rates(f"{run.method.name} {run.generator.name} {_device()}")
-    known = rates.seconds_per_step()
-    per_step = _guessed_seconds_per_step(run.generator) if known is None else known
+    stages = run.method.stages(run.settings)
+    steps = sum(int(run.settings[stage.steps]) for stage in stages)
+    # A step's mean time depends on how many of them are sketches.
+    mixture = "+".join(str(run.settings[stage.steps]) for stage in stages)
+    rates = _Rates(f"{run.method.name} {mixture} {run.generator.name} {_device()}")
+    known = per_step = rates.seconds_per_step()
+    if per_step is None:
+        share = full_steps(stages, run.settings, run.generator) / max(steps, 1)
+        per_step = share * _guessed_seconds_per_step(run.generator)
     seconds = per_step * len(paths) * args.solutions * steps + 20  # 20 for compiling
     estimate = f"about {_duration(seconds)}" + ("" if known else " (a first guess)")
     console.say(

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stylesr_jax import programs
 from stylesr_jax.images import read_image
 from stylesr_jax.results import write_result
-from stylesr_jax.search import advance
 from stylesr_jax.solve import solve
 
 
@@ -128,11 +128,11 @@ def test_batches_are_filled_across_images_and_compiled_once_for_each_size(
         return solve(observations, keys, **options)
 
     monkeypatch.setattr("stylesr_jax.solve.solve", spy)
-    before = advance._cache_size()
+    before = len(programs._ready)
     out = tmp_path / "out"
     options = ("--quiet", "--set", "rls.sketch_steps=0", *QUICK)
     assert run(photos, "--out", out, "--batch", 3, *options) == 2
-    assert advance._cache_size() == before + 2  # 8 and 12 px; the last groups are filled up
+    assert len(programs._ready) == before + 2  # 8 and 12 px; the last groups are filled up
     assert groups == [([8, 8, 8], 3), ([12], 3), ([8], 3)]
     summary = json.loads((out / "summary.json").read_text())["inputs"]
     states = {entry["folder"]: entry["status"] for entry in summary}
