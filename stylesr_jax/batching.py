@@ -121,11 +121,11 @@ def choose_batch(
 ) -> int:
     """Starts that each device searches together: `wanted`, or what fits; no more than there are.
 
-    On CPUs it is 1, and nothing is compiled to find out. The default generator computes large
-    blocks in strips, one after another, so that more starts give a CPU nothing more to do at
-    once: on two Xeon cores a start's step took 0.69 s alone, 0.86 s in twos, 0.81 s in fours,
-    and memory went from 1.0 to 1.5 and 2.1 GB. Alone, results are the same to the last bit
-    whatever else is searched.
+    On CPUs it is 1, and nothing is compiled to find out: more was not measured to pay. Large
+    blocks are computed in strips, one after another, so that more starts give a CPU little more
+    to do at once: on two Xeon cores a full step took 0.69 s for a start alone, 0.86 s for each
+    of two, 0.81 s for each of four, with 1.0, 1.5 and 2.1 GB (docs/scaling.md). Alone, results
+    are the same to the last bit whatever else is searched.
 
     Args:
         wanted: None is "auto".
