@@ -64,6 +64,16 @@ def variants_of(texts: Mapping[str, str] | Sequence[str], steps: int) -> tuple[V
     )
 
 
+def named(methods: str) -> dict[str, str]:
+    """Labels and texts of variants from "bicubic,PULSE=pulse@paper,...", as `variants_of` takes."""
+
+    def pair(text: str) -> tuple[str, str]:
+        label, equals, rest = text.partition("=")
+        return (label, rest) if equals and ":" not in label else (text, text)
+
+    return dict(pair(text) for text in methods.split(","))
+
+
 def drawn_faces(generator: Generator, folder: Path, count: int) -> list[Path]:
     """Faces that may be shown: drawn with a fixed seed, truncated; written to `folder` once.
 

@@ -1,6 +1,6 @@
 """Figures 3 and 6 of RLS: the data suffer more than the bicubic shrinking that searches assume.
 
-python -m benchmarks.studies.robustness --images DIR --limit 4 --steps 100
+python -m benchmarks.studies.robustness --images DIR --limit 12 --steps 100
 """
 
 import argparse
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.studies import common
 from stylesr_jax.degradations import parse
 
-METHODS = {"bicubic": "bicubic", "PULSE": "pulse@paper", "RLS": "rls"}
+METHODS = "bicubic,PULSE=pulse@paper,RLS=rls"
 # {n} is the low-resolution size; blurs scale with the generator's resolution. RLS's motion blur is
 # 100 px long at 1024 px, in a random direction; the other strengths are not published.
 DEGRADATIONS = {
@@ -32,7 +32,7 @@ shows the public-domain portrait."""
 
 def study(args: argparse.Namespace) -> None:
     """One evaluation for each degradation, numbers and picture."""
-    variants = common.variants_of(METHODS, args.steps)
+    variants = common.variants_of(common.named(args.methods), args.steps)
     known = common.setting(args, variants)
     resolution = known.parts["generator"].resolution
     sizes = {"n": args.lr_size, "motion": 100 * resolution / 1024, "blur": 30 * resolution / 1024}
@@ -55,5 +55,6 @@ def study(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = common.options("robustness", __doc__, limit=4, pictures=1)
+    parser = common.options("robustness", __doc__, limit=12, pictures=1)
+    parser.add_argument("--methods", default=METHODS, help=f"default {METHODS}")
     sys.exit(common.run(study, parser))

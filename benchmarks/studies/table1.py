@@ -19,8 +19,7 @@ schedules stretched over the budget, RLS the default preset."""
 
 def study(args: argparse.Namespace) -> None:
     """Numbers on --images, a picture of the faces that may be shown."""
-    texts = dict(_named(text) for text in args.methods.split(","))
-    variants = common.variants_of(texts, args.steps)
+    variants = common.variants_of(common.named(args.methods), args.steps)
     known = common.setting(args, variants)
     summary = common.measure(known, variants, "numbers")
     title = f"Table 1: {args.lr_size} px -> {known.parts['generator'].resolution} px"
@@ -29,11 +28,6 @@ def study(args: argparse.Namespace) -> None:
     common.keep_rows(args, ["numbers"])
     plan = common.show(known, variants, "numbers")
     common.save_grid(Path(args.out) / "examples.jpg", common.examples(plan))
-
-
-def _named(text: str) -> tuple[str, str]:
-    label, equals, rest = text.partition("=")
-    return (label, rest) if equals and ":" not in label else (text, text)
 
 
 if __name__ == "__main__":
