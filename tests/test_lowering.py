@@ -13,7 +13,7 @@ from stylesr_jax.flow import load_prior
 from stylesr_jax.methods import METHODS
 from stylesr_jax.objective import Example, Shared
 from stylesr_jax.search import advance, begin
-from stylesr_jax.stages import problem_of, stages_of, traced_settings
+from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
 
 ACCELERATORS = ("cuda", "tpu")
 SLOW = ("ilo", "langevin")  # four stages; RLS's stage twice
@@ -42,7 +42,7 @@ def export_stages(name: str, generator, prior, *, size: int, starts: int = 2):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (starts, *x.shape)), tree)
 
     previous = None
-    for stage in stages_of(method, settings):
+    for stage in sketched(stages_of(method, settings), generator, size):
         problem = problem_of(stage)
 
         def first(shared, raw_keys, previous, stage=stage):
@@ -75,8 +75,10 @@ def test_every_stage_of_every_method_lowers(name, tiny, tiny_prior):
 
 
 def test_rls_on_the_embedded_generator_lowers(mobile):
-    ((variables, exported),) = export_stages("rls", mobile, load_prior(mobile), size=16, starts=4)
-    assert exported.platforms == ACCELERATORS
-    assert variables["latent"].shape == (4, 23, 512)
-    # The weights are arguments, not constants: the program stays small.
-    assert len(exported.mlir_module_serialized) < 5e6
+    stages = list(export_stages("rls", mobile, load_prior(mobile), size=16, starts=4))
+    assert len(stages) == 2  # with sketches, and in full
+    for variables, exported in stages:
+        assert exported.platforms == ACCELERATORS
+        assert variables["latent"].shape == (4, 23, 512)
+        # The weights are arguments, not constants: the program stays small.
+        assert len(exported.mlir_module_serialized) < 5e6
