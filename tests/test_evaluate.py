@@ -63,6 +63,8 @@ def call(tiny_files, folder, monkeypatch, tmp_path):
         own = ("--generator", tiny_files["generator"], "--prior", tiny_files["prior"])
         argv = ["evaluate", "--images", images, "--out", out, *own, *QUICK, *arguments]
         monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
+        # Another test's import would make runpy warn that the module runs twice.
+        monkeypatch.delitem(sys.modules, "stylesr_jax.evaluate", raising=False)
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("stylesr_jax.evaluate", run_name="__main__")
         return stop.value.code

@@ -1,5 +1,7 @@
 """The objective's terms against their formulas in NumPy."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,8 @@ def _view(image=None, target=None, mask=None, ws=None, variables=None, **setting
     target = jnp.zeros_like(image) if target is None else jnp.asarray(target)
     mask = jnp.ones((*target.shape[:2], 1)) if mask is None else jnp.asarray(mask)
     numbers = {name: jnp.asarray(value) for name, value in settings.items()}
-    shared = Shared(None, None, _Identity(), None, numbers)
+    generator = SimpleNamespace(resolution=image.shape[0])
+    shared = Shared(generator, None, _Identity(), None, numbers)  # type: ignore[arg-type]
     latents = Latents(jnp.ones((2, 3)) if ws is None else jnp.asarray(ws))
     return View(shared, Example(target, mask, jnp.asarray(0)), latents, image, variables)
 

@@ -41,7 +41,7 @@ def folder(tmp_path):
 def _forget():
     """As a new process would begin."""
     programs._ready.clear()
-    jax.clear_caches()
+    _powers.clear_cache()
     TRACES.clear()
 
 
@@ -82,24 +82,25 @@ def test_nothing_is_kept_without_a_folder(tmp_path):
     assert TRACES == [2]
 
 
-def test_a_search_from_kept_programs_is_the_same(folder, tiny_files):
+def test_a_search_from_kept_programs_is_the_same(folder, tiny_files, monkeypatch):
     generator = load_generator(tiny_files["generator"])
     prior = load_prior(generator, tiny_files["prior"])
     image = np.random.default_rng(0).uniform(-1, 1, (8, 8, 3))
 
     def run():
-        settings = {"sketch_steps": 25, "steps": 3}
+        settings = {"sketch_steps": 25, "steps": 0}
         options = {"generator": generator, "prior": prior, "solutions": 1, "settings": settings}
         return upsample(image, key=jax.random.key(0), **options).images
 
     first = run()
-    kept = sorted(folder.glob("*.program"))
-    assert len(kept) == 2  # with sketches, and in full; no program twice
+    assert len(list(folder.glob("*.program"))) == 1  # for the first chunk and for later ones
+
+    def export(*args, **options):
+        raise AssertionError("the program was not found")
+
     _forget()
+    monkeypatch.setattr(jax.export, "export", export)
     np.testing.assert_array_equal(run(), first)
-    assert sorted(folder.glob("*.program")) == kept
-    programs.keep_in(None)
-    np.testing.assert_allclose(run(), first, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

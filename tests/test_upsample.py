@@ -36,6 +36,8 @@ def run(tiny_files, monkeypatch):
         own = ["--generator", tiny_files["generator"], "--prior", tiny_files["prior"]]
         argv = ["upsample", *map(str, arguments), *(map(str, own) if generator else ())]
         monkeypatch.setattr(sys, "argv", argv)
+        # Another test's import would make runpy warn that the module runs twice.
+        monkeypatch.delitem(sys.modules, "stylesr_jax.upsample", raising=False)
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("stylesr_jax.upsample", run_name="__main__")
         return stop.value.code
