@@ -1,6 +1,11 @@
 """Settings of every test: strict dtypes, and fixtures that several files share."""
 
+import os
 from pathlib import Path
+
+# Most of the tests' time is compiling, which takes two thirds as long at this level. XLA_FLAGS=""
+# tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import jax.numpy as jnp
