@@ -129,7 +129,7 @@ def _rls_stage(settings: Mapping[str, Value]) -> Stage:
 
 
 def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    """ "sketch_steps" with sketches, then "steps" with full images from there."""
+    """The steps with sketches ("sketch_steps"), then those with full images ("steps")."""
     full = _rls_stage(settings)
     if not int(settings["sketch_steps"]):
         return (full,)
