@@ -38,7 +38,7 @@ from benchmarks.common import (
 )
 from benchmarks.references import Reference, load_reference
 from benchmarks.step import PROBLEM, TARGET
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import exit_code
 from stylesr_jax.runtime import describe_machine
 from stylesr_jax.search import advance, begin, evaluate
 
@@ -101,7 +101,7 @@ def our_call(
     keys = jax.random.split(jax.random.key(2), len(ws))
     state = begin(PROBLEM, reference.generator, targets, ws)
     arguments = (reference.generator, targets, keys, jnp.asarray(10**6, jnp.int32), state)
-    run = advance.lower(PROBLEM, *arguments, length=steps).compile()
+    run = advance.lower(*arguments, problem=PROBLEM, length=steps).compile()
 
     def call() -> Timing:
         time.sleep(PAUSE)
@@ -203,13 +203,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the measurements here as JSON")
     options = parser.parse_args(argv)
-    try:
-        reference = load_reference(
-            options.reference, resolution=options.resolution, channel_base=options.channel_base
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """Measure every batch, print the table, write the JSON."""
+    reference = load_reference(
+        options.reference, resolution=options.resolution, channel_base=options.channel_base
+    )
     machine = describe_machine()
     machine["versions"]["torch"] = reference.torch.__version__
     torch_device = f"{reference.device}, {reference.torch.get_num_threads()} threads"
@@ -236,7 +237,6 @@ def main(argv: list[str] | None = None) -> int:
             "cases": cases,
         }
         write_report(options.out, report)
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.common import machine_line, write_report
 from benchmarks.studies.common import PORTRAIT
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.evaluation import (
     Plan,
     Row,
@@ -324,15 +324,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, required=True, metavar="OUT")
     options = parser.parse_args(argv)
     configure()
-    try:
-        run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    again = "interrupted; the same command goes on from here"
+    return exit_code(lambda: run(options), interrupted=again)
 
 
 if __name__ == "__main__":

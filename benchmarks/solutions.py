@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.common import machine_line, peak_bytes, run_apart, write_report
 from benchmarks.studies.common import PORTRAIT
 from stylesr_jax.degradations import Bicubic
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import exit_code
 from stylesr_jax.evaluation import load_parts, variant
 from stylesr_jax.images import read_image
 from stylesr_jax.runtime import configure, describe_machine
@@ -124,13 +124,12 @@ def main(argv: list[str] | None = None) -> int:
     starts = [int(text) for text in options.starts.split(",")]
     batches = [int(text) for text in options.batch.split(",")] if options.batch else None
     if options.single:
-        try:
+
+        def work() -> None:
             case = measure(options, starts[0], (batches or [1])[0])
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        options.single.write_text(json.dumps(case))
-        return 0
+            options.single.write_text(json.dumps(case))
+
+        return exit_code(work)
     cases: list[dict[str, Any]] = []
     for n, batch in pairs(starts, batches):
         own = [*arguments, "--starts", str(n), "--batch", str(batch)]

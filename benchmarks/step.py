@@ -96,7 +96,7 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
 
     def compiled() -> tuple[Callable[..., Any], float]:
         start = time.perf_counter()
-        result = advance.lower(PROBLEM, *arguments, length=steps).compile()
+        result = advance.lower(*arguments, problem=PROBLEM, length=steps).compile()
         return result, time.perf_counter() - start
 
     run, cold = compiled()

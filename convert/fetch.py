@@ -26,7 +26,7 @@ from tqdm import tqdm
 from convert.detect import refuse_text
 from convert.stylegan2 import convert_file
 from stylesr_jax import store
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, exit_code
 
 STALL_SECONDS = 30.0  # without MIN_PROGRESS bytes in this time a connection is given up
 MIN_PROGRESS = 1 << 14
@@ -335,21 +335,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print(_list(models()))
         return 0
-    try:
-        model = find(args.name)
-        print(f"{model.title}; licence: {model.licence}; trained on {model.dataset}")
-        path, converted = fetch(
-            model, out=args.out, offline=args.offline, convert=not args.no_convert
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _fetch(args))
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    model = find(args.name)
+    print(f"{model.title}; licence: {model.licence}; trained on {model.dataset}")
+    path, converted = fetch(model, out=args.out, offline=args.offline, convert=not args.no_convert)
     digest = store.sha256(path)
     verdict = "as published" if model.sha256 else "no published value to compare with"
     print(f"{path}: sha256 {digest} ({verdict})")
     if converted is not None:
         print(f"{converted}: use it with --generator {model.name}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from convert.detect import map_file
 from convert.fetch import Model, download
 from convert.safe_pickle import read_pickle
 from stylesr_jax import store
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.inception import kernel_shapes
 
 EPSILON = 0.001  # of the batch normalisations
@@ -125,14 +125,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", help="a file, or an address (https://...)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         remote = args.source.startswith(("http://", "https://"))
         convert_file(download_weights(args.source) if remote else Path(args.source), args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, sha256 {store.sha256(args.out)}")
-    return 0
+        print(f"{args.out}: {store.describe_file(args.out)}")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

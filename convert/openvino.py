@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stylesr_jax import store
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.mobile import MobileConfig
 
@@ -206,13 +206,12 @@ def main() -> int:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    try:
+
+    def work() -> None:
         convert_file(args.wheel, args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, sha256 {store.sha256(args.out)}")
-    return 0
+        print(f"{args.out}: {store.describe_file(args.out)}")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

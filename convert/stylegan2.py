@@ -23,7 +23,7 @@ from convert import openvino
 from convert.detect import is_openvino, map_file, read_source
 from convert.state_dict import Source, checked, require_names
 from stylesr_jax import store
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.generators import config_to_dict
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare
@@ -141,12 +141,12 @@ def main(argv: list[str] | None = None) -> int:
         "in half precision)",
     )
     args = parser.parse_args(argv)
-    try:
-        remarks = convert_file(args.source, args.out, conv_clamp=args.conv_clamp)
-        header = store.read_header(args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _convert(args))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    remarks = convert_file(args.source, args.out, conv_clamp=args.conv_clamp)
+    header = store.read_header(args.out)
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
     config = header["config"]
@@ -157,7 +157,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{config['num_ws']} styles of {config['w_dim']}, "
         f"{config['label_dim'] or 'no'} classes, {args.out.stat().st_size / 1e6:.1f} MB"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def search_bytes(
     from stylesr_jax.degradations import Bicubic
     from stylesr_jax.levers import layer_range
     from stylesr_jax.objective import Shared
-    from stylesr_jax.search import advance_one, begin
+    from stylesr_jax.search import advance, begin
     from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
 
     numbers = traced_settings(settings)
@@ -74,7 +74,7 @@ def search_bytes(
         total = jax.ShapeDtypeStruct((), jnp.int32)
         length = chunk if problem.refresh is None else problem.refresh_every
         args = (shared, examples, keys, total, state)
-        lowered = advance_one.lower(*args, problem=problem, length=length)
+        lowered = advance.lower(*args, problem=problem, length=length)
         parts = lowered.compile().memory_analysis()
         if parts is not None:
             taken = parts.temp_size_in_bytes + parts.argument_size_in_bytes

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stylesr_jax.arguments import PRESETS, add_scale, change, join, parser_of, whole
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.evaluation import EVALUATIONS, Plan, Say, Variant, load_parts, run, variant
 from stylesr_jax.scoring import Sizes
 from stylesr_jax.tables import write_report
@@ -143,33 +143,29 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; exit code 0 well, 2 if anything failed, 130 after Ctrl-C."""
-    args = _parser().parse_args(argv)
-    say: Say = (lambda _: None) if args.quiet else partial(print, flush=True)
-    try:
-        from stylesr_jax.runtime import configure, describe_machine
+def _run(args: argparse.Namespace) -> int:
+    from stylesr_jax.runtime import configure, describe_machine
 
-        configure()
-        plan = _plan(args)
-        say(
-            f"{describe_machine()['device']}; {plan.generator.name}; {len(plan.images)} image(s), "
-            f"{plan.solutions} solution(s) each; generator evaluations for a solution: "
-            + ", ".join(f"{one.label} {one.evaluations}" for one in plan.variants)
-        )
-        summary = evaluate(plan, say=say)
-        say("\n" + (plan.out / "table.md").read_text(encoding="utf-8"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted; give the same command again to go on", file=sys.stderr, flush=True
-        )
-        return 130
+    say: Say = (lambda _: None) if args.quiet else partial(print, flush=True)
+    configure()
+    plan = _plan(args)
+    say(
+        f"{describe_machine()['device']}; {plan.generator.name}; {len(plan.images)} image(s), "
+        f"{plan.solutions} solution(s) each; generator evaluations for a solution: "
+        + ", ".join(f"{one.label} {one.evaluations}" for one in plan.variants)
+    )
+    summary = evaluate(plan, say=say)
+    say("\n" + (plan.out / "table.md").read_text(encoding="utf-8"))
     for one in summary["failed"]:
         print(f"error: {one['image']}, {one['method']}: {one['message']}", file=sys.stderr)
     return 2 if summary["failed"] else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; exit code 0 well, 2 if anything failed, 130 after Ctrl-C."""
+    args = _parser().parse_args(argv)
+    again = "interrupted; give the same command again to go on"
+    return exit_code(partial(_run, args), interrupted=again)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, exit_code
 
 if TYPE_CHECKING:  # jax and distrax take seconds to import, and --help needs neither
     from jax import Array
@@ -358,14 +358,7 @@ def _run(options: argparse.Namespace) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 when the prior is written, 2 for a mistake that the user can mend."""
     options = _parser().parse_args(arguments)
-    try:
-        print(_run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: print(_run(options)))
 
 
 if __name__ == "__main__":

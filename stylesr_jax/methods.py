@@ -178,7 +178,7 @@ RLS = Method(
         "lambda_w": 0.05,
         "lambda_g": 0.0,
         "lambda_c": 0.03,
-        "spread": 0.35,  # from 1, some starts ended in faces full of artefacts
+        "spread": 0.7,  # less is less diverse than PULSE, 1 gives some odd backgrounds
         "spread_first": 0.0,
     },
     presets={

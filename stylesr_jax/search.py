@@ -225,13 +225,13 @@ def _spread(run: Callable[..., Any], mesh: Mesh, inputs: Any, outputs: Any) -> C
 
 @partial(jax.jit, static_argnames=("problem", "length", "mesh"))
 def advance(
-    problem: Problem,
     shared: Shared,
     examples: Example,
     keys: Array,
     total: Array,
     state: SearchState,
     *,
+    problem: Problem,
     length: int,
     mesh: Mesh | None = None,
 ) -> tuple[SearchState, Terms]:
@@ -248,21 +248,6 @@ def advance(
         parts = (P(), P(STARTS), P(STARTS), P(), _STATE)
         run = _spread(run, mesh, parts, (_STATE, P(None, STARTS)))
     return run(shared, examples, keys, total, state)
-
-
-@partial(jax.jit, static_argnames=("problem", "length"))
-def advance_one(
-    shared: Shared,
-    examples: Example,
-    keys: Array,
-    total: Array,
-    state: SearchState,
-    *,
-    problem: Problem,
-    length: int,
-) -> tuple[SearchState, Terms]:
-    """`advance` on one device, its static arguments last, as `programs.call` wants them."""
-    return _advance(problem, length, shared, examples, keys, total, state)
 
 
 def _advance(
@@ -381,11 +366,11 @@ def search(
     chunk = chunk if problem.refresh is None else problem.refresh_every
 
     def run(total: Array, state: SearchState) -> tuple[SearchState, Terms]:
-        if mesh is not None:
-            return advance(problem, shared, examples, keys, total, state, length=chunk, mesh=mesh)
         args = (shared, examples, keys, total, state)
+        if mesh is not None:
+            return advance(*args, problem=problem, length=chunk, mesh=mesh)
         out = (state, state.best_terms)
-        return programs.call(advance_one, *args, out=out, problem=problem, length=chunk)
+        return programs.call(advance, *args, out=out, problem=problem, length=chunk)
 
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False

@@ -58,6 +58,11 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def describe_file(path: str | os.PathLike[str]) -> str:
+    """A file's size and sha256, to be printed."""
+    return f"{Path(path).stat().st_size / 1e6:.1f} MB, sha256 {sha256(path)}"
+
+
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     for name, value in tree.items():
         if "/" in name:

@@ -52,7 +52,7 @@ def export_stages(name: str, generator, prior, *, size: int, starts: int = 2):
 
         def run(shared, examples, raw_keys, total, state, problem=problem):
             keys = jax.random.wrap_key_data(raw_keys)
-            return advance(problem, shared, examples, keys, total, state, length=4)
+            return advance(shared, examples, keys, total, state, problem=problem, length=4)
 
         variables = jax.eval_shape(first, shared, raw_keys, previous)
         examples = jax.eval_shape(repeated, one)

@@ -149,7 +149,7 @@ def test_the_step_lowers_for_every_platform(platform):
 
     def run(shared, examples, raw_keys, total, state):
         keys = jax.random.wrap_key_data(raw_keys)
-        return engine.advance(QUADRATIC, shared, examples, keys, total, state, length=3)
+        return engine.advance(shared, examples, keys, total, state, problem=QUADRATIC, length=3)
 
     exported = jax.export.export(jax.jit(run), platforms=[platform])(
         shared, {"target": targets}, jax.random.key_data(keys), jnp.asarray(3), state

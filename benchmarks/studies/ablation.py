@@ -35,7 +35,7 @@ def variants_texts() -> dict[str, str]:
 
 def study(args: argparse.Namespace) -> None:
     """Numbers on --images, a picture of the faces that may be shown."""
-    variants = common.variants_of(variants_texts(), args.steps)
+    variants = common.variants_of(variants_texts(), args)
     known = common.setting(args, variants)
     summary = common.measure(known, variants, "numbers")
     source = common.source_of(args, known)

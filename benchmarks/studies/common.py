@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from stylesr_jax import store
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import exit_code
 from stylesr_jax.evaluate import evaluate
 from stylesr_jax.evaluation import Plan, Variant, load_parts, picture_path, prepare, variant
 from stylesr_jax.evaluation import run as run_plan
@@ -44,6 +43,7 @@ def options(name: str, doc: str | None, **defaults: Any) -> argparse.ArgumentPar
     add("--limit", type=int, default=12, metavar="N", help="images for the numbers (default 12)")
     add("--pictures", type=int, default=3, metavar="N", help="images of the picture (default 3)")
     add("--steps", type=int, default=100, metavar="N", help="evaluations for each solution")
+    add("--own-steps", action="store_true", help="as many as each preset says: not equal")
     add("--lr-size", type=int, default=16, metavar="N", help="default 16 px")
     add("--generator", metavar="NAME|PATH", help="default mobile-ffhq-1024")
     add("--prior", metavar="FILE")
@@ -55,10 +55,16 @@ def options(name: str, doc: str | None, **defaults: Any) -> argparse.ArgumentPar
     return parser
 
 
-def variants_of(texts: Mapping[str, str] | Sequence[str], steps: int) -> tuple[Variant, ...]:
-    """Variants from "name@preset:setting=value", called as the mapping's keys say."""
+def variants_of(
+    texts: Mapping[str, str] | Sequence[str], args: argparse.Namespace
+) -> tuple[Variant, ...]:
+    """Variants from "name@preset:setting=value", called as the mapping's keys say.
+
+    They take --steps evaluations, or with --own-steps those of their presets.
+    """
     named = texts if isinstance(texts, Mapping) else {text: text for text in texts}
-    found = (variant(text, evaluations=steps) for text in named.values())
+    budget = None if args.own_steps else args.steps
+    found = (variant(text, evaluations=budget) for text in named.values())
     return tuple(
         dataclasses.replace(one, label=label) for label, one in zip(named, found, strict=True)
     )
@@ -226,16 +232,12 @@ def run(study: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPa
     parser.add_argument("--source", metavar="TEXT", help="what to call the images of the numbers")
     args = parser.parse_args()
     configure()
-    try:
+
+    def work() -> None:
         study(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(f"written: {args.out}")
-    return 0
+        print(f"written: {args.out}")
+
+    return exit_code(work, interrupted="interrupted; the same command goes on")
 
 
 # --- Pictures -------------------------------------------------------------------------------

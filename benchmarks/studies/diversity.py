@@ -19,7 +19,7 @@ portrait, the original before its input."""
 
 def study(args: argparse.Namespace) -> None:
     """Several solutions of each image, their spread, and a picture of those of the portrait."""
-    variants = common.variants_of(METHODS, args.steps)
+    variants = common.variants_of(METHODS, args)
     known = common.setting(args, variants)
     summary = common.measure(known, variants, "numbers", solutions=args.solutions)
     source = common.source_of(args, known)

@@ -19,7 +19,7 @@ each and default presets."""
 def study(args: argparse.Namespace) -> None:
     """Every method on the faces that may be shown, and a picture of the portrait's solutions."""
     names = args.methods.split(",") if args.methods else list(METHODS)
-    variants = common.variants_of(names, args.steps)
+    variants = common.variants_of(names, args)
     known = common.setting(args, variants)
     summary = common.measure(known, variants, "numbers")
     source = common.source_of(args, known)

@@ -43,7 +43,7 @@ def mouth_mask(size: int) -> np.ndarray:
 def study(args: argparse.Namespace) -> None:
     """All levers together on --images, each alone on the portrait, and a picture of those."""
     variants = {
-        name: common.variants_of(texts, args.steps)
+        name: common.variants_of(texts, args)
         for name, texts in (("combined", COMBINED), ("levers", LEVERS), ("masked", MASKED))
     }
     known = common.setting(args, [one for some in variants.values() for one in some])

@@ -32,7 +32,7 @@ shows the public-domain portrait."""
 
 def study(args: argparse.Namespace) -> None:
     """One evaluation for each degradation, numbers and picture."""
-    variants = common.variants_of(common.named(args.methods), args.steps)
+    variants = common.variants_of(common.named(args.methods), args)
     known = common.setting(args, variants)
     resolution = known.parts["generator"].resolution
     sizes = {"n": args.lr_size, "motion": 100 * resolution / 1024, "blur": 30 * resolution / 1024}

@@ -63,7 +63,7 @@ def draw(path: Path, weights: list[float], tables: dict[str, dict[str, Any]]) ->
 def study(args: argparse.Namespace) -> None:
     """One evaluation for each swept weight, a chart of both, and a row of pictures each."""
     weights = [float(text) for text in args.weights.split(",")]
-    sweeps = {s: common.variants_of(swept(s, weights), args.steps) for s in SWEPT}
+    sweeps = {s: common.variants_of(swept(s, weights), args) for s in SWEPT}
     known = common.setting(args, [one for sweep in sweeps.values() for one in sweep])
     out = Path(args.out)
     tables = {name: common.measure(known, sweep, name) for name, sweep in sweeps.items()}

@@ -19,7 +19,7 @@ schedules stretched over the budget, RLS the default preset."""
 
 def study(args: argparse.Namespace) -> None:
     """Numbers on --images, a picture of the faces that may be shown."""
-    variants = common.variants_of(common.named(args.methods), args.steps)
+    variants = common.variants_of(common.named(args.methods), args)
     known = common.setting(args, variants)
     summary = common.measure(known, variants, "numbers")
     title = f"Table 1: {args.lr_size} px -> {known.parts['generator'].resolution} px"
