@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stylesr_jax.errors import UserError
+
 
 def _inner(equation: Any) -> Iterator[tuple[Any, int]]:
     """The programs inside an equation, and how often each is run; of branches the largest."""
@@ -149,3 +151,19 @@ def run_apart(
         if done.returncode:
             sys.exit(done.returncode)  # it has said why
         return json.loads(result.read_text())
+
+
+def load_pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files only.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("pictures need matplotlib: pip install 'stylesr-jax[plots]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.common import load_pyplot
 from stylesr_jax import flow, store
-from stylesr_jax.errors import UserError
 from stylesr_jax.generators import DEFAULT, Generator, load_generator
 from stylesr_jax.generators.base import PULSE_SLOPE
 from stylesr_jax.results import write_json
@@ -127,12 +127,7 @@ def draw_histogram(path: Path, norms: dict[str, np.ndarray], dim: int) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need matplotlib: pip install 'stylesr-jax[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = load_pyplot()
 
     end = 2.2 * dim
     bins = np.linspace(0, end, 133)

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import machine_line, write_report
+from benchmarks.common import load_pyplot, machine_line, write_report
 from benchmarks.studies.common import PORTRAIT
 from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.evaluation import (
@@ -210,12 +210,7 @@ def draw(path: Path, entries: Sequence[dict[str, Any]], title: str) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need matplotlib: pip install 'stylesr-jax[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = load_pyplot()
     from matplotlib.ticker import LogFormatter
 
     figure, axes = pyplot.subplots(1, len(SCORES), figsize=(16, 4.8), layout="constrained")

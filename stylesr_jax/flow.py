@@ -741,15 +741,6 @@ def priors_folder() -> Path:
     return store.cache_dir() / "priors"
 
 
-def _known_priors() -> Iterator[Path]:
-    for name in EMBEDDED:
-        try:
-            yield store.find_weights(name)
-        except UserError:
-            continue
-    yield from sorted(priors_folder().glob("*.safetensors"))
-
-
 def find_prior(generator: Generator, path: str | os.PathLike[str] | None = None) -> Path:
     """The file of the prior that belongs to a generator's mapping network, see `load_prior`."""
     if path is not None:
@@ -759,7 +750,7 @@ def find_prior(generator: Generator, path: str | os.PathLike[str] | None = None)
                 "fit one: python -m stylesr_jax.fit_prior --generator NAME_OR_PATH"
             )
         return Path(path)
-    for candidate in _known_priors():
+    for candidate in store.known_files(EMBEDDED, priors_folder()):
         if _belongs(candidate, generator):
             return candidate
     raise UserError(

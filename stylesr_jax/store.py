@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,16 @@ def find_weights(name: str) -> Path:
         f"no embedded weights named {name}; there are: {', '.join(present) or 'none'}. "
         "Reinstall the package, or clone the repository whole."
     )
+
+
+def known_files(embedded: Iterable[str], folder: Path) -> Iterator[Path]:
+    """The embedded files of these names that are there, then what the user's folder holds."""
+    for name in embedded:
+        try:
+            yield find_weights(name)
+        except UserError:
+            continue  # a checkout in which it has not been made yet
+    yield from sorted(folder.glob("*.safetensors"))
 
 
 def cache_dir() -> Path:

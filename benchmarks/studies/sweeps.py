@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import load_pyplot
 from benchmarks.studies import common
 from stylesr_jax.methods import RLS
 
@@ -29,16 +30,12 @@ def swept(setting: str, weights: list[float]) -> dict[str, str]:
 
 def draw(path: Path, weights: list[float], tables: dict[str, dict[str, Any]]) -> None:
     """Scores against weights, one panel for each score, one curve for each setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    pyplot = load_pyplot()
     from stylesr_jax.scoring import MEASURES
 
     least = min(w for w in weights if w > 0)
     places = [w or least / 10 for w in weights]
-    figure, axes = plt.subplots(1, len(SHOWN), figsize=(4 * len(SHOWN), 3.4))
+    figure, axes = pyplot.subplots(1, len(SHOWN), figsize=(4 * len(SHOWN), 3.4))
     for axis, name in zip(axes, SHOWN, strict=True):
         for setting, summary in tables.items():
             entries = [summary["table"][label].get(name) for label in swept(setting, weights)]
@@ -57,7 +54,7 @@ def draw(path: Path, weights: list[float], tables: dict[str, dict[str, Any]]) ->
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    pyplot.close(figure)
 
 
 def study(args: argparse.Namespace) -> None:

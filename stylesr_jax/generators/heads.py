@@ -8,7 +8,7 @@ stylesr_jax.fit_heads` fits them.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from stylesr_jax import store
-from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.mobile import MobileConfig
 
@@ -72,21 +71,12 @@ def heads_folder() -> Path:
     return store.cache_dir() / "heads"
 
 
-def _known_files() -> Iterator[Path]:
-    for name in EMBEDDED:
-        try:
-            yield store.find_weights(name)
-        except UserError:
-            continue  # a checkout in which they have not been fitted yet
-    yield from sorted(heads_folder().glob("*.safetensors"))
-
-
 def with_known_heads(generator: Generator) -> Generator:
     """The generator with the heads that were fitted for it, embedded or by the user, if any."""
     if not isinstance(generator.config, MobileConfig):
         return generator
     own = None
-    for path in _known_files():
+    for path in store.known_files(EMBEDDED, heads_folder()):
         own = own or synthesis_sha256(generator)
         if store.read_header(path).get("synthesis_sha256") == own:
             tensors, _ = store.load(path)
