@@ -207,8 +207,10 @@ def main() -> int:
     parser.add_argument("--plain", type=Path, help="a prior fitted with --noise 0")
     parser.add_argument("--draws", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: results/ if --plain is given")
     args = parser.parse_args()
+    # Without a plain flow the table is not whole: the kept one stays.
+    args.out = args.out or (RESULTS if args.plain else store.cache_dir() / "gaussianization")
     configure()
     generator = load_generator(args.generator)
     files = {"embedded": flow.find_prior(generator, args.prior)}
@@ -227,7 +229,9 @@ def main() -> int:
         for name, prior in priors.items()
     }
     report = {
-        "command": " ".join(["python -m benchmarks.gaussianization", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python -m benchmarks.gaussianization", *(Path(text).name for text in sys.argv[1:])]
+        ),
         "generator": generator.name,
         "draws": args.draws,
         "seed": args.seed,

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--starts", default="1,2,4,8", help="numbers of starts, separated by commas")
     add("--batch", help="batch sizes, separated by commas (default: 1, and all at once)")
     add("--evaluations", type=int, metavar="N", help="steps of a solution instead of the preset's")
-    add("--repeats", type=int, default=1, help="searches, whose median counts")
+    add("--repeats", type=int, default=3, help="searches, whose median counts")
     add("--out", type=Path, help="write the measurements here as JSON")
     add("--single", type=Path, help=argparse.SUPPRESS)  # one case, in this process
     arguments = sys.argv[1:] if argv is None else argv

@@ -11,6 +11,8 @@ import io
 import sys
 import xml.etree.ElementTree as ET
 import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ from stylesr_jax.generators.mobile import MobileConfig
 WHEEL_SHA256 = "e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5"
 MEMBER_LIMIT = 64 << 20  # bytes; the largest member of the wheel has 32 MB
 ELEMENT_TYPES = {"f32": "<f4", "f16": "<f2", "i64": "<i8", "i32": "<i4", "u8": "u1"}
+NOT_THE_WHEEL = (
+    "this is not the random-face wheel; get it with "
+    "`pip download --no-deps random-face==2021.7.21.1`"
+)
 LICENCE = (
     "Wheel: Apache-2.0. The network was distilled from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source "
     "Code License-NC; FFHQ itself CC BY-NC-SA 4.0): for research, non-commercial use."
@@ -146,11 +152,19 @@ def read_wheel(source: bytes) -> tuple[dict[str, Any], MobileConfig]:
                     if info.file_size > MEMBER_LIMIT:
                         raise UserError(f"{info.filename} is implausibly large; not read")
                     members[part, suffix] = archive.read(info)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(
-            "this is not the random-face wheel; get it with "
-            "`pip download --no-deps random-face==2021.7.21.1`"
-        ) from error
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise UserError(NOT_THE_WHEEL) from error
+    try:
+        params, config = _network(members)
+    except (ET.ParseError, LookupError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{NOT_THE_WHEEL} ({error})") from error
+    _check_shapes(params, config)
+    return params, config
+
+
+def _network(members: Mapping[tuple[str, str], bytes]) -> tuple[dict[str, Any], MobileConfig]:
     mapping = _mapping(_read_constants(members["Mapping", "xml"], members["Mapping", "bin"]))
     constants = _read_constants(members["Synthesis", "xml"], members["Synthesis", "bin"])
     synthesis, noise, channels = _synthesis(constants)
@@ -166,6 +180,24 @@ def read_wheel(source: bytes) -> tuple[dict[str, Any], MobileConfig]:
         channels=channels,
     )
     return {"mapping": mapping, "synthesis": synthesis, "noise": noise}, config
+
+
+def _check_shapes(params: Mapping[str, Any], config: MobileConfig) -> None:
+    """Raise UserError unless the parameters are of the network that `config` describes."""
+    noise = tuple(jnp.zeros(shape) for shape in config.noise_shapes)
+
+    def initial() -> dict[str, Any]:
+        key, ws = jax.random.key(0), jnp.zeros((1, config.num_ws, config.w_dim))
+        z = jnp.zeros((1, config.z_dim))
+        return {
+            "mapping": config.mapping_module().init(key, z)["params"],
+            "synthesis": config.synthesis_module().init(key, ws, noise)["params"],
+            "noise": {f"{i:02d}": one for i, one in enumerate(noise)},
+        }
+
+    wanted = jax.tree.map(jnp.shape, jax.eval_shape(initial))
+    if jax.tree.map(np.shape, dict(params)) != wanted:
+        raise UserError(f"{NOT_THE_WHEEL} (its constants have other shapes than the network's)")
 
 
 def convert_file(source: Path, out: Path, *, check: bool = True) -> None:

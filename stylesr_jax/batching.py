@@ -68,7 +68,7 @@ def search_bytes(
     most, variables = 0, None
     for stage in sketched(stages_of(method, settings), generator, side):
         start = partial(solve._begin, stage.coordinates)
-        variables = jax.eval_shape(start, keys, array(dtype=jnp.int32), shared, variables)
+        variables = jax.eval_shape(start, keys, array(dtype=jnp.int32), shared, examples, variables)
         problem = problem_of(stage)
         state = jax.eval_shape(partial(begin, problem), shared, examples, variables)
         total = jax.ShapeDtypeStruct((), jnp.int32)

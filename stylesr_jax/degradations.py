@@ -9,6 +9,7 @@ Images are (height, width, channels) float32 in [-1, 1]. Sizes, widths and quali
 every image of a size without tracing again.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -423,14 +424,14 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L" and JPEG's Y
 
 
 class Grey(Degradation):
-    """Colour to grey: (H, W, 3) -> (H, W, 1), luma of ITU-R 601 as Pillow's mode "L"."""
+    """Colour to grey in three equal channels: luma of ITU-R 601 as Pillow's mode "L"."""
 
     def __call__(self, x: Array) -> Array:
-        """A(x): (H, W, 3) -> (H, W, 1). Raises UserError for other channel counts."""
+        """A(x): (H, W, 3) -> (H, W, 3). Raises UserError for other channel counts."""
         if x.shape[-1] != 3:
             raise UserError(f"grey: needs 3 channels, got {x.shape[-1]}")
         weights = jnp.asarray(_LUMA, jnp.float32)
-        return jnp.sum(x * weights, axis=-1, keepdims=True)
+        return jnp.broadcast_to(jnp.sum(x * weights, axis=-1, keepdims=True), x.shape)
 
     def __str__(self) -> str:
         return "grey()"
@@ -664,6 +665,23 @@ class Compose(Degradation):
 
     def __str__(self) -> str:
         return "|".join(str(stage) for stage in self.stages)
+
+
+def scaled_size(shape: tuple[int, ...], longer: int) -> tuple[int, int]:
+    """The (height, width) nearest to `shape`'s aspect whose longer side has `longer` pixels."""
+    height, width = shape[:2]
+    scale = longer / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def degradation_identity(degradation: Degradation | None) -> str:
+    """What a degradation is, with a hash of what it holds: two masks of one name differ."""
+    if degradation is None:
+        return "None"
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(degradation):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return f"{degradation} {digest.hexdigest()[:16]}"
 
 
 def output_shape(degradation: Degradation, shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         default="bicubic",
         help="what the search assumes of --degradation (default: plain bicubic)",
     )
+    add("--noise-mask", metavar="FILE", help="white where the setting noise_std adds noise")
     add("--generator", metavar="NAME|PATH", help="default mobile-ffhq-1024")
     add("--prior", metavar="FILE", help="flow prior; default: the one that fits the generator")
     budget = parser.add_mutually_exclusive_group()
@@ -111,7 +112,7 @@ def _variants(args: argparse.Namespace) -> tuple[Variant, ...]:
 
 def _plan(args: argparse.Namespace) -> Plan:
     from stylesr_jax.degradations import parse
-    from stylesr_jax.images import find_images
+    from stylesr_jax.images import find_images, read_mask
     from stylesr_jax.solve import device_mesh
 
     place = join(args)  # before anything touches a device
@@ -138,6 +139,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         reference=Path(args.reference) if args.reference else None,
         reference_tile=args.reference_tile,
         inception=args.inception,
+        noise_mask=read_mask(args.noise_mask) if args.noise_mask else None,
         figure_images=args.figure_images,
         **load_parts(variants, generator=args.generator, prior=args.prior),
     )

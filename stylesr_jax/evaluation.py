@@ -116,6 +116,19 @@ class Plan:
     inception: str | None = None
     figure_images: int = 6
 
+    @property
+    def observed_size(self) -> int:
+        """Pixels of the longer side of what methods see of a square original."""
+        import jax
+
+        from stylesr_jax.degradations import output_shape
+
+        if self.degradation is None:
+            return self.lr_size
+        resolution = self.generator.resolution
+        realised = self.degradation.realise(jax.random.key(0))
+        return max(output_shape(realised, (resolution, resolution, 3))[:2])
+
 
 def variant(
     text: str,
@@ -180,14 +193,9 @@ def prepare(plan: Plan, path: Path) -> Subject:
         UserError: the file is no image, is smaller than its low-resolution version, or the
             degradation does not fit it.
     """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
     from stylesr_jax import store
-    from stylesr_jax.degradations import Bicubic, output_shape, resize
     from stylesr_jax.images import read_image
-    from stylesr_jax.solve import default_degradation, key_of, observe
+    from stylesr_jax.solve import degrade_original, key_of
 
     original = read_image(path)
     height, width = original.shape[:2]
@@ -196,25 +204,17 @@ def prepare(plan: Plan, path: Path) -> Subject:
             f"{path.name}: {width}x{height} px is no larger than --lr-size {plan.lr_size}; "
             "give the high-resolution originals"
         )
-
-    def scaled(longer: int) -> tuple[int, int]:
-        scale = longer / max(height, width)
-        return max(round(height * scale), 1), max(round(width * scale), 1)
-
-    resolution = plan.generator.resolution
-    large = jnp.clip(resize(jnp.asarray(original), scaled(resolution)), -1.0, 1.0)
-    key = jax.random.fold_in(key_of(plan.seed, path.name), 2**31)
-    suffered = plan.degradation or Bicubic(size=scaled(plan.lr_size))
-    observation = observe(np.clip(np.asarray(suffered.degrade(key, large)), -1.0, 1.0))
-    assumed = default_degradation(observation)
-    if plan.truth and plan.degradation is not None:
-        assumed = plan.degradation.realise(key)
-        shape = output_shape(assumed, (resolution, resolution, 3))
-        if shape != observation.target.shape:
-            raise UserError(
-                f"{path.name}: told the truth, the search makes images of {shape}, not "
-                f"{observation.target.shape}: use square images or --search-degradation bicubic"
-            )
+    try:
+        observation, assumed = degrade_original(
+            original,
+            key_of(plan.seed, path.name),
+            resolution=plan.generator.resolution,
+            lr_size=plan.lr_size,
+            degradation=plan.degradation,
+            truth=plan.truth,
+        )
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
     return Subject(path.name, original, observation, assumed, store.sha256(path))
 
 
@@ -229,8 +229,6 @@ def load_parts(
     Raises:
         UserError: a file is missing, or there is no prior for the generator.
     """
-    import jax
-    import numpy as np
 
     from stylesr_jax import store
     from stylesr_jax.generators import DEFAULT, generator_from_file, generator_path
@@ -239,13 +237,10 @@ def load_parts(
     parts: dict[str, Any] = {"generator": generator_from_file(path)}
     identity = {"weights_sha256": store.sha256(path)}
     if any(one.method.needs_prior for one in variants):
-        from stylesr_jax.flow import load_prior
+        from stylesr_jax.flow import flow_sha256, load_prior
 
         parts["prior"] = load_prior(parts["generator"], path=prior)
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(parts["prior"]):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        identity["prior_sha256"] = digest.hexdigest()
+        identity["prior_sha256"] = flow_sha256(parts["prior"])
     if any(one.method.needs_perceptual for one in variants):
         from stylesr_jax.features import load_features
 
@@ -342,6 +337,8 @@ class _Rows:
 
 def _fingerprint(plan: Plan, image: "Subject | _Found", one: Variant) -> str:
     """A hash of everything that decides a row, so that only equal work is taken over."""
+    from stylesr_jax.degradations import degradation_identity
+
     facts = {
         "image": [image.name, image.sha256],
         "method": one.method.name,
@@ -352,15 +349,24 @@ def _fingerprint(plan: Plan, image: "Subject | _Found", one: Variant) -> str:
             if one.method.needs_prior or not name.startswith("prior")
         },
         "lr_size": plan.lr_size,
-        "degradation": str(plan.degradation),
+        "degradation": degradation_identity(plan.degradation),
         "truth": plan.truth,
         "solutions": plan.solutions,
         "seed": plan.seed,
         "sizes": dataclasses.asdict(plan.sizes),
-        "inception": plan.inception,
+        "inception": _inception_identity(plan),
         "noise_mask": None if plan.noise_mask is None else plan.noise_mask.tolist(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _inception_identity(plan: Plan) -> str | None:
+    """The address of the Inception weights, or a hash of their file."""
+    from stylesr_jax import store
+
+    if plan.inception is None or not Path(plan.inception).is_file():
+        return plan.inception
+    return store.sha256(plan.inception)
 
 
 def _slug(label: str) -> str:
@@ -573,7 +579,7 @@ class _Work:
                 mesh=plan.mesh,
                 method=one.method,
                 settings=one.settings,
-                side=plan.lr_size,
+                side=plan.observed_size,
                 generator=plan.generator,
                 prior=plan.prior,
                 perceptual=plan.perceptual,
@@ -585,7 +591,7 @@ class _Work:
         return row if features_path(self.plan, ORIGINAL, image.name).is_file() else None
 
     def _original_fingerprint(self, image: "Subject | _Found") -> str:
-        facts = f"{image.name} {image.sha256} {self.plan.sizes} {self.plan.inception}"
+        facts = f"{image.name} {image.sha256} {self.plan.sizes} {_inception_identity(self.plan)}"
         return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
     def _original(self, subject: Subject) -> Row:

@@ -68,9 +68,18 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise UserError(f"{path}: not an image that Pillow can read; convert it to PNG") from None
     except Image.DecompressionBombError:
         raise UserError(f"{path}: implausibly many pixels; shrink the image first") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except Exception as error:  # Pillow's readers raise whatever they meet in a damaged file
         raise UserError(f"{path}: damaged or truncated image ({error}); save it again") from error
     return pixels / np.float32(127.5) - np.float32(1.0)
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture's brightness as a mask: (height, width) float32, 0 where black to 1 where white.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    return (read_image(path).mean(axis=-1) + 1.0) / 2.0
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -90,28 +99,37 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The image files that files, folders (not their subfolders) and globs name, each once.
-
-    A folder gives the files whose endings Pillow knows, by name.
+    """The image files that files, folders and globs name (see `images_of`), each once.
 
     Raises:
         UserError: a pattern or folder holds no image.
     """
+    return list(dict.fromkeys(path for text in inputs for path in images_of(text)))
+
+
+def images_of(text: str) -> list[Path]:
+    """The image files that a file, a folder (not its subfolders) or a glob names.
+
+    A folder gives the files whose endings Pillow knows, by name.
+
+    Raises:
+        UserError: the pattern or folder holds no image, or cannot be read.
+    """
     endings = {
         ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
     }
-    found: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text)
+    path = Path(text)
+    try:
         if path.is_dir():
             some = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in endings)
             if not some:
                 raise UserError(f"{text}: there are no images in this folder")
-        elif not path.exists() and glob.has_magic(text):
-            some = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
-            if not some:
-                raise UserError(f"{text}: no file matches this pattern")
-        else:
-            some = [path]
-        found.update(dict.fromkeys(some))
-    return list(found)
+            return some
+        if path.exists() or not glob.has_magic(text):
+            return [path]
+        some = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+    except OSError as error:
+        raise UserError(f"{text} cannot be read ({error.strerror}); check its rights") from error
+    if not some:
+        raise UserError(f"{text}: no file matches this pattern")
+    return some

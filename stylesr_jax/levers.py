@@ -32,7 +32,8 @@ def noisy_target(key: Array, target: Array, where: Array, std: Array) -> Array:
 
 
 def layer_range(text: str, n_layers: int) -> tuple[int, ...]:
-    """The numbers of "all", or of numbers and ranges such as "0,3-8"; empty without layers.
+    """The numbers of "all", or of numbers and ranges such as "0,3-8" or "0+3-8"; empty without
+    layers.
 
     Raises:
         UserError: the text is neither, or names a layer that there is not.
@@ -40,7 +41,7 @@ def layer_range(text: str, n_layers: int) -> tuple[int, ...]:
     if text.strip() == "all" or n_layers == 0:
         return tuple(range(n_layers))
     chosen: set[int] = set()
-    for part in text.split(","):
+    for part in re.split("[,+]", text):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         low = int(match[1]) if match else n_layers
         high = int(match[2] or low) if match else n_layers

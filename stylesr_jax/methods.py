@@ -91,7 +91,9 @@ class _StartStyles:
     rows: Callable[[Shared], int]
     whitened: bool
 
-    def __call__(self, key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    def __call__(
+        self, key: Array, index: Array, shared: Shared, example: Example, previous: Any
+    ) -> Variables:
         w = start_style(key, index, shared)
         point = shared.prior.whiten(w) if self.whitened else w
         return {"latent": jnp.broadcast_to(point, (self.rows(shared), point.shape[-1]))}
@@ -142,7 +144,9 @@ def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
     return (early, replace(full, coordinates=onward))
 
 
-def _carry_on(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+def _carry_on(
+    key: Array, index: Array, shared: Shared, example: Example, previous: Any
+) -> Variables:
     return previous
 
 
@@ -199,7 +203,9 @@ RLS = Method(
 # --- RLS+ -----------------------------------------------------------------------------------
 
 
-def _start_weights(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+def _start_weights(
+    key: Array, index: Array, shared: Shared, example: Example, previous: Any
+) -> Variables:
     return {
         "latent": previous["latent"],
         "synthesis": shared.generator.params["synthesis"],
@@ -306,7 +312,9 @@ def pulse_styles(shared: Shared, points: Array) -> Array:
 class _StartOnSpheres:
     noise: Callable[[Generator], int]
 
-    def __call__(self, key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    def __call__(
+        self, key: Array, index: Array, shared: Shared, example: Example, previous: Any
+    ) -> Variables:
         latent_key, noise_key = jax.random.split(key)
         generator = shared.generator
         shape = (generator.num_ws, generator.w_dim)
@@ -385,7 +393,13 @@ PULSE = Method(
 
 
 def _ranger21(shared: Shared) -> optax.GradientTransformation:
-    return ranger21(weight_decay=shared.settings["weight_decay"])
+    settings = shared.settings
+    return ranger21(
+        weight_decay=settings["weight_decay"],
+        clip=settings["clip"],
+        period=settings["lookahead_steps"],
+        share=settings["lookahead_share"],
+    )
 
 
 def _multimodal_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
@@ -404,6 +418,9 @@ MULTIMODAL_PAPER: Mapping[str, Value] = {
     "noise_layers": 0,
     "zero_last": False,
     "weight_decay": 1e-4,
+    "clip": 1e-2,
+    "lookahead_steps": 5,
+    "lookahead_share": 0.5,
     "diversity": 0.02,
 }
 
@@ -444,7 +461,9 @@ class _UpTo:
 class _StartAtMean:
     noise: Callable[[Generator], int]
 
-    def __call__(self, key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    def __call__(
+        self, key: Array, index: Array, shared: Shared, example: Example, previous: Any
+    ) -> Variables:
         latent_key, noise_key = jax.random.split(key)
         generator, settings = shared.generator, shared.settings
         scale = settings["start_noise"] * settings["w_std"]
@@ -522,7 +541,9 @@ class _StartActivation:
     block: int
     noise: Callable[[Generator], int]
 
-    def __call__(self, key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+    def __call__(
+        self, key: Array, index: Array, shared: Shared, example: Example, previous: Any
+    ) -> Variables:
         generator = shared.generator
         n_blocks = len(generator.config.block_resolutions)
         if self.block >= n_blocks:
@@ -531,11 +552,13 @@ class _StartActivation:
             )
         ws = pulse_styles(shared, previous["latent"])[None]
         maps = _with_stored(shared, previous["noise"])
+        injected = example.injected
+        noise = maps if injected is None else tuple(map(jnp.add, maps, injected))
         start = None
         if "activation" in previous:
             entering = jax.tree.map(lambda x: x[None], previous["activation"])
             start = (self.block - 1, entering)
-        activation = generator.features(ws, maps, block=self.block, start=start)
+        activation = generator.features(ws, noise, block=self.block, start=start)
         return {
             "latent": previous["latent"],
             "noise": maps[: self.noise(generator)],
@@ -584,14 +607,15 @@ def _ilo_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
         raise UserError(f"ilo.stages is a whole number from 1 to {ILO_STAGES}, not {count}")
 
     def stage(k: int) -> Stage:
-        noise = _First(5 + 2 * k)
+        noise = _First(int(settings["noise_layers"]) + k * int(settings["more_noise_layers"]))
         start = _StartActivation(k, noise) if k else _StartOnSpheres(noise)
+        cross = objective.GeocrossFrom(k * int(settings["fewer_styles"]))
         return Stage(
             coordinates=Coordinates(start, _decode_activation),
             terms=(
                 Term("mse", objective.mse, "lambda_mse"),
                 Term("lpips", objective.perceptual, "lambda_lpips"),
-                Term("geocross", objective.GeocrossFrom(2 * k), "lambda_geocross"),
+                Term("geocross", cross, "lambda_geocross"),
             ),
             rate=choose(settings, "rate", RATES),
             steps=f"steps_{k}",
@@ -607,6 +631,9 @@ def _ilo_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
 # The first stage looks for a face from a random start and is left to its spheres.
 ILO_PAPER: Mapping[str, Value] = {
     "stages": 4,
+    "noise_layers": 5,  # searched in the first stage, and how many more in each after it
+    "more_noise_layers": 2,
+    "fewer_styles": 2,  # by which each stage's geodesic cross term leaves out the first ones
     "steps_0": 300,
     "steps_1": 300,
     "steps_2": 300,
@@ -648,7 +675,9 @@ ILO = Method(
 # --- CSGM -----------------------------------------------------------------------------------
 
 
-def _start_z(key: Array, index: Array, shared: Shared, previous: Any) -> Variables:
+def _start_z(
+    key: Array, index: Array, shared: Shared, example: Example, previous: Any
+) -> Variables:
     return {"z": jax.random.normal(key, (shared.generator.z_dim,))}
 
 
@@ -698,10 +727,19 @@ def _langevin(shared: Shared) -> optax.GradientTransformation:
 
 
 def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
+    if not float(settings["temperature"]) > 0.0:
+        raise UserError("langevin.temperature must be above 0, e.g. 0.002")
     *early, first = _rls_stages({**settings, "coordinates": "whitened"})
+    terms = (
+        term._replace(function=objective.prior_whitened) if term.name == "prior" else term
+        for term in first.terms
+    )
     second = replace(
         first,
         coordinates=replace(first.coordinates, start=_carry_on),
+        terms=tuple(terms),
+        sketch=False,  # with its corrections the density would change along the chain
+        keep="best",
         rate=RATES["constant"],
         optimiser=_langevin,
         learning_rate="step_size",

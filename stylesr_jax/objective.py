@@ -104,6 +104,12 @@ def prior(view: View) -> Array:
     return -jnp.mean(view.flow[1])
 
 
+def prior_whitened(view: View) -> Array:
+    """The same with the density of u = whiten(w), for what moves in u and compares densities."""
+    whitened = view.shared.prior.whiten(view.latents.ws)
+    return -jnp.mean(view.shared.prior.log_prob_whitened(whitened))
+
+
 def gaussian_norm(view: View) -> Array:
     """-P_gauss = (1/L) sum_i (||F(w_i)||_2 - sqrt(d))^2. Source: RLS, equation 6."""
     norms = jnp.sqrt(jnp.sum(jnp.square(view.flow[0]), axis=-1) + 1e-12)

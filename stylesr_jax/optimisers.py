@@ -25,12 +25,16 @@ class LookaheadState(NamedTuple):
     count: Array
 
 
-def lookahead(*, period: int = 5, share: float = 0.5) -> optax.GradientTransformationExtraArgs:
+def lookahead(
+    *, period: Array | int = 5, share: Array | float = 0.5
+) -> optax.GradientTransformationExtraArgs:
     """Every `period` steps, go back to `share` of the way that was gone since the last time.
 
     Last in a chain. It works on the variables as the engine projected them, so that the slow
     ones lie on the method's sets too. Source: Zhang et al., "Lookahead Optimizer", NeurIPS 2019.
     """
+
+    period = jnp.asarray(period, jnp.int32)
 
     def init(params: Any) -> LookaheadState:
         return LookaheadState(params, jnp.zeros((), jnp.int32))
@@ -57,19 +61,26 @@ def lookahead(*, period: int = 5, share: float = 0.5) -> optax.GradientTransform
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def ranger21(*, weight_decay: Array | float) -> optax.GradientTransformation:
+def ranger21(
+    *,
+    weight_decay: Array | float,
+    clip: Array | float = 1e-2,
+    period: Array | int = 5,
+    share: Array | float = 0.5,
+) -> optax.GradientTransformation:
     """Ranger21's ingredients: adaptive clipping, centralised gradients, RAdam, decay, lookahead.
 
+    `clip` bounds a gradient's norm by its variable's; `period` and `share` are the lookahead's.
     Its warm-up and warm-down are a rate, see `stages.warm_up_and_down`.
     Source: Wright & Demeure, "Ranger21: a synergistic deep learning optimizer", 2021.
     """
     return optax.chain(
-        optax.adaptive_grad_clip(1e-2),
+        optax.adaptive_grad_clip(clip),
         optax.centralize(),
         optax.scale_by_radam(b1=0.9, b2=0.999),
         optax.add_decayed_weights(weight_decay),  # type: ignore[arg-type]
         optax.scale(-1.0),
-        lookahead(period=5, share=0.5),
+        lookahead(period=period, share=share),
     )
 
 

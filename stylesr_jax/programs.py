@@ -21,6 +21,7 @@ import jax
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import versions
 
 OPTIONS = ("jax_numpy_dtype_promotion", "jax_default_matmul_precision", "jax_enable_x64")
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def _key(name: str, static: Mapping[str, Any], leaves: list[Any], tree: Any) -> 
         str(tree),
         *(str(jax.typeof(leaf)) for leaf in leaves),
         _sources(),
-        jax.__version__,
+        repr(sorted(versions().items())),  # optax and others are traced in
         f"{device.platform} {device.device_kind}",
         *(f"{option}={getattr(jax.config, option)}" for option in OPTIONS),
     ]

@@ -223,14 +223,15 @@ def write_result(
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
     """Write JSON, whole or not at all; NaN and infinities become null."""
     with store.atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_finite(values), indent=2) + "\n")
+        temporary.write_text(json.dumps(finite(values), indent=2) + "\n")
 
 
-def _finite(values: Any) -> Any:
+def finite(values: Any) -> Any:
+    """The values as JSON can say them: NaN and infinities become None."""
     if isinstance(values, Mapping):
-        return {str(name): _finite(value) for name, value in values.items()}
+        return {str(name): finite(value) for name, value in values.items()}
     if isinstance(values, (list, tuple)):
-        return [_finite(value) for value in values]
+        return [finite(value) for value in values]
     if isinstance(values, (float, np.floating)):
         return float(values) if np.isfinite(values) else None
     if isinstance(values, np.integer):

@@ -54,16 +54,19 @@ class Sizes:
 
 def at_size(image: Any, longer: int) -> Any:
     """(H, W, 3) resampled so that its longer side has that many pixels, clipped to [-1, 1]."""
+    from stylesr_jax.degradations import scaled_size
+
+    return at_shape(image, scaled_size(image.shape[:2], longer))
+
+
+def at_shape(image: Any, size: tuple[int, int]) -> Any:
+    """(H, W, 3) resampled to `size` (height, width), clipped to [-1, 1]."""
     import jax.numpy as jnp
 
     from stylesr_jax.degradations import resize
 
-    height, width = image.shape[:2]
-    if max(height, width) == longer:
-        return jnp.clip(jnp.asarray(image), -1.0, 1.0)
-    scale = longer / max(height, width)
-    size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    return jnp.clip(resize(jnp.asarray(image), size), -1.0, 1.0)
+    image = jnp.asarray(image)
+    return jnp.clip(image if image.shape[:2] == size else resize(image, size), -1.0, 1.0)
 
 
 class Scorer:
@@ -103,11 +106,11 @@ class Scorer:
         """PSNR, SSIM and LPIPS of a picture (H, W, 3) in [-1, 1] to its original."""
         from stylesr_jax import metrics
 
-        a = at_size(image, self.sizes.score)
         if self._original is None or self._original[0] is not original:
             small = at_size(original, self.sizes.score)
             self._original = (original, small, self._embedded(small))
         _, b, reference = self._original
+        a = at_shape(image, b.shape[:2])  # of non-square pictures a pixel less may be known
         found = self._embedded(a)
         return {
             "psnr": float(metrics.psnr(a, b, data_range=2.0)),

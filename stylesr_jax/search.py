@@ -388,11 +388,11 @@ def search(
         interrupted = True
     if problem.pick is not None:
         state = _close(problem, shared, examples, state, mesh=mesh)
-    elif not interrupted:
+    elif not interrupted or (problem.keep == "last" and done):
         after, terms = run(total + 1, state)
         state = _closed(problem, state, after, terms)
     elif problem.keep == "last":
-        state = state._replace(best=state.variables)
+        state = state._replace(best=state.variables)  # not evaluated yet: their loss is inf
     names = records[0] if records else {}
     return SearchResult(
         variables=state.best,

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from stylesr_jax.degradations import Bicubic, Degradation, resize
+from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.levers import injected_noise, layer_range, noisy_target
@@ -80,9 +80,10 @@ def observe(image: Any) -> Observation:
         raise UserError(f"an image is an array (height, width, 3), not {image.shape}")
     height, width = image.shape[:2]
     if not MIN_LOW <= min(height, width) <= max(height, width) <= MAX_LOW:
+        advice = "shrink it first" if max(height, width) > MAX_LOW else "give a larger one"
         raise UserError(
             f"the low-resolution image is {width}x{height} px; sides from {MIN_LOW} to {MAX_LOW} "
-            "px can be super-resolved: shrink it first"
+            f"px can be super-resolved: {advice}"
         )
     if not np.isfinite(image).all() or np.abs(image).max() > 1.5:
         raise UserError("the image's values must lie in [-1, 1]; scale 8-bit ones by x / 127.5 - 1")
@@ -173,10 +174,16 @@ def _start_keys(key: Array, index: Array) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnames=("coordinates",))
 def _begin(
-    coordinates: Coordinates, keys: Array, indices: Array, shared: Shared, previous: Any
+    coordinates: Coordinates,
+    keys: Array,
+    indices: Array,
+    shared: Shared,
+    examples: Example,
+    previous: Any,
 ) -> Any:
     """The variables of a batch of starts, leading axis B."""
-    return jax.vmap(coordinates.start, in_axes=(0, 0, None, 0))(keys, indices, shared, previous)
+    start = jax.vmap(coordinates.start, in_axes=(0, 0, None, 0, 0))
+    return start(keys, indices, shared, examples, previous)
 
 
 _decode = jax.jit(decode, static_argnames=("coordinates",))
@@ -245,6 +252,61 @@ def device_mesh(count: int | None = None) -> Mesh | None:
     return None if count == 1 else Mesh(np.array(devices[:count]), (STARTS,))
 
 
+DATA_KEY = 2**31  # folded into an image's key for what its data suffer
+
+
+def degrade_original(
+    original: np.ndarray,
+    key: Array,
+    *,
+    resolution: int,
+    lr_size: int,
+    degradation: Degradation | None = None,
+    truth: bool = False,
+) -> tuple[Observation, Degradation]:
+    """What a method sees of an original, and the A that its search inverts.
+
+    Args:
+        original: (H, W, 3) in [-1, 1]; its longer side is first brought to `resolution` px, so
+            that a degradation means the same for all originals.
+        key: the image's, see `key_of`.
+        resolution: the generator's.
+        lr_size: px of the longer side where `degradation` is None, which is plain bicubic.
+        degradation: what the data suffer.
+        truth: tell the search what they suffered; else it assumes plain bicubic.
+
+    Raises:
+        UserError: the degradation does not fit the image.
+    """
+    size = scaled_size(original.shape, resolution)
+    large = jnp.clip(resize(jnp.asarray(original), size), -1.0, 1.0)
+    key = jax.random.fold_in(key, DATA_KEY)
+    suffered = degradation or Bicubic(size=scaled_size(original.shape, lr_size))
+    observation = observe(np.clip(np.asarray(suffered.degrade(key, large)), -1.0, 1.0))
+    if not truth or degradation is None:
+        return observation, default_degradation(observation)
+    return observation, told(observation, degradation, key, resolution=resolution)
+
+
+def told(
+    observation: Observation, degradation: Degradation, key: Array, *, resolution: int
+) -> Degradation:
+    """The degradation as a search is told it, its random parts drawn with `key`.
+
+    Raises:
+        UserError: it does not make images of the observation's size.
+    """
+    realised = degradation.realise(key)
+    shape = output_shape(realised, (resolution, resolution, 3))
+    if shape != observation.target.shape:
+        raise UserError(
+            f"told the truth, the search makes images of {shape}, not {observation.target.shape}: "
+            "use square images and a degradation that ends at their size, or leave out "
+            "--search-degradation truth"
+        )
+    return realised
+
+
 def default_degradation(observation: Observation) -> Degradation:
     """Antialiased bicubic down-sampling to the observation's canvas."""
     return Bicubic(size=observation.target.shape[0])
@@ -294,9 +356,16 @@ def solve(
             f"{method.name} needs a flow prior for {generator.name}; fit one: "
             f"python -m stylesr_jax.fit_prior --generator {generator.name}"
         )
+    if solutions < 1 or batch < 1:
+        raise UserError(f"solutions ({solutions}) and batch ({batch}) must be 1 or more")
+    if settings.get("diversity") and solutions < 2:
+        raise UserError("diversity pushes solutions apart: it needs two of them at least")
+    if settings.get("inject_noise") and not generator.noise_shapes:
+        raise UserError(f"{generator.name} has no noise layers to inject noise in")
     if method.needs_perceptual and perceptual is None:
         raise UserError(f"{method.name} needs the LPIPS feature network (perceptual=...)")
     degradation = degradation or default_degradation(observations[0])
+    _check_fit(degradation, observations[0], generator)
     if method.direct is not None:
         return [_direct(method, o, generator, degradation, solutions) for o in observations]
     numbers = traced_settings(settings)
@@ -332,22 +401,25 @@ def solve(
             inject=bool(settings["inject_noise"]),
         )
         first_key = [_start_keys(keys[i], jnp.uint32(0))[0] for i, _ in some]
-        solved, interrupted = _solve_batch(
-            some,
-            observed,
-            examples,
-            jnp.stack([key for key, _ in pairs] if own_starts else first_key),
-            jnp.asarray([s if own_starts else 0 for _, s in some], jnp.int32),
-            jnp.stack([key for _, key in pairs]),
-            shared=shared,
-            stages=stages,
-            settings=settings,
-            count=len(wanted),
-            mesh=mesh,
-            chunk=chunk,
-            on_progress=on_progress,
-        )
-        for (i, _), solution in zip(wanted, solved, strict=True):
+        try:
+            solved, interrupted = _solve_batch(
+                some,
+                observed,
+                examples,
+                jnp.stack([key for key, _ in pairs] if own_starts else first_key),
+                jnp.asarray([s if own_starts else 0 for _, s in some], jnp.int32),
+                jnp.stack([key for _, key in pairs]),
+                shared=shared,
+                stages=stages,
+                settings=settings,
+                count=len(wanted),
+                mesh=mesh,
+                chunk=chunk,
+                on_progress=on_progress,
+            )
+        except KeyboardInterrupt:  # while compiling or drawing: earlier solutions are kept
+            solved, interrupted = [], True
+        for (i, _), solution in zip(wanted, solved, strict=False):
             found[i].append(solution)
             seconds[i] += (time.monotonic() - began) / len(wanted)
         if interrupted:
@@ -365,6 +437,16 @@ def solve(
         for i in found
         if found[i]
     ]
+
+
+def _check_fit(degradation: Degradation, observation: Observation, generator: Generator) -> None:
+    """Raise UserError unless A makes images of the observation's shape."""
+    shape = output_shape(degradation, (generator.resolution, generator.resolution, 3))
+    if shape != observation.target.shape:
+        raise UserError(
+            f"the degradation {degradation} makes images of {shape}, but the one observed is "
+            f"{observation.target.shape} on its square canvas; give a degradation to that size"
+        )
 
 
 def _on_canvas(noise_mask: np.ndarray | None, observation: Observation) -> np.ndarray:
@@ -454,7 +536,7 @@ def _solve_batch(
     variables: Any = None
     done = 0
     for number, stage in enumerate(stages):
-        variables = _begin(stage.coordinates, start_keys, indices, shared, variables)
+        variables = _begin(stage.coordinates, start_keys, indices, shared, examples, variables)
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
 
@@ -560,7 +642,7 @@ def upsample(
         UserError: the image, the settings or the method's needs are not met.
     """
     chosen = method_named(method) if isinstance(method, str) else method
-    (result,) = solve(
+    results = solve(
         [observe(image)],
         [key],
         generator=generator,
@@ -575,4 +657,6 @@ def upsample(
         mesh=mesh,
         on_progress=on_progress,
     )
-    return result
+    if not results:
+        raise KeyboardInterrupt  # before there was anything to return
+    return results[0]

@@ -42,12 +42,12 @@ class Coordinates:
     """How one start's variables begin, and what they mean.
 
     Attributes:
-        start: (key, index, shared, previous) -> variables. `index` counts an image's solutions,
-            `previous` is what the stage before ended with, None in the first.
+        start: (key, index, shared, example, previous) -> variables. `index` counts an image's
+            solutions, `previous` is what the stage before ended with, None in the first.
         decode: (shared, variables) -> latents.
     """
 
-    start: Callable[[Array, Array, Shared, Any], Variables]
+    start: Callable[[Array, Array, Shared, Example, Any], Variables]
     decode: Callable[[Shared, Variables], Latents]
 
 
@@ -219,16 +219,19 @@ def _converted(name: str, value: Value, kind: type) -> Value:
         converted = kind(value)
         if kind is int and converted != float(value):
             raise ValueError
-        if kind is float and not -1e30 < converted < 1e30:
+        if kind in (int, float) and not 0 <= converted < 1e30:
             raise ValueError
         return converted
-    except ValueError:
-        what = {int: "a whole number", float: "a finite number"}.get(kind, kind.__name__)
+    except (TypeError, ValueError):
+        numbers = {int: "a whole number, 0 or more", float: "a finite number, 0 or more"}
+        what = numbers.get(kind, kind.__name__)
         raise UserError(f"{name} must be {what}, not {value!r}") from None
 
 
 def stages_of(method: Method, settings: Mapping[str, Value]) -> tuple[Stage, ...]:
     """A method's stages, with the solutions of an image tied together if `diversity` is on.
+
+    Chains that sample stay apart: what ties them would change their density as others move.
 
     Raises:
         UserError: a setting is not one of its choices.
@@ -236,7 +239,9 @@ def stages_of(method: Method, settings: Mapping[str, Value]) -> tuple[Stage, ...
     stages = method.stages(settings)
     if not settings.get("diversity"):
         return stages
-    return tuple(replace(stage, couple=diversity) for stage in stages)
+    return tuple(
+        stage if stage.pick is not None else replace(stage, couple=diversity) for stage in stages
+    )
 
 
 def sketched(stages: tuple[Stage, ...], generator: Generator, size: int) -> tuple[Stage, ...]:
@@ -255,12 +260,9 @@ def sketched(stages: tuple[Stage, ...], generator: Generator, size: int) -> tupl
     return tuple(replace(stage, stop=stop if stage.sketch else None) for stage in stages)
 
 
-def full_steps(
-    stages: tuple[Stage, ...], settings: Mapping[str, Value], generator: Generator
-) -> float:
-    """What the stages' steps cost, about, in steps at full resolution."""
-    sketches = len(generator.config.image_resolutions) > 1
-    costs = (SKETCH_COST if stage.sketch and sketches else 1.0 for stage in stages)
+def full_steps(stages: tuple[Stage, ...], settings: Mapping[str, Value]) -> float:
+    """What the stages' steps cost, about, in full ones; `sketched` says which are sketches."""
+    costs = (1.0 if stage.stop is None else SKETCH_COST for stage in stages)
     return sum(c * int(settings[s.steps]) for c, s in zip(costs, stages, strict=True))
 
 

@@ -119,7 +119,7 @@ def about(plan: Plan, images: int) -> dict[str, Any]:
         "resolution": plan.generator.resolution,
         **{name: value[:16] for name, value in plan.identity.items()},
         "images": images,
-        "lr_size": plan.lr_size,
+        "lr_size": plan.observed_size,
         "degradation": str(plan.degradation or f"bicubic({plan.lr_size})"),
         "search_degradation": "truth" if plan.truth else "bicubic",
         "solutions": plan.solutions,

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="image files, folders or patterns")
     add("--out", metavar="DIR", help="where DIR/STEM/ is written for each input")
-    add("--generator", default="mobile-ffhq-1024", metavar="NAME|PATH")
+    add("--generator", metavar="NAME|PATH", help="default mobile-ffhq-1024; with --from, its own")
     add("--class", dest="label", type=whole(0, 10**6), metavar="K", help="of a conditional model")
     add("--prior", metavar="FILE", help="flow prior; default: the one that fits the generator")
     add("--method", default="rls", help="which search; see the README (default rls)")
@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="S", help="default 0")
     add("--lr-size", type=whole(4, 256), default=32, metavar="N", help="for large inputs")
     add("--degradation", metavar="SPEC", help="for large inputs: e.g. 'blur(2)|bicubic(32)'")
+    add(
+        "--search-degradation",
+        choices=("bicubic", "truth"),
+        default="bicubic",
+        help="what the search assumes of --degradation: plain bicubic (default), or the truth; "
+        "small inputs too may be said to have come about so",
+    )
     add("--noise-std", metavar="STD", help="Gaussian noise on the reference of each solution")
     add("--noise-mask", metavar="FILE", help="white where --noise-std adds noise; default: all")
     add("--inject-noise", metavar="STD[@LAYERS]", help="in synthesis layers, e.g. 0.02@3-8")
@@ -80,7 +87,7 @@ class _Console:
     def say(self, event: str, text: str, **values: Any) -> None:
         with self._lock:
             if self.as_json:
-                print(json.dumps({"event": event, **values}), flush=True)
+                self._print_json({"event": event, **values})
             elif not self.quiet:
                 if self._bar is not None:
                     self._bar.write(text)
@@ -91,8 +98,14 @@ class _Console:
         with self._lock:
             self.close()
             if self.as_json:
-                print(json.dumps({"event": "error", "message": message, **values}), flush=True)
+                self._print_json({"event": "error", "message": message, **values})
             print(f"error: {message}", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _print_json(values: Mapping[str, Any]) -> None:
+        from stylesr_jax.results import finite
+
+        print(json.dumps(finite(values)), flush=True)
 
     def progress(self, label: str, done: int, total: int, terms: Mapping[str, float]) -> None:
         if self.as_json:
@@ -185,9 +198,9 @@ class _Run:
     generator: Any
     prior: Any
     perceptual: Any
-    weights_path: str
     weights_sha256: str
     noise_mask: Any
+    degradation: "Degradation | None"
     mesh: Any
 
 
@@ -213,7 +226,9 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
     import jax
 
     from stylesr_jax import store
-    from stylesr_jax.generators import generator_from_file, generator_path
+    from stylesr_jax.degradations import parse
+    from stylesr_jax.generators import DEFAULT, generator_from_file, generator_path
+    from stylesr_jax.images import read_mask
     from stylesr_jax.levers import layer_range
     from stylesr_jax.methods import method_named
     from stylesr_jax.solve import device_mesh
@@ -230,7 +245,8 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
         raise UserError("--noise-mask needs --noise-std, e.g. --noise-std 0.1")
     if (args.uncertainty or method.draws) and args.solutions < 2:
         raise UserError("a deviation over solutions needs two of them at least: --solutions 2")
-    path = generator_path(args.generator)
+    degradation = parse(args.degradation) if args.degradation else None
+    path = generator_path(args.generator or DEFAULT)
     generator = generator_from_file(path)
     if args.label is not None:
         generator = generator.with_class(args.label, key=jax.random.key(0))
@@ -241,9 +257,7 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
     layer_range(str(settings.get("inject_layers", "all")), len(generator.noise_shapes))
     prior = perceptual = noise_mask = None
     if args.noise_mask is not None:
-        from stylesr_jax.images import read_image
-
-        noise_mask = (read_image(args.noise_mask).mean(axis=-1) + 1.0) / 2.0
+        noise_mask = read_mask(args.noise_mask)
     if method.needs_prior:
         from stylesr_jax.flow import load_prior
 
@@ -259,37 +273,55 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
         generator,
         prior,
         perceptual,
-        str(path),
         store.sha256(path),
         noise_mask,
+        degradation,
         device_mesh(args.devices),
     )
 
 
-def _observe(run: _Run, path: Path) -> tuple["Observation", bool]:
-    """The observation of one input, and whether it was larger: then there is an original."""
+def _observe(run: _Run, path: Path) -> tuple["Observation", "Degradation", bool]:
+    """The observation of one input, the A to invert, and whether the input is an original."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
-    from stylesr_jax.degradations import Bicubic
     from stylesr_jax.images import read_image
-    from stylesr_jax.solve import MAX_LOW, key_of, observe
+    from stylesr_jax.solve import (
+        DATA_KEY,
+        MAX_LOW,
+        default_degradation,
+        degrade_original,
+        key_of,
+        observe,
+        told,
+    )
 
     image = read_image(path)
-    if max(image.shape[:2]) <= MAX_LOW:
-        return observe(image), False
-    height, width = image.shape[:2]
-    scale = run.args.lr_size / max(height, width)
-    size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    data_key = jax.random.fold_in(key_of(run.args.seed, path.name), 2**31)
-    if run.args.degradation:
-        from stylesr_jax.degradations import parse
-
-        low = np.asarray(parse(run.args.degradation).degrade(data_key, jnp.asarray(image)))
-    else:
-        low = np.asarray(Bicubic(size=size)(jnp.asarray(image)))
-    return observe(np.clip(low, -1.0, 1.0)), True
+    key = key_of(run.args.seed, path.name)
+    resolution, truth = run.generator.resolution, run.args.search_degradation == "truth"
+    try:
+        if max(image.shape[:2]) > MAX_LOW:
+            seen = degrade_original(
+                image,
+                key,
+                resolution=resolution,
+                lr_size=run.args.lr_size,
+                degradation=run.degradation,
+                truth=truth,
+            )
+            return *seen, True
+        observation = observe(image)
+        if run.degradation is None:
+            return observation, default_degradation(observation), False
+        if not truth:
+            raise UserError(
+                f"it is small already, and --degradation damages inputs of over {MAX_LOW} px; "
+                "if that is how it came about, add --search-degradation truth"
+            )
+        data_key = jax.random.fold_in(key, DATA_KEY)
+        assumed = told(observation, run.degradation, data_key, resolution=resolution)
+        return observation, assumed, False
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
 
 
 def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
@@ -391,8 +423,13 @@ def _folders(paths: list[Path], out: Path) -> list[Path]:
 
 def _fingerprint(run: _Run, path: Path) -> dict[str, Any]:
     """What decides an input's result, as its report has it."""
+    from stylesr_jax.degradations import degradation_identity
+    from stylesr_jax.flow import flow_sha256
     from stylesr_jax.store import sha256
 
+    args = run.args
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path")
     try:
         content = sha256(path)
     except OSError as error:
@@ -401,9 +438,14 @@ def _fingerprint(run: _Run, path: Path) -> dict[str, Any]:
         "input_sha256": content,
         "method": run.method.name,
         "settings": run.settings,
-        "seed": run.args.seed,
-        "noise_mask": run.args.noise_mask,
+        "seed": args.seed,
+        "noise_mask_sha256": sha256(args.noise_mask) if args.noise_mask else None,
+        "lr_size": args.lr_size,
+        "degradation": degradation_identity(run.degradation),
+        "search_degradation": args.search_degradation,
+        "class": args.label,
         "weights_sha256": run.weights_sha256,
+        "prior_sha256": None if run.prior is None else flow_sha256(run.prior),
     }
 
 
@@ -423,6 +465,7 @@ class _Input:
 
     Attributes:
         facts: what decides its result, as its report has it.
+        degradation: the A that the search inverts.
         was_larger: than an observation may be, so that solutions are scored against the file.
         claim: on a shared folder, until the result is written.
     """
@@ -431,6 +474,7 @@ class _Input:
     folder: Path
     facts: dict[str, Any]
     observation: "Observation"
+    degradation: "Degradation"
     was_larger: bool
     claim: "Claim | None" = None
 
@@ -438,13 +482,6 @@ class _Input:
     def canvas(self) -> int:
         """Pixels of a side: inputs of equal canvas are searched together."""
         return self.observation.target.shape[0]
-
-    @property
-    def degradation(self) -> "Degradation":
-        """The A that the search inverts."""
-        from stylesr_jax.solve import default_degradation
-
-        return default_degradation(self.observation)
 
 
 _Place = tuple[Path, Path]  # an input and its folder
@@ -488,7 +525,7 @@ class _Work:
         self._held = []
         with Pipeline(ahead=8) as pipeline:
             found = pipeline.read(self._read, work)
-            for group in grouped(self._claim(found), lambda one: one.canvas, self._images_together):
+            for group in grouped(self._claim(found), self._together, self._images_together):
                 self._solve(group, pipeline)
                 if self.interrupted:
                     break
@@ -507,6 +544,8 @@ class _Work:
             return place, _Input(path, folder, facts, *_observe(self.run, path))
         except UserError as error:
             return place, error
+        except Exception as error:  # one odd file must not end the folder
+            return place, UserError(f"{path}: {type(error).__name__}: {error}")
 
     def _claim(
         self, found: "Iterator[tuple[_Place, _Input | UserError | str]]"
@@ -547,6 +586,11 @@ class _Work:
                 perceptual=run.perceptual,
             )
         return self._batches[one.canvas]
+
+    def _together(self, one: _Input) -> Any:
+        """Inputs of equal canvas are searched together, unless each is told its own truth."""
+        truth = self.run.degradation is not None and self.run.args.search_degradation == "truth"
+        return (one.canvas, one.folder if truth else None)
 
     def _images_together(self, one: _Input) -> int:
         from stylesr_jax.pipeline import images_together
@@ -634,6 +678,7 @@ def _claim_key(facts: Mapping[str, Any], folder: Path) -> str:
 
 def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -> None:
     """Write an input's folder and say what it holds."""
+    from stylesr_jax.generators import DEFAULT
     from stylesr_jax.images import read_image
     from stylesr_jax.results import write_result
     from stylesr_jax.runtime import versions
@@ -641,7 +686,7 @@ def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -
     path, folder = one.path, one.folder
     original = read_image(path) if one.was_larger else None
     config = {
-        "generator": run.args.generator,
+        "generator": run.args.generator or DEFAULT,
         "weights_sha256": run.weights_sha256,
         "class": run.args.label,
         "degradation": str(one.degradation),
@@ -678,22 +723,22 @@ def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -
 
 
 def _run_all(args: argparse.Namespace, console: _Console) -> int:
-    from stylesr_jax.images import find_images
-    from stylesr_jax.stages import full_steps
+    from stylesr_jax.stages import full_steps, sketched
 
-    paths = find_images(args.inputs)
+    paths, mistaken = _inputs(args.inputs, console)
     out = Path(args.out)
     _check_writable(out)
     process, processes = join(args)
     run = _prepare(args, console)
-    stages = run.method.stages(run.settings)
+    canvas = _likely_canvas(paths[0], args.lr_size)
+    stages = sketched(run.method.stages(run.settings), run.generator, canvas)
     steps = sum(int(run.settings[stage.steps]) for stage in stages)
     # A step's mean time depends on how many of them are sketches.
-    mixture = "+".join(str(run.settings[stage.steps]) for stage in stages)
+    mixture = "+".join(f"{run.settings[stage.steps]}@{stage.stop or 'full'}" for stage in stages)
     rates = _Rates(f"{run.method.name} {mixture} {run.generator.name} {_device()}")
     known = per_step = rates.seconds_per_step()
     if per_step is None:
-        share = full_steps(stages, run.settings, run.generator) / max(steps, 1)
+        share = full_steps(stages, run.settings) / max(steps, 1)
         per_step = share * _guessed_seconds_per_step(run.generator)
     seconds = per_step * len(paths) * args.solutions * steps + 20  # 20 for compiling
     estimate = f"about {_duration(seconds)}" + ("" if known else " (a first guess)")
@@ -711,7 +756,42 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     )
     work = list(zip(paths, _folders(paths, out), strict=True))
     first = len(work) * process // processes  # processes begin at different places
-    return _Work(run, work[first:] + work[:first], console, rates).do()
+    code = _Work(run, work[first:] + work[:first], console, rates).do()
+    return code or (2 if mistaken else 0)
+
+
+def _inputs(texts: Sequence[str], console: _Console) -> tuple[list[Path], int]:
+    """The images of all inputs, and how many inputs named none, which are reported.
+
+    Raises:
+        UserError: there is no image at all; the message is the first input's.
+    """
+    from stylesr_jax.images import images_of
+
+    paths: dict[Path, None] = {}
+    errors: list[tuple[str, UserError]] = []
+    for text in texts:
+        try:
+            paths.update(dict.fromkeys(images_of(text)))
+        except UserError as error:
+            errors.append((text, error))
+    for text, error in errors if paths else errors[1:]:
+        console.error(str(error), input=text)
+    if not paths:
+        raise errors[0][1]
+    return list(paths), len(errors)
+
+
+def _likely_canvas(path: Path, lr_size: int) -> int:
+    """Pixels of a side of an input's canvas, from its header, for the estimate."""
+    from PIL import Image
+
+    from stylesr_jax.solve import MAX_LOW
+
+    with suppress(Exception), Image.open(path) as image:
+        longer = max(image.size)
+        return longer if longer <= MAX_LOW else lr_size
+    return lr_size
 
 
 def _write_summary(out: Path, work: list[tuple[Path, Path]], failed: Mapping[Path, str]) -> None:
@@ -746,24 +826,23 @@ def _check_writable(out: Path) -> None:
 def _redraw(args: argparse.Namespace, console: _Console) -> int:
     """Draw the pictures of a solutions.npz again, beside it or in --out."""
     from stylesr_jax import store
-    from stylesr_jax.degradations import parse
     from stylesr_jax.generators import generator_from_file, generator_path
     from stylesr_jax.images import write_png
     from stylesr_jax.methods import method_named
     from stylesr_jax.objective import Shared
     from stylesr_jax.results import read_solutions
-    from stylesr_jax.solve import redraw, redraw_direct
+    from stylesr_jax.solve import default_degradation, redraw, redraw_direct
 
     config = read_solutions(args.source).config
-    path = generator_path(config["generator"])
+    path = generator_path(args.generator or config["generator"])
     if store.sha256(path) != config["weights_sha256"]:
         raise UserError(
             f"{args.source} was drawn with other weights than {path} "
-            f"(sha256 {config['weights_sha256'][:12]}...); give the same generator"
+            f"(sha256 {config['weights_sha256'][:12]}...); give the same with --generator"
         )
     generator = generator_from_file(path)
     saved = read_solutions(args.source, generator)
-    shared = Shared(generator, None, parse(config["degradation"]), None, {})
+    shared = Shared(generator, None, default_degradation(saved.observation), None, {})
     out = Path(args.out) if args.out else Path(args.source).parent
     for i, latents in enumerate(saved.latents):
         if latents is None:

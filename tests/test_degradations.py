@@ -163,8 +163,16 @@ def test_random_motion_is_drawn_once_and_can_be_told():
 def test_grey_equals_pillow():
     levels = np.random.default_rng(2).integers(0, 256, (H, W, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(levels).convert("L"), np.float32)
-    actual = (deg.Grey()(jnp.asarray(levels / 127.5 - 1.0, jnp.float32))[..., 0] + 1) * 127.5
-    np.testing.assert_allclose(actual, expected, atol=0.51)
+    actual = (deg.Grey()(jnp.asarray(levels / 127.5 - 1.0, jnp.float32)) + 1) * 127.5
+    np.testing.assert_allclose(actual, np.repeat(expected[..., None], 3, axis=-1), atol=0.51)
+
+
+def test_identities_tell_masks_of_one_name_apart():
+    one, other = (deg.Mask(known=jnp.full((4, 4), v), source="m.png") for v in (0.0, 1.0))
+    assert str(one) == str(other)
+    assert deg.degradation_identity(one) != deg.degradation_identity(other)
+    assert deg.degradation_identity(one) == deg.degradation_identity(deg.Mask(one.known, "m.png"))
+    assert deg.degradation_identity(None) == "None"
 
 
 def test_mask_keeps_what_is_known(tmp_path):

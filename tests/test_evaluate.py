@@ -79,8 +79,7 @@ def _plan(tiny, tiny_prior, folder, out, **options):
         out=out,
         generator=tiny,
         prior=tiny_prior,
-        sizes=SIZES,
-        **{"lr_size": 8, **options},
+        **{"lr_size": 8, "sizes": SIZES, **options},
     )
 
 
@@ -269,6 +268,34 @@ def test_truth_that_does_not_fit_is_refused(tiny, tiny_prior, tmp_path):
     plan = _plan(tiny, tiny_prior, tmp_path, tmp_path, degradation=spec, truth=True)
     with pytest.raises(UserError, match="square images"):
         prepare(plan, tmp_path / "wide.png")
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_grey_data_are_searched_for(tiny, tiny_prior, folder, tmp_path, truth):
+    spec = parse("bicubic(8)|grey")
+    plan = _plan(tiny, tiny_prior, folder, tmp_path, degradation=spec, truth=truth)
+    plan = dataclasses.replace(plan, images=plan.images[:1])
+    outcome = run(plan, say=lambda _: None)
+    assert not outcome.failed and outcome.rows["face0.png"]["rls"]["status"] == "ok"
+
+
+def test_tables_say_the_size_that_was_observed(tiny, tiny_prior, folder, tmp_path):
+    spec = parse("blur(2)|bicubic(16)|noise(0.05)")
+    plan = _plan(tiny, tiny_prior, folder, tmp_path, degradation=spec)
+    assert (plan.lr_size, plan.observed_size) == (8, 16)
+    turning = dataclasses.replace(plan, degradation=parse("motion(9)|bicubic(4)"))
+    assert turning.observed_size == 4
+
+
+def test_originals_of_any_aspect_are_scored(tiny, tiny_prior, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "tall.png")
+    sizes = Sizes(score=64, niqe=32, frechet=64)
+    plan = _plan(tiny, tiny_prior, tmp_path, tmp_path / "out", sizes=sizes)
+    plan = dataclasses.replace(plan, variants=(variant("bicubic"), *plan.variants))
+    outcome = run(plan, say=lambda _: None)
+    assert not outcome.failed
+    assert outcome.rows["tall.png"]["rls"]["solutions"][0]["psnr"] > 0
 
 
 # --- the loop -------------------------------------------------------------------------------

@@ -41,21 +41,21 @@ def export_stages(name: str, generator, prior, *, size: int, starts: int = 2):
     def repeated(tree):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (starts, *x.shape)), tree)
 
+    examples = jax.eval_shape(repeated, one)
     previous = None
     for stage in sketched(stages_of(method, settings), generator, size):
         problem = problem_of(stage)
 
-        def first(shared, raw_keys, previous, stage=stage):
+        def first(shared, raw_keys, examples, previous, stage=stage):
             keys = jax.random.wrap_key_data(raw_keys)
-            start = jax.vmap(stage.coordinates.start, in_axes=(0, 0, None, 0))
-            return start(keys, jnp.arange(starts), shared, previous)
+            start = jax.vmap(stage.coordinates.start, in_axes=(0, 0, None, 0, 0))
+            return start(keys, jnp.arange(starts), shared, examples, previous)
 
         def run(shared, examples, raw_keys, total, state, problem=problem):
             keys = jax.random.wrap_key_data(raw_keys)
             return advance(shared, examples, keys, total, state, problem=problem, length=4)
 
-        variables = jax.eval_shape(first, shared, raw_keys, previous)
-        examples = jax.eval_shape(repeated, one)
+        variables = jax.eval_shape(first, shared, raw_keys, examples, previous)
         state = jax.eval_shape(partial(begin, problem), shared, examples, variables)
         export = jax.export.export(jax.jit(run), platforms=ACCELERATORS)
         yield variables, export(shared, examples, raw_keys, jnp.asarray(4), state)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax import levers, stages
+from stylesr_jax import levers, objective, stages
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.features import load_features
@@ -127,6 +127,16 @@ def test_langevin_chains_have_the_right_mean_and_deviation():
     )
 
 
+@pytest.mark.parametrize("preset", ["balanced", "fast"])
+def test_langevin_samples_one_density_with_full_images(preset):
+    method = METHODS["langevin"]
+    *search_, chain = stages_of(method, method.resolve(preset, {"diversity": 0.1}))
+    assert search_[0].sketch and search_[0].couple is not None
+    assert not chain.sketch and chain.keep == "best" and chain.couple is None
+    named = {term.name: term.function for term in chain.terms}
+    assert named["prior"] is objective.prior_whitened
+
+
 def test_lookahead_goes_back_half_of_the_way():
     rate, key, loss = jnp.asarray(0.5), jax.random.key(0), jnp.zeros(())
     look = lookahead(period=3, share=0.5)
@@ -178,6 +188,10 @@ def test_equal_settings_give_equal_problems(name):
         ("rls", {"space": "z"}, "w+, w"),
         ("rls", {"steps": "many"}, "whole number"),
         ("rls", {"lambda_w": float("nan")}, "finite"),
+        ("rls", {"steps": -5}, "0 or more"),
+        ("rls", {"noise_std": -1.0}, "0 or more"),
+        ("csgm", {"steps": None}, "whole number"),
+        ("langevin", {"temperature": 0.0}, "above 0"),
         ("rls+", {"ball": "round"}, "tensor, global"),
         ("pulse", {"rate": "fast"}, "one_cycle_with_drop"),
         ("ilo", {"stages": 9}, "1 to 4"),
@@ -320,6 +334,7 @@ def test_ilo_stages_begin_with_the_image_of_the_last_one(small):
     method = method_named("ilo")
     parts = stages_of(method, method.resolve(changes={"stages": 3}))
     shared = Shared(small, None, None, None, {})
+    example = Example(jnp.zeros((8, 8, 3)), jnp.ones((8, 8, 1)), jnp.asarray(0))
 
     @jax.jit
     def images(generator, key):
@@ -327,7 +342,7 @@ def test_ilo_stages_begin_with_the_image_of_the_last_one(small):
         variables, pairs = None, []
         for k, stage in enumerate(parts):
             before = variables
-            variables = stage.coordinates.start(key, jnp.asarray(0), shared_, variables)
+            variables = stage.coordinates.start(key, jnp.asarray(0), shared_, example, variables)
             if k:
                 pairs.append([(parts[k - 1], before), (stage, variables)])
             # What the search does to them, before the next stage begins:
@@ -409,6 +424,18 @@ def test_reference_noise_falls_inside_the_mask():
     inside = np.asarray(noisy[2:6, :4])
     assert 0.06 < inside.std() < 0.14
     assert np.count_nonzero(noisy) == inside.size
+
+
+def test_injected_noise_reaches_every_stage_of_ilo(small):
+    settings = {"inject_layers": "0", "starts": "same"}
+    plain, noisy = (
+        _upsample(small, "ilo", solutions=1, settings={**settings, "inject_noise": std})
+        for std in (0.0, 0.5)
+    )
+    assert np.abs(plain.images - noisy.images).mean() > 1e-3
+    entering = [one.solutions[0].latents.activation for one in (plain, noisy)]
+    pairs = zip(*map(jax.tree.leaves, entering), strict=True)
+    assert max(np.abs(a - b).max() for a, b in pairs) > 1e-3
 
 
 def test_injected_noise_changes_chosen_layers_by_the_given_deviation(small):

@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from convert import niqe as convert_niqe
 from stylesr_jax import features, metrics, store
-from stylesr_jax.degradations import Bicubic, Grey, parse
+from stylesr_jax.degradations import Bicubic, parse
 from stylesr_jax.errors import UserError
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -96,7 +96,7 @@ def test_consistency_measures_at_low_resolution():
     np.testing.assert_allclose(shifted.l1, 0.1, rtol=1e-4)
     np.testing.assert_allclose(shifted.psnr, 20 * np.log10(2.0 / 0.1), rtol=1e-4)
     with pytest.raises(UserError, match="one shape"):
-        metrics.consistency(x, y, Grey())
+        metrics.consistency(x, y, Bicubic(size=8))
 
 
 def test_diversity_is_the_mean_over_pairs(golden):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from stylesr_jax import programs
+from stylesr_jax import solve as solve_module
 from stylesr_jax.images import read_image
 from stylesr_jax.results import write_result
 from stylesr_jax.solve import solve
@@ -221,6 +222,104 @@ def test_resume_skips_what_is_done(run, photo, tmp_path, capsys):
     assert (out / "photo" / "report.json").stat().st_mtime_ns != before
 
 
+@pytest.mark.parametrize("options", [("--lr-size", 16), ("--degradation", "blur(9)|bicubic(8)")])
+def test_resume_does_other_work_again(run, tmp_path, capsys, options):
+    folder, out = _photos(tmp_path / "in", [300]), tmp_path / "out"
+    first = ("--out", out, "--lr-size", 8, "--method", "bicubic", "--solutions", 1)
+    assert run(folder, *first) == 0
+    before = (out / "photo0" / "report.json").read_text()
+    capsys.readouterr()
+    assert run(folder, *first, "--resume", *options) == 0
+    assert "already done" not in capsys.readouterr().out
+    assert (out / "photo0" / "report.json").read_text() != before
+
+
+def test_a_small_input_may_be_said_to_have_come_about_so(run, photo, tmp_path, capsys):
+    out, how = tmp_path / "out", ("--degradation", "blur(2)|bicubic(8)")
+    assert run(photo, "--out", out, *QUICK, *how) == 2
+    assert "add --search-degradation truth" in capsys.readouterr().err
+    assert run(photo, "--out", out, *QUICK, *how, "--search-degradation", "truth") == 0
+    report = json.loads((out / "photo" / "report.json").read_text())
+    assert report["search_degradation"] == "truth" and "blur(2)" in report["degradation"]
+    plain = tmp_path / "plain"
+    assert run(photo, "--out", plain, *QUICK) == 0
+    pictures = [read_image(folder / "photo" / "solution_0.png") for folder in (out, plain)]
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.01
+    says = ("--degradation", "blur(2)|bicubic(16)", "--search-degradation", "truth")
+    assert run(photo, "--out", out, *QUICK, *says) == 2
+    assert "photo.png: told the truth" in capsys.readouterr().err
+
+
+def test_levers_and_uncertainty(run, photo, tmp_path):
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
+    noise = ("--noise-std", 0.1, "--noise-mask", tmp_path / "mask.png", "--inject-noise", "0.02@0")
+    levers = (*noise, "--diversity", 0.02, "--uncertainty")
+    assert run(photo, "--out", tmp_path / "out", *QUICK, *levers) == 0
+    folder = tmp_path / "out" / "photo"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["settings"]["inject_layers"] == "0" and report["noise_mask_sha256"]
+    pictures = np.stack([read_image(folder / f"solution_{i}.png") for i in range(2)])
+    deviation = np.load(folder / "uncertainty.npy")
+    np.testing.assert_allclose(deviation, pictures.std(axis=0, ddof=1), atol=0.01)
+    assert (folder / "uncertainty.png").is_file() and "diversity" in report["history"]["solution_0"]
+
+
+def test_redrawing_with_a_generator_that_moved(run, photo, tiny_files, tmp_path, monkeypatch):
+    folder, out = tmp_path / "away", tmp_path / "out"
+    folder.mkdir()
+    moved = folder / "tiny.safetensors"
+    moved.write_bytes(Path(tiny_files["generator"]).read_bytes())
+    here = ("--generator", moved, "--prior", tiny_files["prior"])
+    assert run(photo, "--out", out, *QUICK, *here, generator=False) == 0
+    before = (out / "photo" / "solution_1.png").read_bytes()
+    moved.unlink()
+    saved = ("--from", out / "photo" / "solutions.npz")
+    assert run(*saved, generator=False) == 2
+    assert run(*saved, "--generator", tiny_files["generator"], generator=False) == 0
+    assert (out / "photo" / "solution_1.png").read_bytes() == before
+
+
+def test_odd_files_and_empty_folders_do_not_stop_the_others(
+    run, photo, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "empty").mkdir()
+    odd = tmp_path / "odd.png"
+    odd.write_bytes(photo.read_bytes())
+
+    def to_rgb(image):
+        raise RuntimeError("what a decoder may say")
+
+    monkeypatch.setattr("stylesr_jax.images._to_rgb", to_rgb)
+    assert run(odd, "--out", tmp_path / "out", "--quiet", *QUICK) == 2
+    assert "damaged" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_inputs_that_name_nothing_are_reported(run, photo, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    out, few = tmp_path / "out", ("--method", "bicubic", "--solutions", 1, "--quiet")
+    assert run(tmp_path / "empty", photo, tmp_path / "*.bmp", "--out", out, *few) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 2 and "no images in this folder" in errors[0]
+    assert (out / "photo" / "report.json").is_file()
+
+
+def test_solutions_found_before_ctrl_c_while_drawing_are_kept(run, photo, tmp_path, monkeypatch):
+    drawn = []
+    draw = solve_module.redraw
+
+    def redraw(*arguments, **options):
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(solve_module, "redraw", redraw)
+    assert run(photo, "--out", tmp_path / "out", *QUICK) == 130
+    report = json.loads((tmp_path / "out" / "photo" / "report.json").read_text())
+    assert report["status"] == "interrupted" and len(report["solutions"]) == 1
+
+
 def test_json_mode_prints_one_object_a_line(run, photo, tmp_path, capsys):
     assert run(photo, "--out", tmp_path / "out", "--json", *QUICK) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -240,6 +339,10 @@ def test_json_mode_prints_one_object_a_line(run, photo, tmp_path, capsys):
         (["--steps", "0"], "whole number"),
         (["--solutions", "many"], "whole number"),
         (["--class", "3"], "no classes"),
+        (["--degradation", "magic(3)"], "magic"),
+        (["--noise-std", "-1"], "0 or more"),
+        (["--noise-mask", "mask.png"], "--noise-mask needs --noise-std"),
+        (["--diversity", "0.02", "--solutions", "1"], "two of them"),
     ],
 )
 def test_bad_options_end_with_code_2(run, photo, tmp_path, capsys, arguments, says):

@@ -49,6 +49,7 @@ def options(name: str, doc: str | None, **defaults: Any) -> argparse.ArgumentPar
     add("--prior", metavar="FILE")
     add("--seed", type=int, default=0, metavar="S")
     add("--reference", metavar="DIR|SHEET", help="pictures for the Fréchet distance")
+    add("--inception", metavar="FILE|URL", help="Inception weights: only with them there is FID")
     add("--out", metavar="OUT", default=str(RESULTS / name), help="what is kept")
     add("--work", metavar="DIR", default=str(store.cache_dir() / "studies" / name))
     parser.set_defaults(**defaults)
@@ -130,6 +131,7 @@ class Setting:
             seed=args.seed,
             sizes=Sizes(),
             reference=Path(args.reference) if args.reference else None,
+            inception=args.inception,
             **self.parts,
         )
         return dataclasses.replace(plan, **more)
@@ -195,6 +197,9 @@ def keep_table(
 ) -> None:
     """Write OUT/README.md and OUT/table.json.
 
+    What a reader of the numbers wrote into OUT/findings.md stands below the heading, and stays
+    when the study is repeated.
+
     Args:
         args: the study's options.
         title: heading.
@@ -203,7 +208,11 @@ def keep_table(
         source: where the images of the numbers come from.
     """
     out = Path(args.out)
-    text = f"# {title}\n\n{findings}\n\nImages of the numbers: {source}.\n"
+    text = f"# {title}\n\n{findings}\n\n"
+    written = out / "findings.md"
+    if written.is_file():
+        text += f"## What was found\n\n{written.read_text(encoding='utf-8').strip()}\n\n"
+    text += f"Images of the numbers: {source}.\n"
     for heading, summary in tables.items():
         failed = [(f["image"], f["method"], f["message"]) for f in summary.get("failed", ())]
         text += f"\n## {heading}\n\n{markdown(summary, failed)}"

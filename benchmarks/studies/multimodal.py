@@ -50,7 +50,7 @@ def study(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {"solutions": args.solutions}
     tables = {
         f"Table I: all levers, {len(known.measured)} images": common.measure(
-            known, variants["combined"], "combined", **options
+            known, variants["combined"], "table", **options
         )
     }
     portrait, grid = dataclasses.replace(known, measured=known.shown), []
@@ -67,7 +67,7 @@ def study(args: argparse.Namespace) -> None:
     common.save_grid(Path(args.out) / "levers.jpg", grid)
     source = common.source_of(args, known)
     common.keep_table(args, "Multi-modal photo upsampling", FINDINGS, tables, source)
-    common.keep_rows(args, ["combined"])
+    common.keep_rows(args, ["table"])
 
 
 if __name__ == "__main__":

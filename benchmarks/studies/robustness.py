@@ -37,10 +37,12 @@ def study(args: argparse.Namespace) -> None:
     resolution = known.parts["generator"].resolution
     sizes = {"n": args.lr_size, "motion": 100 * resolution / 1024, "blur": 30 * resolution / 1024}
     tables: dict[str, Any] = {}
+    parts = []
     grid: common.Grid = []
     for number, (name, pattern) in enumerate(DEGRADATIONS.items()):
         text = pattern.format(**sizes)
         part, degradation = f"{number}-{name.replace(' ', '-')}", parse(text)
+        parts.append(part)
         tables[f"{name}: `{text}`"] = common.measure(known, variants, part, degradation=degradation)
         plan = common.show(known, variants, part, degradation=degradation)
         grid.append(common.row_of(plan, plan.images[0], lead=name))
@@ -52,6 +54,7 @@ def study(args: argparse.Namespace) -> None:
             tables,
             common.source_of(args, known),
         )
+    common.keep_rows(args, parts)
 
 
 if __name__ == "__main__":

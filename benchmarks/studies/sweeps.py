@@ -1,6 +1,6 @@
 """Figure 9 of RLS: the weights of P_w and of P_gauss, each alone over several decades.
 
-python -m benchmarks.studies.sweeps --images DIR --limit 4 --steps 100
+python -m benchmarks.studies.sweeps --images DIR --limit 12 --steps 100
 """
 
 import argparse
@@ -75,6 +75,6 @@ def study(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     assert set(SWEPT) <= set(RLS.settings)
-    parser = common.options("sweeps", __doc__, limit=4, pictures=1)
+    parser = common.options("sweeps", __doc__, limit=12, pictures=1)
     parser.add_argument("--weights", default=WEIGHTS, help=f"default {WEIGHTS}")
     sys.exit(common.run(study, parser))

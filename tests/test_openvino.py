@@ -1,0 +1,414 @@
+"""Reading the OpenVINO wheel of MobileStyleGAN, on a tiny one that is written here by hand."""
+
+import io
+import zipfile
+from dataclasses import dataclass, field
+from xml.sax.saxutils import quoteattr
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert import openvino, stylegan2
+from convert.openvino import _read_constants, bands_first, read_wheel
+from stylesr_jax.errors import UserError
+from stylesr_jax.generators import generator_from_file
+
+W, Z = 6, 5  # w_dim, z_dim
+C = 8  # channels out of every layer: two groups of four bands
+INTO = {"conv1": C // 4, "conv2": C}  # channels into a block's layers
+EIGHT = [0, 1, 2, 5, 3, 6, 4, 7]  # those channels, grouped by band
+
+
+@dataclass
+class Graph:
+    """An OpenVINO IR that is written constant by constant; keeps the values by name."""
+
+    layers: list[str] = field(default_factory=list)
+    blob: bytearray = field(default_factory=bytearray)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, name: str, value: np.ndarray, kind: str = "f32", **changes: str) -> None:
+        """One more constant; `changes` replaces attributes of its data."""
+        data = value.astype(openvino.ELEMENT_TYPES[kind]).tobytes()
+        facts = {
+            "element_type": kind,
+            "shape": ", ".join(map(str, value.shape)),
+            "offset": str(len(self.blob)),
+            "size": str(len(data)),
+            **changes,
+        }
+        written = " ".join(f"{key}={quoteattr(text)}" for key, text in facts.items())
+        self.layers.append(
+            f'<layer id="{len(self.layers)}" name={quoteattr(name)} type="Const">'
+            f"<data {written}/></layer>"
+        )
+        self.blob += data
+        self.values[name] = value
+
+    @property
+    def xml(self) -> bytes:
+        other = '<layer id="x" name="p" type="Parameter"><data shape="1,4"/></layer>'
+        layers = other + "".join(self.layers) + '<layer id="y" name="c" type="Const"/>'
+        return f'<?xml version="1.0"?><net version="10"><layers>{layers}</layers></net>'.encode()
+
+
+def _random(seed: int):
+    rng = np.random.default_rng(seed)
+    return lambda *shape: rng.normal(size=shape).astype(np.float32)
+
+
+def _mapping_graph() -> Graph:
+    graph, draw = Graph(), _random(0)
+    graph.add("epsilon", np.full((1, 1), 1e-8, np.float32))
+    graph.add("axes", np.asarray([1]), "i64")
+    graph.add("sizes", np.asarray([1, 2, 3]), "i64")
+    for i, width in enumerate((7, W)):
+        graph.add(f"{i}/weight", draw(width, (Z, 7)[i]))
+        graph.add(f"{i}/bias", draw(width))
+    return graph
+
+
+def _synthesis_graph() -> Graph:
+    """Constants in the order of the published graph: each layer's styles, products, noise, bias."""
+    graph, draw = Graph(), _random(1)
+
+    def dense(name: str, outputs: int) -> None:
+        graph.add(f"{name}.weight", draw(outputs, W))
+        graph.add(f"{name}.bias", draw(1, outputs))
+
+    def output(name: str, channels: int, size: int) -> None:
+        graph.add(f"{name}.noise", draw(1, 1, size, size) * 3)
+        graph.add(f"{name}.bias", draw(1, channels, 1, 1))
+
+    graph.add("m.input.input", draw(1, C, 4, 4))
+    dense("m.conv1.conv.modulation", C)
+    graph.add("input_copy", draw(C, C, 3, 3))
+    output("m.conv1", C, 4)
+    for i in range(2):
+        dense(f"m.layers.{i}.up.modulation", C)
+        for layer, into in INTO.items():
+            name = f"m.layers.{i}.{layer}"
+            dense(f"{name}.conv.modulation", into)
+            graph.add(f"{name}.conv.weight_dw", draw(into, 1, 1, 3, 3))
+            graph.add(f"{i}/{layer}_copy", draw(C, into, 1, 1))
+            output(name, C, 8 << i)
+    dense("m.layers.1.to_img.conv.modulation", C)
+    graph.add("m.layers.1.to_img.conv.weight", draw(12, C, 1, 1))
+    graph.add("m.layers.1.to_img.bias", draw(1, 12, 1, 1))
+    return graph
+
+
+def _members(mapping: Graph, synthesis: Graph) -> dict[str, bytes]:
+    named = {"Mapping": mapping, "Synthesis": synthesis}
+    members = {"random_face/__init__.py": b"raise SystemExit('nothing here is imported')"}
+    for part, graph in named.items():
+        members[f"random_face/data/{part}Network.xml"] = graph.xml
+        members[f"random_face/data/{part}Network.bin"] = bytes(graph.blob)
+    return members
+
+
+def _wheel(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+@pytest.fixture
+def mapping() -> Graph:
+    return _mapping_graph()
+
+
+@pytest.fixture
+def synthesis() -> Graph:
+    return _synthesis_graph()
+
+
+@pytest.fixture
+def members(mapping, synthesis) -> dict[str, bytes]:
+    return _members(mapping, synthesis)
+
+
+# --- constants ------------------------------------------------------------------------------
+
+
+def test_constants_keep_order_names_types_and_shapes():
+    graph = Graph()
+    written = {
+        "b": (np.arange(6, dtype=np.float32).reshape(1, 2, 3) - 2.5, "f32"),
+        "a": (np.asarray([0.5, -2.0]), "f16"),
+        "an <odd> & name": (np.asarray([[-1], [2**40]]), "i64"),
+        "i": (np.asarray([-7]), "i32"),
+        "u": (np.asarray([0, 255]), "u8"),
+        "scalar": (np.asarray(1.5), "f32"),  # shape=""
+        "empty": (np.zeros((0, 3)), "f32"),
+    }
+    for name, (value, kind) in written.items():
+        graph.add(name, value, kind)
+    found = _read_constants(graph.xml, bytes(graph.blob))
+    assert [name for name, _ in found] == list(written)
+    for name, value in found:
+        wanted, kind = written[name]
+        assert value.dtype == np.dtype(openvino.ELEMENT_TYPES[kind]), name
+        np.testing.assert_array_equal(value, wanted, strict=False)
+        assert value.shape == wanted.shape
+
+
+def test_constants_may_share_bytes_and_be_padded():
+    graph = Graph()
+    value = np.arange(4, dtype=np.float32)
+    graph.add("first", value)
+    graph.add("second", value, offset="4", size="12", shape="3")
+    graph.add("padded", value, shape="2")  # fewer values than bytes
+    found = dict(_read_constants(graph.xml, bytes(graph.blob)))
+    np.testing.assert_array_equal(found["second"], [1, 2, 3])
+    np.testing.assert_array_equal(found["padded"], [0, 1])
+
+
+@pytest.mark.parametrize("cut", [1, 4, 1000])
+def test_constants_that_end_too_early(synthesis, cut):
+    blob = bytes(synthesis.blob)
+    assert len(_read_constants(synthesis.xml, blob)) == len(synthesis.values)
+    with pytest.raises(UserError, match="end too early"):
+        _read_constants(synthesis.xml, blob[:-cut])
+
+
+@pytest.mark.parametrize("shape", ["5", "2,3", "4,4", "1000000,1000000"])
+def test_shapes_larger_than_their_bytes(shape):
+    graph = Graph()
+    graph.add("a", np.zeros(4), shape=shape)
+    graph.add("b", np.zeros(100))  # there would be bytes enough, but they are another's
+    with pytest.raises(UserError, match="end too early"):
+        _read_constants(graph.xml, bytes(graph.blob))
+
+
+def test_bands_go_from_channel_first_to_band_first():
+    # Two channels: their low bands, then three high bands of each.
+    np.testing.assert_array_equal(bands_first(8), EIGHT)
+    np.testing.assert_array_equal(bands_first(4), range(4))
+    rgb = ["llR", "llG", "llB", *(f"{band}{c}" for c in "RGB" for band in ("lh", "hl", "hh"))]
+    grouped = [f"{band}{c}" for band in ("ll", "lh", "hl", "hh") for c in "RGB"]
+    assert [rgb[i] for i in bands_first(12)] == grouped
+
+
+# --- the wheel ------------------------------------------------------------------------------
+
+
+def test_the_configuration_follows_from_the_shapes(members):
+    _, config = read_wheel(_wheel(members))
+    assert (config.z_dim, config.w_dim, config.mapping_widths) == (Z, W, (7, W))
+    assert (config.channels, config.resolution, config.num_ws) == ((C, C, C), 32, 8)
+    assert config.noise_shapes == ((4, 4), (8, 8), (8, 8), (16, 16), (16, 16))
+
+
+def test_parameters_fit_the_network(members):
+    params, config = read_wheel(_wheel(members))
+    noise = tuple(jnp.zeros(shape) for shape in config.noise_shapes)
+
+    def initial():
+        key = jax.random.key(0)
+        ws = jnp.zeros((1, config.num_ws, W))
+        return {
+            "synthesis": config.synthesis_module().init(key, ws, noise)["params"],
+            "mapping": config.mapping_module().init(key, jnp.zeros((1, Z)))["params"],
+            "noise": {f"{i:02d}": one for i, one in enumerate(noise)},
+        }
+
+    wanted = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), jax.eval_shape(initial))
+    assert jax.tree.map(lambda leaf: (np.shape(leaf), str(leaf.dtype)), params) == wanted
+
+
+def test_the_mapping_network_is_the_linear_layers(mapping, members):
+    params, _ = read_wheel(_wheel(members))
+    for i in range(2):
+        layer = params["mapping"][f"fc{i}"]
+        np.testing.assert_array_equal(layer["weight"], mapping.values[f"{i}/weight"].T)
+        np.testing.assert_array_equal(layer["bias"], mapping.values[f"{i}/bias"])
+
+
+def test_the_input_layer(synthesis, members):
+    found, values = read_wheel(_wheel(members))[0]["synthesis"]["input"], synthesis.values
+    np.testing.assert_array_equal(found["constant"][1, 2, 3], values["m.input.input"][0, 3, 1, 2])
+    for i, o in ((0, 0), (5, 3), (7, 7)):
+        kernel = values["input_copy"][EIGHT[o], i]
+        np.testing.assert_array_equal(found["weight"][:, :, i, o], kernel)
+    bias = values["m.conv1.bias"].reshape(-1)
+    np.testing.assert_array_equal(found["output"]["bias"], bias[EIGHT])
+    gain = 1 / np.sqrt(9 * C)
+    name = "m.conv1.conv.modulation"
+    np.testing.assert_allclose(found["modulation"]["weight"], values[f"{name}.weight"].T * gain)
+    np.testing.assert_allclose(found["modulation"]["bias"], values[f"{name}.bias"][0] * gain)
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_a_block(synthesis, members, i):
+    found, values = read_wheel(_wheel(members))[0]["synthesis"][f"block{i}"], synthesis.values
+    up, name = found["up_modulation"], f"m.layers.{i}.up.modulation"  # of channels by band
+    np.testing.assert_array_equal(up["weight"], values[f"{name}.weight"][EIGHT].T)
+    np.testing.assert_array_equal(up["bias"], values[f"{name}.bias"][0, EIGHT])
+    for layer, into in INTO.items():
+        one, name = found[layer], f"m.layers.{i}.{layer}"
+        # Bands of channels leave a block for the next one's up-sampling; other layers, and the
+        # last block, have channels that keep their order.
+        order = EIGHT if (i, layer) == (0, "conv2") else list(range(C))
+        pointwise = values[f"{i}/{layer}_copy"][order, :, 0, 0]
+        np.testing.assert_array_equal(one["pointwise"], pointwise.T)
+        bias = values[f"{name}.bias"].reshape(-1)
+        np.testing.assert_array_equal(one["output"]["bias"], bias[order])
+        depthwise = values[f"{name}.conv.weight_dw"]
+        assert one["depthwise"].shape == (3, 3, into)
+        np.testing.assert_array_equal(one["depthwise"][0, 2], depthwise[:, 0, 0, 0, 2])
+        modulation = values[f"{name}.conv.modulation.weight"].T / np.sqrt(9 * into)
+        np.testing.assert_allclose(one["modulation"]["weight"], modulation, rtol=1e-6)
+
+
+def test_the_image(synthesis, members):
+    found, values = read_wheel(_wheel(members))[0]["synthesis"]["to_image"], synthesis.values
+    order = [0, 1, 2, 3, 6, 9, 4, 7, 10, 5, 8, 11]
+    weight = values["m.layers.1.to_img.conv.weight"][:, :, 0, 0]
+    np.testing.assert_array_equal(found["weight"], weight[order].T)
+    bias = values["m.layers.1.to_img.bias"].reshape(-1)
+    np.testing.assert_array_equal(found["bias"], bias[order])
+    modulation = values["m.layers.1.to_img.conv.modulation.weight"].T / np.sqrt(C)
+    np.testing.assert_allclose(found["modulation"]["weight"], modulation, rtol=1e-6)
+
+
+def test_noise_maps_have_unit_variance(synthesis, members):
+    params, _ = read_wheel(_wheel(members))
+    layers = params["synthesis"]
+    outputs, names = [layers["input"]], ["m.conv1"]
+    for i in range(2):
+        outputs += [layers[f"block{i}"][layer] for layer in INTO]
+        names += [f"m.layers.{i}.{layer}" for layer in INTO]
+    for key, layer, name in zip(sorted(params["noise"]), outputs, names, strict=True):
+        unit, strength = params["noise"][key], layer["output"]["noise_strength"]
+        assert unit.std() == pytest.approx(1.0, abs=1e-5)
+        product = unit * strength
+        np.testing.assert_allclose(product, synthesis.values[f"{name}.noise"][0, 0], rtol=1e-5)
+
+
+# --- what is not that wheel -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["Mapping", "Synthesis"])
+@pytest.mark.parametrize("suffix", ["xml", "bin"])
+def test_a_missing_file(members, part, suffix):
+    del members[f"random_face/data/{part}Network.{suffix}"]
+    with pytest.raises(UserError, match="not the random-face wheel"):
+        read_wheel(_wheel(members))
+
+
+@pytest.mark.parametrize("part", ["Mapping", "Synthesis"])
+def test_a_short_file(members, part):
+    name = f"random_face/data/{part}Network.bin"
+    members[name] = members[name][:-3]
+    with pytest.raises(UserError, match="end too early"):
+        read_wheel(_wheel(members))
+
+
+def test_large_members_are_not_read(members, monkeypatch):
+    limit = max(map(len, members.values()))
+    monkeypatch.setattr(openvino, "MEMBER_LIMIT", limit)
+    read_wheel(_wheel(members))
+    monkeypatch.setattr(openvino, "MEMBER_LIMIT", limit - 1)
+    with pytest.raises(UserError, match="implausibly large"):
+        read_wheel(_wheel(members))
+
+
+def test_bytes_that_are_no_archive(members):
+    wheel = _wheel(members)
+    for data in (b"", b"PK\x03\x04 and more", wheel[: len(wheel) // 2]):
+        with pytest.raises(UserError, match="not the random-face wheel"):
+            read_wheel(data)
+
+
+def test_another_graph(mapping, synthesis):
+    with pytest.raises(UserError, match="not MobileStyleGAN's synthesis"):
+        read_wheel(_wheel(_members(mapping, Graph())))
+    synthesis.add("one more_copy", np.zeros((4, 4, 1, 1)))
+    with pytest.raises(UserError, match="not MobileStyleGAN's synthesis"):
+        read_wheel(_wheel(_members(mapping, synthesis)))
+
+
+def _replaced(graph: Graph, name: str, value: np.ndarray | None) -> Graph:
+    """A copy with another value of one constant, or without it."""
+    found = Graph()
+    for key, old in graph.values.items():
+        new = value if key == name else old
+        if new is not None:
+            found.add(key, new, "i64" if new.dtype == np.int64 else "f32")
+    return found
+
+
+DAMAGED = {
+    "an unnamed bias": ("m.conv1.bias", None),
+    "no styles": ("m.layers.0.up.modulation.weight", None),
+    "a constant of another shape": ("m.input.input", np.zeros(C)),
+    "a bias too short": ("m.layers.1.to_img.bias", np.zeros((1, 11, 1, 1))),
+    "a product of two axes": ("0/conv2_copy", np.zeros((C, C))),
+    "a depthwise filter of two axes": ("m.layers.0.conv1.conv.weight_dw", np.zeros((3, 1))),
+    "styles of another width": ("m.conv1.conv.modulation.weight", np.zeros((C, W + 1))),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_constants_of_the_wrong_shape(mapping, synthesis, name):
+    graph = _replaced(synthesis, *DAMAGED[name])
+    with pytest.raises(UserError):
+        read_wheel(_wheel(_members(mapping, graph)))
+
+
+@pytest.mark.parametrize("graph", [_replaced(_mapping_graph(), "1/bias", None), Graph()])
+def test_a_mapping_network_without_a_bias_or_anything(graph, synthesis):
+    with pytest.raises(UserError):
+        read_wheel(_wheel(_members(graph, synthesis)))
+
+
+BROKEN = {
+    "no XML": b"<net><layers>",
+    "no attributes": b'<net><layer type="Const"><data/></layer></net>',
+    "an unknown type": b'<net><layer type="Const"><data element_type="boolean" shape="1" '
+    b'offset="0" size="1"/></layer></net>',
+    "no number": b'<net><layer type="Const"><data element_type="f32" shape="1" offset="x" '
+    b'size="4"/></layer></net>',
+    "a negative offset": b'<net><layer type="Const"><data element_type="f32" shape="1" '
+    b'offset="-8" size="4"/></layer></net>',
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_graph(members, name):
+    members["random_face/data/SynthesisNetwork.xml"] = BROKEN[name]
+    with pytest.raises(UserError):
+        read_wheel(_wheel(members))
+
+
+def test_damaged_compression(members):
+    wheel = bytearray(_wheel(members))
+    info = zipfile.ZipFile(io.BytesIO(wheel)).getinfo("random_face/data/SynthesisNetwork.bin")
+    start = info.header_offset + 30 + len(info.filename)
+    for i in range(start, start + 40):
+        wheel[i] ^= 0xFF
+    with pytest.raises(UserError):
+        read_wheel(bytes(wheel))
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def test_only_the_published_wheel_is_converted(members, tmp_path, monkeypatch):
+    source, out = tmp_path / "random_face.whl", tmp_path / "out.safetensors"
+    source.write_bytes(_wheel(members))
+    with pytest.raises(UserError, match="published wheel"):
+        openvino.convert_file(source, out)
+    with pytest.raises(UserError, match="does not exist"):
+        openvino.convert_file(tmp_path / "missing.whl", out)
+    assert not out.exists()
+    monkeypatch.setattr(openvino, "WHEEL_SHA256", openvino.store.sha256(source))
+    stylegan2.convert_file(source, out)  # tells by itself which format it is
+    generator = generator_from_file(out)
+    assert generator.config.architecture == "mobile" and generator.resolution == 32
+    assert np.isfinite(generator.statistics["w_mean"]).all()

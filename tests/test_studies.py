@@ -1,0 +1,344 @@
+"""The studies: what they compare, and one of them from end to end on an untrained generator."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.studies import (
+    ablation,
+    common,
+    diversity,
+    methods,
+    multimodal,
+    robustness,
+    sweeps,
+    table1,
+)
+from stylesr_jax import store
+from stylesr_jax.degradations import parse
+from stylesr_jax.evaluation import picture_path
+from stylesr_jax.flow import FlowConfig, Prior, fit_whitening, init_flow, save_prior
+from stylesr_jax.generators import Generator, config_to_dict, measure_statistics
+from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.methods import METHODS
+from stylesr_jax.scoring import Sizes
+from stylesr_jax.stages import stages_of
+
+STUDIES = {
+    ablation: [6],
+    diversity: [2],
+    methods: [len(METHODS)],
+    multimodal: [1, 4, 1],
+    robustness: [3],
+    sweeps: [6, 6],
+    table1: [4],
+}
+WEIGHTS = [float(weight) for weight in sweeps.WEIGHTS.split(",")]
+TEXTS = {
+    "ablation": ablation.variants_texts(),
+    "ablation, published": ablation.PUBLISHED,
+    "diversity": diversity.METHODS,
+    "multimodal": {**multimodal.LEVERS, **multimodal.COMBINED},
+    "multimodal, masked": multimodal.MASKED,
+    "robustness": common.named(robustness.METHODS),
+    "sweeps of P_w": sweeps.swept("lambda_w", WEIGHTS),
+    "sweeps of P_gauss": sweeps.swept("lambda_g", WEIGHTS),
+    "table1": common.named(table1.METHODS),
+}
+
+
+def _variants(texts, *options):
+    args = common.options("test", "doc").parse_args(["--steps", "30", *options])
+    return {one.label: one for one in common.variants_of(texts, args)}
+
+
+# --- Variants -------------------------------------------------------------------------------
+
+
+class _Loading(Exception):
+    """Raised where a study would load what its variants need."""
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__.rpartition(".")[2])
+def test_studies_parse_their_variants_before_they_load_anything(study, monkeypatch):
+    parsed, loaded = [], []
+    original = common.variants_of
+
+    def variants_of(texts, args):
+        parsed.append(original(texts, args))
+        return parsed[-1]
+
+    def setting(args, variants):
+        loaded.extend(variants)
+        raise _Loading
+
+    monkeypatch.setattr(common, "variants_of", variants_of)
+    monkeypatch.setattr(common, "setting", setting)
+    parser = common.options("test", study.__doc__)
+    chosen = None if study is methods else getattr(study, "METHODS", None)
+    parser.set_defaults(methods=chosen, weights=sweeps.WEIGHTS, solutions=4)
+    with pytest.raises(_Loading):
+        study.study(parser.parse_args(["--steps", "30"]))
+    assert [len(some) for some in parsed] == STUDIES[study]
+    assert [one for some in parsed for one in some] == loaded
+    for one in loaded:
+        assert one.evaluations == (30 if one.method.direct is None else 0)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_variants_are_methods_with_the_same_budget(name):
+    texts, found = TEXTS[name], _variants(TEXTS[name])
+    assert list(found) == list(texts)
+    for one in found.values():
+        assert one.evaluations == (30 if one.method.direct is None else 0)
+        stages_of(one.method, one.settings)
+    # Pictures are kept under the labels: no two of them may share a folder.
+    plan = SimpleNamespace(out=Path("out"))
+    folders = {picture_path(plan, one, "a", 0) for one in found.values()}  # type: ignore[arg-type]
+    assert len(folders) == len(texts)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_own_steps_are_those_of_the_presets(name):
+    for one in _variants(TEXTS[name], "--own-steps").values():
+        preset = one.method.resolve(one.preset)
+        steps = {stage.steps for stage in one.method.stages(one.settings)}
+        assert {step: one.settings[step] for step in steps} == {s: preset[s] for s in steps}
+
+
+def _changes(one):
+    """The settings in which a variant is not its method's default."""
+    (default,) = _variants([one.method.name]).values()
+    assert default.settings.keys() == one.settings.keys()
+    return {name: v for name, v in one.settings.items() if v != default.settings[name]}
+
+
+def test_each_ablation_changes_one_setting():
+    whole, *others = _variants(ablation.variants_texts()).values()
+    assert _changes(whole) == {}
+    changed = [_changes(one) for one in others]
+    assert [len(one) for one in changed] == [1] * 5
+    names = {name for one in changed for name in one}
+    assert names == {"lambda_w", "lambda_g", "lambda_c", "space", "coordinates"}
+
+
+def test_published_ablations_change_one_setting_of_the_published_ones():
+    whole, *others = (one.settings for one in _variants(ablation.PUBLISHED).values())
+    assert whole == {**METHODS["rls"].resolve("paper"), "steps": 30}
+    changed = [{n: v for n, v in one.items() if v != whole[n]} for one in others]
+    assert changed == [{"lambda_g": 0.0}, {"lambda_w": 0.0}, {"lambda_c": 0.0}, {"space": "w"}]
+
+
+def test_labels_of_ablations_say_what_is_left_out():
+    settings = {label: one.settings for label, one in _variants(ablation.variants_texts()).items()}
+    for setting, term in ablation.TERMS.items():
+        if f"without {term}" in settings:
+            assert settings["RLS"][setting] != 0.0
+            assert settings[f"without {term}"][setting] == 0.0
+        else:
+            assert settings["RLS"][setting] == 0.0
+            paper = METHODS["rls"].resolve("paper")
+            assert settings[f"with {term}"][setting] == paper[setting] != 0.0
+
+
+@pytest.mark.parametrize("swept", sweeps.SWEPT)
+def test_a_sweep_moves_one_weight_with_the_others_off(swept):
+    found = _variants(sweeps.swept(swept, WEIGHTS))
+    assert len(found) == len(WEIGHTS) > 2
+    for weight, one in zip(WEIGHTS, found.values(), strict=True):
+        weights = {name: one.settings[name] for name in ("lambda_w", "lambda_g", "lambda_c")}
+        assert weights == {**dict.fromkeys(weights, 0.0), swept: weight}
+
+
+PULLED = {
+    "A starts": {},
+    "B reference noise": {"starts": "same", "noise_std": 0.108},
+    "C injected noise": {"starts": "same", "inject_noise": 0.02},
+    "A + D diversity": {"diversity": 0.02},
+    "all": {"noise_std": 0.108, "inject_noise": 0.02, "diversity": 0.02},
+    "B in a mask": {"starts": "same", "noise_std": 0.108},
+}
+
+
+def test_levers_are_pulled_one_by_one_and_together():
+    off = {"starts": "own", "noise_std": 0.0, "inject_noise": 0.0, "diversity": 0.0}
+    texts = {**multimodal.LEVERS, **multimodal.COMBINED, **multimodal.MASKED}
+    found = _variants(texts)
+    levers = {label: {name: one.settings[name] for name in off} for label, one in found.items()}
+    assert levers == {label: {**off, **pulled} for label, pulled in PULLED.items()}
+
+
+def test_the_mask_is_around_the_mouth():
+    mask = multimodal.mouth_mask(32)
+    assert mask.shape == (32, 32) and mask.dtype == np.float32
+    assert set(np.unique(mask)) == {0.0, 1.0} and 0.04 < mask.mean() < 0.12
+    rows, columns = np.nonzero(mask)
+    assert rows.min() > 16 and columns.min() + columns.max() == 31
+
+
+def test_published_rivals_have_their_published_settings():
+    found = _variants(TEXTS["table1"])
+    assert [one.preset for one in found.values()] == ["balanced", "paper", "paper", "balanced"]
+    paper = METHODS["pulse"].resolve("paper")
+    assert {**found["PULSE"].settings, "steps": paper["steps"]} == paper
+
+
+# --- Robustness -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def degradations(monkeypatch, tmp_path):
+    """Runs the robustness study without its searches.
+
+    Returns what the data of each part suffer, the headings, and whose rows are kept.
+    """
+
+    def study(resolution, lr_size):
+        measured, shown, tables, rows = [], [], [], []
+        plan = SimpleNamespace(images=[Path("portrait.png")])
+
+        def measure(known, variants, part, *, degradation):
+            measured.append((part, degradation))
+            return {}
+
+        def show(known, variants, part, *, degradation):
+            shown.append((part, degradation))
+            return plan
+
+        known = SimpleNamespace(parts={"generator": SimpleNamespace(resolution=resolution)})
+        for name, stand_in in {
+            "setting": lambda args, variants: known,
+            "measure": measure,
+            "show": show,
+            "row_of": lambda plan, path, lead: [lead],
+            "save_grid": lambda path, grid: None,
+            "keep_table": lambda args, title, findings, found, source: tables.append(list(found)),
+            "keep_rows": lambda args, names: rows.append(list(names)),
+            "source_of": lambda args, known: "",
+        }.items():
+            monkeypatch.setattr(common, name, stand_in)
+        parser = common.options("robustness", "doc", out=str(tmp_path), lr_size=lr_size)
+        parser.set_defaults(methods=robustness.METHODS)
+        robustness.study(parser.parse_args([]))
+        assert measured == shown
+        return dict(measured), tables[-1], rows[-1]
+
+    return study
+
+
+@pytest.mark.parametrize(("resolution", "motion", "blur"), [(1024, 100, 30), (256, 25, 7.5)])
+def test_data_suffer_what_the_paper_names_at_the_generators_scale(
+    degradations, resolution, motion, blur
+):
+    found, headings, rows = degradations(resolution, 16)
+    expected = {
+        "none": "bicubic(16)",
+        "Gaussian noise": "bicubic(16)|noise(0.05)",
+        "salt and pepper": "bicubic(16)|salt_pepper(0.05)",
+        "Gaussian blur": f"blur({blur:g})|bicubic(16)",
+        "motion blur": f"motion({motion:g})|bicubic(16)",
+        "JPEG": "bicubic(16)|jpeg(30)",
+    }
+    assert list(expected) == list(robustness.DEGRADATIONS)
+    assert [str(one) for one in found.values()] == [str(parse(t)) for t in expected.values()]
+    assert headings == [f"{name}: `{text}`" for name, text in expected.items()]
+    assert rows == list(found) and len(rows) == len(expected)  # a work folder for each
+
+
+# --- A whole study --------------------------------------------------------------------------
+
+
+def _small_files(folder):
+    """The smallest StyleGAN2 that an 8 px input can be searched with, and a prior for it."""
+    sizes = {"resolution": 16, "channel_base": 64, "z_dim": 16, "w_dim": 16, "mapping_layers": 2}
+    params, config = prepare(random_state(seed=0, **sizes), name="small-16")
+    generator = Generator(jax.tree.map(jnp.asarray, params), {}, None, config)
+    statistics = measure_statistics(jax.random.key(0), generator, draws=1000)
+    generator = generator.replace(statistics=statistics)
+    files = {name: folder / f"small-{name}.safetensors" for name in ("generator", "prior")}
+    header = {"kind": "generator", "config": config_to_dict(config)}
+    store.save(files["generator"], {"params": params, "statistics": statistics}, header)
+    flow_config = FlowConfig(dim=16, blocks=1, width=16)
+    whitening = fit_whitening(jax.random.key(1), generator, floor=1e-3, draws=1000)
+    prior = Prior(whitening, init_flow(jax.random.key(2), flow_config), flow_config)
+    save_prior(files["prior"], prior, generator, header={})
+    return files
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The diversity study's folder, after two solutions of two steps for one image."""
+    folder = tmp_path_factory.mktemp("study")
+    images = folder / "photographs"
+    images.mkdir()
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"face{i}.png")
+    parser = common.options("diversity", diversity.__doc__, pictures=1)
+    parser.set_defaults(solutions=2, source=None)
+    files = _small_files(folder)
+    places = {
+        "--generator": files["generator"],
+        "--prior": files["prior"],
+        "--images": images,
+        "--work": folder / "work" / "diversity",
+        "--out": folder / "kept",
+    }
+    words = [str(word) for pair in places.items() for word in pair]
+    args = parser.parse_args([*words, "--steps", "2", "--limit", "1", "--lr-size", "8"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Scores at their usual sizes would take longer than the searches.
+        patch.setattr(common, "Sizes", lambda: Sizes(score=32, niqe=32, frechet=32))
+        diversity.study(args)
+    return folder / "kept"
+
+
+def test_a_study_leaves_its_four_files(kept):
+    names = {"README.md", "table.json", "rows.csv", "solutions.jpg"}
+    assert {path.name for path in kept.iterdir()} == names
+
+
+def test_numbers_of_a_study_are_of_the_given_images(kept):
+    report = json.loads((kept / "table.json").read_text(encoding="utf-8"))
+    assert report["source"] == "1 images given with --images"
+    table = report["Scores"]["table"]
+    assert {"PULSE", "RLS"} <= set(table)
+    for label in ("PULSE", "RLS"):
+        assert table[label]["diversity_lpips"]["n"] == 1
+        assert table[label]["diversity_lpips"]["mean"] > 0.0
+        assert table[label]["psnr"]["mean"] > 0.0
+    assert not report["Scores"]["failed"]
+    with open(kept / "rows.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["image"] for row in rows} == {"face0.png"}
+    searched = [row for row in rows if row["steps"]]
+    assert [row["steps"] for row in searched] == ["2"] * 4  # two methods, two solutions
+
+
+def test_a_study_says_what_it_measured_but_not_where(kept):
+    text = (kept / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# Figures 4 and 7: 2 solutions for one image\n")
+    assert "Images of the numbers: 1 images given with --images." in text
+    assert "| PULSE | 2 |" in text and "| RLS | 2 |" in text
+    everything = text + (kept / "table.json").read_text(encoding="utf-8")
+    assert str(kept.parent) not in everything
+
+
+def test_pictures_of_a_study_are_of_every_solution(kept):
+    with Image.open(kept / "solutions.jpg") as picture:
+        assert picture.format == "JPEG"
+        pixels = np.asarray(picture.convert("L"), np.float32)
+    # Two methods with two solutions each: four rows of an original or input and a solution.
+    step_y, step_x = pixels.shape[0] // 4, pixels.shape[1] // 2
+    assert step_x > 256 and step_y > 256
+    for row in range(4):
+        for column in range(2):
+            cell = pixels[row * step_y :, column * step_x :][40 : step_y - 20, 20 : step_x - 20]
+            assert cell.std() > 1.0 and cell.mean() < 250.0  # not a gap
