@@ -161,6 +161,7 @@ RLS_PAPER: Mapping[str, Value] = {
     "lambda_w": 1e-4,
     "lambda_g": 2e-4,
     "lambda_c": 0.01,
+    "tries": 1,
     "spread": 1.0,
 }
 
@@ -182,7 +183,8 @@ RLS = Method(
         "lambda_w": 0.05,
         "lambda_g": 0.0,
         "lambda_c": 0.03,
-        "spread": 0.7,  # less is less diverse than PULSE, 1 gives some odd backgrounds
+        "tries": 32,  # starts drawn for a solution, of which the nearest to the input is taken
+        "spread": 1.0,
         "spread_first": 0.0,
     },
     presets={

@@ -18,7 +18,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.levers import injected_noise, layer_range, noisy_target
 from stylesr_jax.methods import method_named
-from stylesr_jax.objective import Example, Latents, Shared
+from stylesr_jax.objective import Example, Latents, Shared, View
 from stylesr_jax.search import STARTS, SearchResult, search
 from stylesr_jax.stages import (
     Coordinates,
@@ -184,6 +184,27 @@ def _begin(
     """The variables of a batch of starts, leading axis B."""
     start = jax.vmap(coordinates.start, in_axes=(0, 0, None, 0, 0))
     return start(keys, indices, shared, examples, previous)
+
+
+@partial(jax.jit, static_argnames=("stage", "tries"))
+def _best_keys(
+    stage: Stage, keys: Array, indices: Array, shared: Shared, examples: Example, *, tries: int
+) -> Array:
+    """Of `tries` keys derived from each start's own, that whose start is nearest to the input."""
+
+    def best(key: Array, index: Array, example: Example) -> Array:
+        tried = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(tries))
+
+        def distance(one: Array) -> Array:
+            variables = stage.coordinates.start(one, index, shared, example, None)
+            latents = decode(stage.coordinates, shared, example, variables)
+            image = render(shared, latents, block=stage.block, stop=stage.stop)
+            return jnp.sum(jnp.abs(View(shared, example, latents, image, variables).residual))
+
+        distances = jax.lax.map(distance, tried)  # one after another: a batch of one's memory
+        return tried[jnp.argmin(jnp.where(jnp.isfinite(distances), distances, jnp.inf))]
+
+    return jax.vmap(best)(keys, indices, examples)
 
 
 _decode = jax.jit(decode, static_argnames=("coordinates",))
@@ -535,6 +556,9 @@ def _solve_batch(
     result: SearchResult | None = None
     variables: Any = None
     done = 0
+    tries = int(settings.get("tries", 1))
+    if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
+        start_keys = _best_keys(stages[0], start_keys, indices, shared, examples, tries=tries)
     for number, stage in enumerate(stages):
         variables = _begin(stage.coordinates, start_keys, indices, shared, examples, variables)
         if result is not None and result.interrupted:
