@@ -50,6 +50,20 @@ def test_solutions_differ_and_do_not_depend_on_their_number(tiny, tiny_prior, ta
     assert np.abs(two.images[0] - two.images[1]).mean() > 1e-3
 
 
+def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prior, target):
+    still = {"sketch_steps": 0, "steps": 1, "learning_rate": 0.0}
+    found = [
+        _upsample(target, tiny, tiny_prior, solutions=4, settings={**still, "tries": tries})
+        for tries in (1, 4, 16)
+    ]
+    # The first begins at the mean w, whatever is tried; the tries of few are among those of many.
+    for more in found[1:]:
+        np.testing.assert_array_equal(more.images[0], found[0].images[0])
+    few, many = ([one.residual_l1 for one in result.solutions[1:]] for result in found[1:])
+    assert all(b <= a for a, b in zip(few, many, strict=True))
+    assert np.mean(many) < 0.95 * np.mean([one.residual_l1 for one in found[0].solutions[1:]])
+
+
 def test_another_image_in_the_batch_changes_nothing(tiny, tiny_prior, target):
     method = method_named("rls")
     options = {
