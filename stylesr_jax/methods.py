@@ -117,6 +117,7 @@ def style_coordinates(settings: Mapping[str, Value]) -> Coordinates:
 
 
 def _rls_stage(settings: Mapping[str, Value]) -> Stage:
+    choose(settings, "noise", {"own": None, "stored": None})
     likelihood = choose(settings, "reduction", {"sum": objective.l1_sum, "mean": objective.l1_mean})
     return Stage(
         coordinates=style_coordinates(settings),
@@ -162,6 +163,7 @@ RLS_PAPER: Mapping[str, Value] = {
     "lambda_g": 2e-4,
     "lambda_c": 0.01,
     "tries": 1,
+    "noise": "stored",
     "spread": 1.0,
 }
 
@@ -184,8 +186,9 @@ RLS = Method(
         "lambda_g": 0.0,
         "lambda_c": 0.03,
         "tries": 32,  # starts drawn for a solution, of which the nearest to the input is taken
-        "spread": 1.0,
+        "spread": 0.7,
         "spread_first": 0.0,
+        "noise": "own",  # maps of their own for further solutions, or the generator's "stored" ones
     },
     presets={
         "fast": {"sketch_steps": 120, "steps": 0},  # one program less to compile

@@ -210,9 +210,10 @@ def _best_keys(
 _decode = jax.jit(decode, static_argnames=("coordinates",))
 
 
-@partial(jax.jit, static_argnames=("layers", "noisy", "inject"))
+@partial(jax.jit, static_argnames=("layers", "noisy", "inject", "own_noise"))
 def _examples(
     keys: Array,
+    indices: Array,
     targets: Array,
     masks: Array,
     groups: Array,
@@ -222,10 +223,14 @@ def _examples(
     layers: tuple[int, ...],
     noisy: bool,
     inject: bool,
+    own_noise: bool,
 ) -> Example:
     """Examples with the noise on their references and in their layers that settings ask for."""
+    generator = shared.generator
 
-    def one(key: Array, target: Array, mask: Array, group: Array, noise_mask: Array) -> Example:
+    def one(
+        key: Array, index: Array, target: Array, mask: Array, group: Array, noise_mask: Array
+    ) -> Example:
         target_key, layer_key = jax.random.split(key)
         injected = None
         if noisy:
@@ -233,10 +238,15 @@ def _examples(
             target = noisy_target(target_key, target, noise_mask, std)
         if inject:
             std = shared.settings["inject_noise"]
-            injected = injected_noise(layer_key, shared.generator, layers, std)
+            injected = injected_noise(layer_key, generator, layers, std)
+        if own_noise:
+            drawn = generator.random_noise(jax.random.fold_in(layer_key, 1))
+            share = jnp.where(index == 0, 0.0, 1.0)  # the first solution has the stored maps
+            change = [share * (a - b) for a, b in zip(drawn, generator.stored_noise, strict=True)]
+            injected = tuple(change if injected is None else map(jnp.add, injected, change))
         return Example(target, mask, group, injected)
 
-    return jax.vmap(one)(keys, targets, masks, groups, noise_masks)
+    return jax.vmap(one)(keys, indices, targets, masks, groups, noise_masks)
 
 
 _render = jax.jit(render, static_argnames=("block", "stop"))
@@ -397,6 +407,7 @@ def solve(
     stages = sketched(stages, generator, observations[0].target.shape[0])
     layers = layer_range(str(settings["inject_layers"]), len(generator.noise_shapes))
     own_starts = choose(settings, "starts", {"own": True, "same": False})
+    own_noise = settings.get("noise") == "own"
     if settings["diversity"]:
         batch, mesh = solutions, None
     at_once = batch * (1 if mesh is None else mesh.size)
@@ -412,6 +423,7 @@ def solve(
         pairs = [_start_keys(keys[i], jnp.uint32(s)) for i, s in some]
         examples = _examples(
             jnp.stack([jax.random.fold_in(key, LEVERS_KEY) for _, key in pairs]),
+            jnp.asarray([s for _, s in some], jnp.int32),
             jnp.stack([jnp.asarray(o.target) for o in observed]),
             jnp.stack([jnp.asarray(o.mask) for o in observed]),
             jnp.asarray([i for i, _ in some], jnp.int32),
@@ -420,6 +432,7 @@ def solve(
             layers=layers,
             noisy=bool(settings["noise_std"]),
             inject=bool(settings["inject_noise"]),
+            own_noise=own_noise,
         )
         first_key = [_start_keys(keys[i], jnp.uint32(0))[0] for i, _ in some]
         try:

@@ -64,6 +64,18 @@ def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prio
     assert np.mean(many) < 0.95 * np.mean([one.residual_l1 for one in found[0].solutions[1:]])
 
 
+def test_further_solutions_have_noise_maps_of_their_own(tiny, tiny_prior, target):
+    own, stored = (
+        _upsample(target, tiny, tiny_prior, settings={"steps": 2, "noise": noise})
+        for noise in ("own", "stored")
+    )
+    for one in (own.solutions[0], *stored.solutions):
+        for found, kept in zip(one.latents.noise, tiny.stored_noise, strict=True):
+            np.testing.assert_array_equal(found, kept)
+    for found, kept in zip(own.solutions[1].latents.noise, tiny.stored_noise, strict=True):
+        assert 0.5 < np.std(found) < 2.0 and np.abs(found - np.asarray(kept)).max() > 0.5
+
+
 def test_another_image_in_the_batch_changes_nothing(tiny, tiny_prior, target):
     method = method_named("rls")
     options = {
