@@ -51,7 +51,7 @@ def test_solutions_differ_and_do_not_depend_on_their_number(tiny, tiny_prior, ta
 
 
 def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prior, target):
-    still = {"sketch_steps": 0, "steps": 1, "learning_rate": 0.0}
+    still = {"sketch_steps": 0, "steps": 1, "learning_rate": 0.0, "noise": "stored"}
     found = [
         _upsample(target, tiny, tiny_prior, solutions=4, settings={**still, "tries": tries})
         for tries in (1, 4, 16)
