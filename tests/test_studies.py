@@ -300,11 +300,13 @@ def kept(tmp_path_factory):
     return folder / "kept"
 
 
+@pytest.mark.slow
 def test_a_study_leaves_its_four_files(kept):
     names = {"README.md", "table.json", "rows.csv", "solutions.jpg"}
     assert {path.name for path in kept.iterdir()} == names
 
 
+@pytest.mark.slow
 def test_numbers_of_a_study_are_of_the_given_images(kept):
     report = json.loads((kept / "table.json").read_text(encoding="utf-8"))
     assert report["source"] == "1 images given with --images"
@@ -322,6 +324,7 @@ def test_numbers_of_a_study_are_of_the_given_images(kept):
     assert [row["steps"] for row in searched] == ["2"] * 4  # two methods, two solutions
 
 
+@pytest.mark.slow
 def test_a_study_says_what_it_measured_but_not_where(kept):
     text = (kept / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Figures 4 and 7: 2 solutions for one image\n")
@@ -331,6 +334,7 @@ def test_a_study_says_what_it_measured_but_not_where(kept):
     assert str(kept.parent) not in everything
 
 
+@pytest.mark.slow
 def test_pictures_of_a_study_are_of_every_solution(kept):
     with Image.open(kept / "solutions.jpg") as picture:
         assert picture.format == "JPEG"
