@@ -156,9 +156,9 @@ def read_wheel(source: bytes) -> tuple[dict[str, Any], MobileConfig]:
         raise UserError(NOT_THE_WHEEL) from error
     try:
         params, config = _network(members)
+    except UserError:
+        raise
     except (ET.ParseError, LookupError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{NOT_THE_WHEEL} ({error})") from error
     _check_shapes(params, config)
     return params, config

@@ -37,7 +37,6 @@ def search_bytes(
 
     from stylesr_jax import solve
     from stylesr_jax.degradations import Bicubic
-    from stylesr_jax.levers import layer_range
     from stylesr_jax.objective import Shared
     from stylesr_jax.search import advance, begin
     from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
@@ -52,13 +51,7 @@ def search_bytes(
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
     examples = jax.eval_shape(
-        partial(
-            solve._examples,
-            layers=layer_range(str(settings["inject_layers"]), len(generator.noise_shapes)),
-            noisy=bool(settings["noise_std"]),
-            inject=bool(settings["inject_noise"]),
-            own_noise=settings.get("noise") == "own",
-        ),
+        partial(solve._examples, **solve.example_options(settings, generator)),
         keys,
         array(dtype=jnp.int32),
         array(side, side, 3),

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,23 @@ class Plan:
     inception: str | None = None
     figure_images: int = 6
 
-    @property
+    @cached_property
+    def degradation_identity(self) -> str:
+        """What the data suffer, with a hash of the masks in it."""
+        from stylesr_jax.degradations import degradation_identity
+
+        return degradation_identity(self.degradation)
+
+    @cached_property
+    def inception_identity(self) -> str | None:
+        """The address of the Inception weights, or a hash of their file."""
+        from stylesr_jax import store
+
+        if self.inception is None or not Path(self.inception).is_file():
+            return self.inception
+        return store.sha256(self.inception)
+
+    @cached_property
     def observed_size(self) -> int:
         """Pixels of the longer side of what methods see of a square original."""
         import jax
@@ -229,7 +246,6 @@ def load_parts(
     Raises:
         UserError: a file is missing, or there is no prior for the generator.
     """
-
     from stylesr_jax import store
     from stylesr_jax.generators import DEFAULT, generator_from_file, generator_path
 
@@ -260,7 +276,9 @@ def append_row(path: Path, row: Row) -> Row:
     Returns:
         The row as it will be read again: values that are not finite are None.
     """
-    row = _jsonable(row)
+    from stylesr_jax.results import finite
+
+    row = finite(row)
     line = (json.dumps(row, sort_keys=True) + "\n").encode()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -277,17 +295,6 @@ def _ends_with_newline(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, io.SEEK_END)
         return file.read(1) == b"\n"
-
-
-def _jsonable(value: Any) -> Any:
-    """NaN and infinities become None, which JSON can say."""
-    if isinstance(value, Mapping):
-        return {str(name): _jsonable(v) for name, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -337,8 +344,6 @@ class _Rows:
 
 def _fingerprint(plan: Plan, image: "Subject | _Found", one: Variant) -> str:
     """A hash of everything that decides a row, so that only equal work is taken over."""
-    from stylesr_jax.degradations import degradation_identity
-
     facts = {
         "image": [image.name, image.sha256],
         "method": one.method.name,
@@ -349,24 +354,15 @@ def _fingerprint(plan: Plan, image: "Subject | _Found", one: Variant) -> str:
             if one.method.needs_prior or not name.startswith("prior")
         },
         "lr_size": plan.lr_size,
-        "degradation": degradation_identity(plan.degradation),
+        "degradation": plan.degradation_identity,
         "truth": plan.truth,
         "solutions": plan.solutions,
         "seed": plan.seed,
         "sizes": dataclasses.asdict(plan.sizes),
-        "inception": _inception_identity(plan),
+        "inception": plan.inception_identity,
         "noise_mask": None if plan.noise_mask is None else plan.noise_mask.tolist(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _inception_identity(plan: Plan) -> str | None:
-    """The address of the Inception weights, or a hash of their file."""
-    from stylesr_jax import store
-
-    if plan.inception is None or not Path(plan.inception).is_file():
-        return plan.inception
-    return store.sha256(plan.inception)
 
 
 def _slug(label: str) -> str:
@@ -591,7 +587,7 @@ class _Work:
         return row if features_path(self.plan, ORIGINAL, image.name).is_file() else None
 
     def _original_fingerprint(self, image: "Subject | _Found") -> str:
-        facts = f"{image.name} {image.sha256} {self.plan.sizes} {_inception_identity(self.plan)}"
+        facts = f"{image.name} {image.sha256} {self.plan.sizes} {self.plan.inception_identity}"
         return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
     def _original(self, subject: Subject) -> Row:

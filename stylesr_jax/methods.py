@@ -34,6 +34,7 @@ from stylesr_jax.stages import (
     Term,
     Value,
     choose,
+    with_injected,
 )
 
 # --- Bicubic --------------------------------------------------------------------------------
@@ -557,13 +558,13 @@ class _StartActivation:
             )
         ws = pulse_styles(shared, previous["latent"])[None]
         maps = _with_stored(shared, previous["noise"])
-        injected = example.injected
-        noise = maps if injected is None else tuple(map(jnp.add, maps, injected))
         start = None
         if "activation" in previous:
             entering = jax.tree.map(lambda x: x[None], previous["activation"])
             start = (self.block - 1, entering)
-        activation = generator.features(ws, noise, block=self.block, start=start)
+        activation = generator.features(
+            ws, with_injected(maps, example), block=self.block, start=start
+        )
         return {
             "latent": previous["latent"],
             "noise": maps[: self.noise(generator)],

@@ -18,7 +18,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.levers import injected_noise, layer_range, noisy_target
 from stylesr_jax.methods import method_named
-from stylesr_jax.objective import Example, Latents, Shared, View
+from stylesr_jax.objective import Example, Latents, Shared, l1_sum
 from stylesr_jax.search import STARTS, SearchResult, search
 from stylesr_jax.stages import (
     Coordinates,
@@ -32,6 +32,7 @@ from stylesr_jax.stages import (
     sketched,
     stages_of,
     traced_settings,
+    view_of,
 )
 
 MAX_LOW = 256  # px: what is larger is no low-resolution observation
@@ -197,9 +198,7 @@ def _best_keys(
 
         def distance(one: Array) -> Array:
             variables = stage.coordinates.start(one, index, shared, example, None)
-            latents = decode(stage.coordinates, shared, example, variables)
-            image = render(shared, latents, block=stage.block, stop=stage.stop)
-            return jnp.sum(jnp.abs(View(shared, example, latents, image, variables).residual))
+            return l1_sum(view_of(stage, shared, example, variables))
 
         distances = jax.lax.map(distance, tried)  # one after another: a batch of one's memory
         return tried[jnp.argmin(jnp.where(jnp.isfinite(distances), distances, jnp.inf))]
@@ -247,6 +246,20 @@ def _examples(
         return Example(target, mask, group, injected)
 
     return jax.vmap(one)(keys, indices, targets, masks, groups, noise_masks)
+
+
+def example_options(settings: Mapping[str, Value], generator: Generator) -> dict[str, Any]:
+    """The static arguments of `_examples` that settings stand for.
+
+    Raises:
+        UserError: the layers to inject noise in are not the generator's.
+    """
+    return {
+        "layers": layer_range(str(settings["inject_layers"]), len(generator.noise_shapes)),
+        "noisy": bool(settings["noise_std"]),
+        "inject": bool(settings["inject_noise"]),
+        "own_noise": settings.get("noise") == "own",
+    }
 
 
 _render = jax.jit(render, static_argnames=("block", "stop"))
@@ -328,13 +341,12 @@ def told(
         UserError: it does not make images of the observation's size.
     """
     realised = degradation.realise(key)
-    shape = output_shape(realised, (resolution, resolution, 3))
-    if shape != observation.target.shape:
+    try:
+        _check_fit(realised, observation, resolution)
+    except UserError as error:
         raise UserError(
-            f"told the truth, the search makes images of {shape}, not {observation.target.shape}: "
-            "use square images and a degradation that ends at their size, or leave out "
-            "--search-degradation truth"
-        )
+            f"told the truth, {error}; use square images, or leave out --search-degradation truth"
+        ) from error
     return realised
 
 
@@ -396,7 +408,7 @@ def solve(
     if method.needs_perceptual and perceptual is None:
         raise UserError(f"{method.name} needs the LPIPS feature network (perceptual=...)")
     degradation = degradation or default_degradation(observations[0])
-    _check_fit(degradation, observations[0], generator)
+    _check_fit(degradation, observations[0], generator.resolution)
     if method.direct is not None:
         return [_direct(method, o, generator, degradation, solutions) for o in observations]
     numbers = traced_settings(settings)
@@ -405,9 +417,8 @@ def solve(
     shared = Shared(generator, prior, degradation, perceptual, numbers)
     stages = stages_of(method, settings)
     stages = sketched(stages, generator, observations[0].target.shape[0])
-    layers = layer_range(str(settings["inject_layers"]), len(generator.noise_shapes))
+    options = example_options(settings, generator)
     own_starts = choose(settings, "starts", {"own": True, "same": False})
-    own_noise = settings.get("noise") == "own"
     if settings["diversity"]:
         batch, mesh = solutions, None
     at_once = batch * (1 if mesh is None else mesh.size)
@@ -429,10 +440,7 @@ def solve(
             jnp.asarray([i for i, _ in some], jnp.int32),
             jnp.stack([jnp.asarray(_on_canvas(noise_mask, o)) for o in observed]),
             shared,
-            layers=layers,
-            noisy=bool(settings["noise_std"]),
-            inject=bool(settings["inject_noise"]),
-            own_noise=own_noise,
+            **options,
         )
         first_key = [_start_keys(keys[i], jnp.uint32(0))[0] for i, _ in some]
         try:
@@ -452,8 +460,9 @@ def solve(
                 on_progress=on_progress,
             )
         except KeyboardInterrupt:  # while compiling or drawing: earlier solutions are kept
-            solved, interrupted = [], True
-        for (i, _), solution in zip(wanted, solved, strict=False):
+            cut = {i for i, _ in jobs[first:]}
+            break
+        for (i, _), solution in zip(wanted, solved, strict=True):
             found[i].append(solution)
             seconds[i] += (time.monotonic() - began) / len(wanted)
         if interrupted:
@@ -473,9 +482,9 @@ def solve(
     ]
 
 
-def _check_fit(degradation: Degradation, observation: Observation, generator: Generator) -> None:
+def _check_fit(degradation: Degradation, observation: Observation, resolution: int) -> None:
     """Raise UserError unless A makes images of the observation's shape."""
-    shape = output_shape(degradation, (generator.resolution, generator.resolution, 3))
+    shape = output_shape(degradation, (resolution, resolution, 3))
     if shape != observation.target.shape:
         raise UserError(
             f"the degradation {degradation} makes images of {shape}, but the one observed is "

@@ -16,7 +16,7 @@ import optax
 from jax import Array
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.base import Generator
+from stylesr_jax.generators.base import Generator, Noise
 from stylesr_jax.levers import LEVERS, diversity
 from stylesr_jax.objective import Example, Latents, Shared, View, degraded
 from stylesr_jax.optimisers import ADAM
@@ -96,7 +96,19 @@ def decode(
     if example.injected is None:
         return latents
     maps = shared.generator.stored_noise if latents.noise is None else latents.noise
-    return latents._replace(noise=tuple(map(jnp.add, maps, example.injected)))
+    return latents._replace(noise=with_injected(maps, example))
+
+
+def with_injected(maps: Noise, example: Example) -> Noise:
+    """Noise maps, and what an example injects."""
+    return maps if example.injected is None else tuple(map(jnp.add, maps, example.injected))
+
+
+def view_of(stage: "Stage", shared: Shared, example: Example, variables: Variables) -> View:
+    """One start, decoded and rendered, as a stage's terms see it."""
+    latents = decode(stage.coordinates, shared, example, variables)
+    image = render(shared, latents, block=stage.block, stop=stage.stop)
+    return View(shared, example, latents, image, variables)
 
 
 @dataclass(frozen=True)
@@ -108,14 +120,12 @@ class _Loss:
     def __call__(
         self, shared: Shared, example: Example, variables: Variables, progress: Array
     ) -> tuple[dict[str, Array], Array]:
-        latents = decode(self.stage.coordinates, shared, example, variables)
-        image = render(shared, latents, block=self.stage.block, stop=self.stage.stop)
-        view = View(shared, example, latents, image, variables)
+        view = view_of(self.stage, shared, example, variables)
         terms = {
             term.name: shared.settings[term.weight] * term.function(view)
             for term in self.stage.terms
         }
-        return terms, image
+        return terms, view.image
 
 
 @dataclass(frozen=True)

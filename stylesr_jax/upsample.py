@@ -198,7 +198,7 @@ class _Run:
     generator: Any
     prior: Any
     perceptual: Any
-    weights_sha256: str
+    identity: dict[str, Any]  # what decides all inputs' results, as their reports have it
     noise_mask: Any
     degradation: "Degradation | None"
     mesh: Any
@@ -226,7 +226,7 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
     import jax
 
     from stylesr_jax import store
-    from stylesr_jax.degradations import parse
+    from stylesr_jax.degradations import degradation_identity, parse
     from stylesr_jax.generators import DEFAULT, generator_from_file, generator_path
     from stylesr_jax.images import read_mask
     from stylesr_jax.levers import layer_range
@@ -255,13 +255,14 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
             f"{generator.name} is conditional: choose --class 0 to {generator.label_dim - 1}"
         )
     layer_range(str(settings.get("inject_layers", "all")), len(generator.noise_shapes))
-    prior = perceptual = noise_mask = None
+    prior = prior_sha256 = perceptual = noise_mask = None
     if args.noise_mask is not None:
         noise_mask = read_mask(args.noise_mask)
     if method.needs_prior:
-        from stylesr_jax.flow import load_prior
+        from stylesr_jax.flow import flow_sha256, load_prior
 
         prior = load_prior(generator, path=args.prior)
+        prior_sha256 = flow_sha256(prior)
     if method.needs_perceptual:
         from stylesr_jax.features import load_features
 
@@ -273,7 +274,18 @@ def _prepare(args: argparse.Namespace, console: _Console) -> _Run:
         generator,
         prior,
         perceptual,
-        store.sha256(path),
+        {
+            "method": method.name,
+            "settings": settings,
+            "seed": args.seed,
+            "noise_mask_sha256": store.sha256(args.noise_mask) if args.noise_mask else None,
+            "lr_size": args.lr_size,
+            "degradation": degradation_identity(degradation),
+            "search_degradation": args.search_degradation,
+            "class": args.label,
+            "weights_sha256": store.sha256(path),
+            "prior_sha256": prior_sha256,
+        },
         noise_mask,
         degradation,
         device_mesh(args.devices),
@@ -327,22 +339,18 @@ def _observe(run: _Run, path: Path) -> tuple["Observation", "Degradation", bool]
 def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
     """PSNR, SSIM and LPIPS of each solution to the original, both at 256 px (longer side)."""
     import jax
-    import jax.numpy as jnp
 
-    from stylesr_jax.degradations import resize
     from stylesr_jax.features import load_features, lpips
     from stylesr_jax.metrics import psnr, ssim
+    from stylesr_jax.scoring import at_shape
 
     height, width = original.shape[:2]
     scale = 256 / max(height, width)
     size = (max(round(height * scale), 16), max(round(width * scale), 16))
     distance = jax.jit(lambda a, b, params: lpips(a, b, net="vgg16", params=params))
 
-    def at_256(image: "np.ndarray") -> Any:
-        return jnp.clip(resize(jnp.asarray(image), size), -1.0, 1.0)
-
-    reference, network = at_256(original), load_features("vgg16")
-    images = [at_256(solution.image) for solution in result.solutions]
+    reference, network = at_shape(original, size), load_features("vgg16")
+    images = [at_shape(solution.image, size) for solution in result.solutions]
     return [
         {
             "psnr": float(psnr(image, reference, data_range=2.0)),
@@ -423,30 +431,15 @@ def _folders(paths: list[Path], out: Path) -> list[Path]:
 
 def _fingerprint(run: _Run, path: Path) -> dict[str, Any]:
     """What decides an input's result, as its report has it."""
-    from stylesr_jax.degradations import degradation_identity
-    from stylesr_jax.flow import flow_sha256
     from stylesr_jax.store import sha256
 
-    args = run.args
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path")
     try:
         content = sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    return {
-        "input_sha256": content,
-        "method": run.method.name,
-        "settings": run.settings,
-        "seed": args.seed,
-        "noise_mask_sha256": sha256(args.noise_mask) if args.noise_mask else None,
-        "lr_size": args.lr_size,
-        "degradation": degradation_identity(run.degradation),
-        "search_degradation": args.search_degradation,
-        "class": args.label,
-        "weights_sha256": run.weights_sha256,
-        "prior_sha256": None if run.prior is None else flow_sha256(run.prior),
-    }
+    return {"input_sha256": content, **run.identity}
 
 
 def _finished(folder: Path, run: _Run, facts: Mapping[str, Any]) -> bool:
@@ -687,7 +680,7 @@ def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -
     original = read_image(path) if one.was_larger else None
     config = {
         "generator": run.args.generator or DEFAULT,
-        "weights_sha256": run.weights_sha256,
+        "weights_sha256": run.identity["weights_sha256"],
         "class": run.args.label,
         "degradation": str(one.degradation),
         "block": next((s.block for s in run.method.stages(run.settings)[::-1]), 0),

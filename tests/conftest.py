@@ -8,20 +8,13 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from untrained import untrained_files
 
-from stylesr_jax import store
-from stylesr_jax.flow import FlowConfig, Prior, fit_whitening, init_flow, save_prior
-from stylesr_jax.generators import (
-    Generator,
-    config_to_dict,
-    generator_from_file,
-    load_generator,
-    measure_statistics,
-)
-from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.flow import FlowConfig, Prior
+from stylesr_jax.generators import Generator, generator_from_file, load_generator
+from stylesr_jax.generators.stylegan2 import random_state
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -48,23 +41,10 @@ def mobile() -> Generator:
 @pytest.fixture(scope="session")
 def tiny_files(tmp_path_factory) -> dict[str, Path]:
     """An untrained 32 px StyleGAN2 and a prior for it, as files: "generator" and "prior"."""
-    folder = tmp_path_factory.mktemp("tiny")
     state = random_state(seed=0, resolution=32, channel_base=512, z_dim=16, w_dim=16)
-    params, config = prepare(state, name="tiny-32")
-    generator = Generator(jax.tree.map(jnp.asarray, params), {}, None, config)
-    statistics = measure_statistics(jax.random.key(0), generator, draws=2000)
-    generator = generator.replace(statistics=statistics)
-    files = {name: folder / f"tiny-{name}.safetensors" for name in ("generator", "prior")}
-    store.save(
-        files["generator"],
-        {"params": params, "statistics": statistics},
-        {"kind": "generator", "config": config_to_dict(config)},
-    )
     flow_config = FlowConfig(dim=16, blocks=2, width=32)
-    whitening = fit_whitening(jax.random.key(1), generator, floor=1e-4, draws=2000)
-    prior = Prior(whitening, init_flow(jax.random.key(2), flow_config), flow_config)
-    save_prior(files["prior"], prior, generator, header={})
-    return files
+    folder = tmp_path_factory.mktemp("tiny")
+    return untrained_files(folder, "tiny-32", state, flow_config, floor=1e-4, draws=2000)
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from untrained import untrained_files
 
 from benchmarks.studies import (
     ablation,
@@ -21,12 +20,10 @@ from benchmarks.studies import (
     sweeps,
     table1,
 )
-from stylesr_jax import store
 from stylesr_jax.degradations import parse
 from stylesr_jax.evaluation import picture_path
-from stylesr_jax.flow import FlowConfig, Prior, fit_whitening, init_flow, save_prior
-from stylesr_jax.generators import Generator, config_to_dict, measure_statistics
-from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.flow import FlowConfig
+from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.methods import METHODS
 from stylesr_jax.scoring import Sizes
 from stylesr_jax.stages import stages_of
@@ -258,18 +255,9 @@ def test_data_suffer_what_the_paper_names_at_the_generators_scale(
 def _small_files(folder):
     """The smallest StyleGAN2 that an 8 px input can be searched with, and a prior for it."""
     sizes = {"resolution": 16, "channel_base": 64, "z_dim": 16, "w_dim": 16, "mapping_layers": 2}
-    params, config = prepare(random_state(seed=0, **sizes), name="small-16")
-    generator = Generator(jax.tree.map(jnp.asarray, params), {}, None, config)
-    statistics = measure_statistics(jax.random.key(0), generator, draws=1000)
-    generator = generator.replace(statistics=statistics)
-    files = {name: folder / f"small-{name}.safetensors" for name in ("generator", "prior")}
-    header = {"kind": "generator", "config": config_to_dict(config)}
-    store.save(files["generator"], {"params": params, "statistics": statistics}, header)
     flow_config = FlowConfig(dim=16, blocks=1, width=16)
-    whitening = fit_whitening(jax.random.key(1), generator, floor=1e-3, draws=1000)
-    prior = Prior(whitening, init_flow(jax.random.key(2), flow_config), flow_config)
-    save_prior(files["prior"], prior, generator, header={})
-    return files
+    state = random_state(seed=0, **sizes)
+    return untrained_files(folder, "small-16", state, flow_config, floor=1e-3, draws=1000)
 
 
 @pytest.fixture(scope="module")
