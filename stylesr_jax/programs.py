@@ -21,7 +21,7 @@ import jax
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
-from stylesr_jax.runtime import versions
+from stylesr_jax.runtime import release_memory, versions
 
 OPTIONS = ("jax_numpy_dtype_promotion", "jax_default_matmul_precision", "jax_enable_x64")
 _log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _prepare(
         path = _folder / f"{_key(name, static, leaves, tree)}.program"
     except _NoName as error:
         _log.debug("%s has no name to be kept under", error)
-        return jax.jit(flat)
+        return _compile(jax.jit(flat), leaves)
     exported = _read(path)
     if exported is None:
         try:
@@ -141,8 +141,15 @@ def _prepare(
         except (ValueError, NotImplementedError, UserError) as error:
             # A custom call without a promise of stability, or a folder that cannot be written.
             _log.debug("%s is not kept: %s", path.name, error)
-            return jax.jit(flat)
+            return _compile(jax.jit(flat), leaves)
     # What a kept program returns is tied to its device; without this it would be compiled once
     # for arguments that are tied, and once for those that are not.
     place = jax.sharding.SingleDeviceSharding(_device(leaves))
-    return jax.jit(exported.call, in_shardings=place, out_shardings=place)
+    return _compile(jax.jit(exported.call, in_shardings=place, out_shardings=place), leaves)
+
+
+def _compile(function: Any, leaves: list[Any]) -> Callable[..., Any]:
+    """The jitted function compiled, with what that took of memory given back before it runs."""
+    compiled = function.lower(*leaves).compile()
+    release_memory()
+    return compiled

@@ -19,6 +19,7 @@ from stylesr_jax.generators.base import Generator
 from stylesr_jax.levers import injected_noise, layer_range, noisy_target
 from stylesr_jax.methods import method_named
 from stylesr_jax.objective import Example, Latents, Shared, l1_sum
+from stylesr_jax.runtime import release_memory
 from stylesr_jax.search import STARTS, SearchResult, search
 from stylesr_jax.stages import (
     Coordinates,
@@ -582,6 +583,7 @@ def _solve_batch(
     if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
         start_keys = _best_keys(stages[0], start_keys, indices, shared, examples, tries=tries)
     for number, stage in enumerate(stages):
+        release_memory()
         variables = _begin(stage.coordinates, start_keys, indices, shared, examples, variables)
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
@@ -610,6 +612,7 @@ def _solve_batch(
             values = jax.vmap(stage.diagnose)(result.optimiser)
             diagnostics = {name: np.asarray(value) for name, value in values.items()}
     assert result is not None
+    release_memory()
     solved = []
     for b, observation in enumerate(observations[:count]):
         example, own = jax.tree.map(lambda x, b=b: x[b], (examples, variables))

@@ -1,5 +1,7 @@
 """Traced programs kept on disk: the same results, and no second trace."""
 
+import mmap
+import platform
 from functools import partial
 
 import jax
@@ -11,6 +13,7 @@ from stylesr_jax import programs
 from stylesr_jax.flow import load_prior
 from stylesr_jax.generators import load_generator
 from stylesr_jax.methods import METHODS
+from stylesr_jax.runtime import release_memory
 from stylesr_jax.solve import upsample
 
 TRACES = []
@@ -74,6 +77,38 @@ def test_a_damaged_program_is_made_again(folder):
     _forget()
     np.testing.assert_array_equal(_call()["sum"], [2.0, 3.0, 6.0])
     assert file.read_bytes() != b"no program" and len(file.read_bytes()) == len(whole)
+
+
+def test_what_compiling_took_is_given_back_before_the_program_runs(folder, monkeypatch):
+    order = []
+    monkeypatch.setattr(programs, "release_memory", lambda: order.append("released"))
+    compiled = programs._compile
+
+    def compile_and_note(function, leaves):
+        run = compiled(function, leaves)
+        return lambda *args: order.append("ran") or run(*args)
+
+    monkeypatch.setattr(programs, "_compile", compile_and_note)
+    _call()
+    _call()
+    _call(how=lambda x: x)  # without a name to be kept under
+    assert order == ["released", "ran", "ran", "released", "ran"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
+def test_freed_memory_goes_back_to_the_system():
+    pieces = [b"x" * (100_000 + i % 2) for i in range(3_000)]
+    last = pieces[-1]  # keeps the heap from shrinking by itself
+    before = _resident()
+    del pieces
+    release_memory()
+    assert before - _resident() > 250e6 and len(last) == 100_001
+
+
+def _resident():
+    """Bytes of memory that this process has now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path):
