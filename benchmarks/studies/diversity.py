@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.studies import common
 
-METHODS = {"PULSE": "pulse@paper", "RLS": "rls"}
+METHODS = "PULSE=pulse@paper,RLS=rls"
 FINDINGS = """\
 Diversity is the mean over all pairs of an image's solutions, LPIPS-VGG or absolute pixel
 difference; it says something only beside the consistency (low-res L1): solutions that ignore the
@@ -19,7 +19,7 @@ portrait, the original before its input."""
 
 def study(args: argparse.Namespace) -> None:
     """Several solutions of each image, their spread, and a picture of those of the portrait."""
-    variants = common.variants_of(METHODS, args)
+    variants = common.variants_of(common.named(args.methods), args)
     known = common.setting(args, variants)
     summary = common.measure(known, variants, "numbers", solutions=args.solutions)
     source = common.source_of(args, known)
@@ -32,5 +32,6 @@ def study(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = common.options("diversity", __doc__, limit=1, pictures=1)
+    parser.add_argument("--methods", default=METHODS, help=f"LABEL=METHOD@PRESET,... ({METHODS})")
     parser.add_argument("--solutions", type=int, default=8, metavar="N")
     sys.exit(common.run(study, parser))
