@@ -403,7 +403,9 @@ def solve(
     if solutions < 1 or batch < 1:
         raise UserError(f"solutions ({solutions}) and batch ({batch}) must be 1 or more")
     if settings.get("diversity") and solutions < 2:
-        raise UserError("diversity pushes solutions apart: it needs two of them at least")
+        if not method.settings.get("diversity"):
+            raise UserError("diversity pushes solutions apart: it needs two of them at least")
+        settings = {**settings, "diversity": 0.0}  # the method's own: one solution has no use of it
     if settings.get("inject_noise") and not generator.noise_shapes:
         raise UserError(f"{generator.name} has no noise layers to inject noise in")
     if method.needs_perceptual and perceptual is None:

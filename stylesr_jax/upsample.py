@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what the search assumes of --degradation: plain bicubic (default), or the truth; "
         "small inputs too may be said to have come about so",
     )
-    add("--noise-std", metavar="STD", help="Gaussian noise on the reference of each solution")
+    add("--noise-std", metavar="STD", help="Gaussian noise on each solution's reference, in [-1, 1]")
     add("--noise-mask", metavar="FILE", help="white where --noise-std adds noise; default: all")
     add("--inject-noise", metavar="STD[@LAYERS]", help="in synthesis layers, e.g. 0.02@3-8")
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")

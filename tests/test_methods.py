@@ -158,9 +158,6 @@ def test_ranger21_descends_but_for_the_mean_of_each_row():
 
 # --- Settings -------------------------------------------------------------------------------
 
-SEARCHING = [name for name, method in METHODS.items() if method.direct is None]
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_resolves_to_stages_whose_numbers_exist(name):
     method = METHODS[name]
@@ -273,9 +270,15 @@ def _upsample(generator, name, prior=None, **options):
     )
 
 
+ALL_LEVERS = {"noise_std": 0.05, "inject_noise": 0.02, "diversity": 0.02}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_runs_and_its_file_redraws_the_pixels(name, small, prior, tmp_path):
-    result = _upsample(small, name, prior)
+def test_every_method_runs_with_all_levers_and_its_file_redraws_the_pixels(
+    name, small, prior, tmp_path
+):
+    levers_on = {} if METHODS[name].direct is not None else ALL_LEVERS
+    result = _upsample(small, name, prior, settings=levers_on)
     assert result.images.shape == (2, 16, 16, 3)
     assert np.isfinite(result.images).all() and np.abs(result.images).max() <= 1.0
     assert all(one.status == "ok" and np.isfinite(one.loss) for one in result.solutions)
@@ -287,7 +290,8 @@ def test_every_method_runs_and_its_file_redraws_the_pixels(name, small, prior, t
         np.testing.assert_array_equal(saved.observation.target, TARGET)
         return
     assert np.abs(result.images[0] - result.images[1]).max() > 1e-3
-    assert len(next(iter(result.solutions[0].history.values()))) == 4
+    assert len(result.solutions[0].history["diversity"]) == 4
+    assert result.solutions[0].history["diversity"][0] < 0.0
     block = stages_of(method, result.settings)[-1].block
     save_solutions(tmp_path / "solutions.npz", result, {"block": block})
     saved = read_solutions(tmp_path / "solutions.npz", small)
@@ -416,6 +420,13 @@ def test_diversity_pushes_solutions_apart(small):
         return np.abs(images[0] - images[1]).mean()
 
     assert distance(3.0) > 1.05 * distance(0.0)
+
+
+def test_one_solution_leaves_out_a_method_s_own_diversity_and_refuses_one_asked_for(small):
+    alone = _upsample(small, "multimodal", solutions=1)
+    assert alone.settings["diversity"] == 0.0 and "diversity" not in alone.solutions[0].terms
+    with pytest.raises(UserError, match="two of them"):
+        _upsample(small, "csgm", solutions=1, settings={"diversity": 0.02})
 
 
 def test_reference_noise_falls_inside_the_mask():
