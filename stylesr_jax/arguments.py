@@ -77,7 +77,10 @@ def join(args: argparse.Namespace) -> tuple[int, int]:
     """
     if not args.distributed:
         return 0, 1
+    from pathlib import Path
+
     from stylesr_jax.claims import join_processes
 
     args.share = True
-    return join_processes(args.coordinator, args.processes, args.process)
+    met = Path(args.out) / ".claims" / "met"
+    return join_processes(args.coordinator, args.processes, args.process, met=met)

@@ -110,6 +110,7 @@ def choose_batch(
     wanted: int | None,
     *,
     starts: int,
+    solutions: int,
     mesh: "Mesh | None",
     method: "Method",
     settings: Mapping[str, "Value"],
@@ -117,29 +118,41 @@ def choose_batch(
 ) -> int:
     """Starts that each device searches together: `wanted`, or what fits; no more than there are.
 
-    On CPUs it is 1, and nothing is compiled to find out: more was not measured to pay. Large
-    blocks are computed in strips, one after another, so that more starts give a CPU little more
-    to do at once: on two Xeon cores a full step took 0.69 s for a start alone, 0.86 s for each
-    of two, 0.81 s for each of four, with 1.0, 1.5 and 2.1 GB (docs/scaling.md). Alone, results
-    are the same to the last bit whatever else is searched.
+    On CPUs it is 1, and nothing is compiled to find out: more starts gain little there and take
+    several times the memory (benchmarks/results/solutions), and alone, results are the same to
+    the last bit whatever else is searched. Elsewhere it is what fits, less what would not fill
+    whole images.
 
     Args:
         wanted: None is "auto".
         starts: of all images.
+        solutions: of each image.
         parts: `side`, `generator`, `prior` and `perceptual`, see `search_bytes`.
     """
     from stylesr_jax.stages import stages_of
 
     if not stages_of(method, settings) or settings["diversity"]:
         return 1  # nothing is searched, or an image's starts make up a batch of their own
-    most = -(-starts // (1 if mesh is None else mesh.size))
+    devices = 1 if mesh is None else mesh.size
+    most = -(-starts // devices)
     if wanted is not None:
         return min(wanted, most)
     free = free_bytes()
     if free is None:
         return 1
     measure = partial(search_bytes, method=method, settings=settings, **parts)
-    return fitting(min(most, MOST), free, measure)
+    return whole_images(fitting(min(most, MOST), free, measure), devices, solutions)
+
+
+def whole_images(batch: int, devices: int, solutions: int) -> int:
+    """The most starts on a device, at most `batch`, that make up images without a rest.
+
+    Else the images that fill whole batches together would be many, and all in memory at once.
+    """
+    for size in range(batch, 0, -1):
+        if (size * devices) % solutions == 0 or solutions % (size * devices) == 0:
+            return size
+    return batch
 
 
 def within_memory(batch: int, call: Callable[[int], Made]) -> tuple[Made, int]:

@@ -10,6 +10,7 @@ exclusively (local disks, NFS from version 3, Lustre and the like do; buckets mo
 may not). A worker may be killed, or join, at any moment, on any machine that sees the folder.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stylesr_jax import store
 from stylesr_jax.errors import UserError
 
 CONNECT_SECONDS = 120  # for the coordinator to come up
@@ -62,7 +64,8 @@ class Claim:
                 self.path.unlink(missing_ok=True)
             return
         for number in sorted(self.claims.numbers(self.key)):
-            self.claims.path(self.key, number).unlink(missing_ok=True)
+            if number <= self.number:  # a higher one has come up since
+                self.claims.path(self.key, number).unlink(missing_ok=True)
 
     def _is_own(self) -> bool:
         with suppress(OSError):
@@ -137,7 +140,9 @@ class Claims:
                 touched = os.fstat(file.fileno()).st_mtime
             with open(probe, "xb") as file:
                 return os.fstat(file.fileno()).st_mtime - touched > self.stale
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # it is gone
+                raise
             return False
         finally:
             probe.unlink(missing_ok=True)
@@ -167,16 +172,21 @@ def _create(path: Path, text: str) -> bool:
 
 
 def join_processes(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    met: Path | None = None,
 ) -> tuple[int, int]:
     """Meet the other processes of a `jax.distributed` job: (this process's number, how many).
 
     All but the first one leave again at once: claims divide the work, so nobody needs to wait for
-    anybody, and a process that dies takes no other with it. One that is started again may join
-    for as long as the first one runs.
+    anybody, and a process that dies takes no other with it. Processes that met once do not meet
+    again: one that is started anew, the first one too, just goes on.
 
     Args:
         coordinator: HOST:PORT of the first process; None asks the cluster (Slurm, TPU, MPI).
+        met: file of the shared folder that says that processes with these arguments have met.
 
     Raises:
         UserError: the arguments do not fit together, or there is no coordinator.
@@ -188,6 +198,8 @@ def join_processes(
         raise UserError("--coordinator, --processes and --process belong together: give all three")
     if process is not None and processes is not None and not 0 <= process < processes:
         raise UserError(f"--process {process}: it must be 0 to {processes - 1}")
+    if process is not None and processes is not None and _have_met(met, given[:2]):
+        return process, processes
     if coordinator is not None and process:
         _await_coordinator(coordinator)
     jax.config.update("jax_enable_recoverability", True)
@@ -201,7 +213,17 @@ def join_processes(
     place = jax.process_index(), jax.process_count()
     if place[0]:
         jax.distributed.shutdown()
+    elif met is not None and coordinator is not None:
+        with store.atomic_path(met) as temporary:
+            temporary.write_text(json.dumps(given[:2]))
     return place
+
+
+def _have_met(met: Path | None, job: Sequence[Any]) -> bool:
+    """Whether the file says so of this job."""
+    with suppress(OSError, ValueError):
+        return met is not None and json.loads(met.read_text()) == list(job)
+    return False
 
 
 def _await_coordinator(address: str) -> None:

@@ -8,6 +8,12 @@ class UserError(ValueError):
     """A problem with the input, the files or the options; its message says what to do about it."""
 
 
+def in_a_line(error: Exception) -> str:
+    """An error's first line, with its kind unless it is a UserError, which explains itself."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + (str(error).splitlines() or [""])[0]
+
+
 def exit_code(work: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
     """Do a command's work; what goes wrong is one line on stderr.
 

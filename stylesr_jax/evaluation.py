@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.scoring import MEASURES, Scorer, Sizes, mean_scores
 
 if TYPE_CHECKING:
@@ -422,7 +423,7 @@ def run(plan: Plan, *, say: Say = print) -> Outcome:
     names = [path.name for path in plan.images]
     labels = [ORIGINAL, *(_slug(one.label) for one in plan.variants)]
     for kind, found in (("images", names), ("methods", labels)):
-        twice = sorted({name for name in found if found.count(name) > 1})
+        twice = sorted(name for name, count in Counter(found).items() if count > 1)
         if twice:
             raise UserError(f"two {kind} are called {', '.join(twice)}; give them other names")
     probe = plan.out / ".write-test"
@@ -572,6 +573,7 @@ class _Work:
             self._batches[one.label] = choose_batch(
                 plan.batch,
                 starts=plan.solutions * (1 if plan.truth else len(plan.images)),
+                solutions=plan.solutions,
                 mesh=plan.mesh,
                 method=one.method,
                 settings=one.settings,
@@ -677,10 +679,15 @@ class _Work:
                 self._release(tasks[0])
             return
         whole = [result for result in results if not result.interrupted]
-        for task, result in zip(tasks, whole, strict=False):  # Ctrl-C cuts the last ones
-            pipeline.write(self._write, task, one, result)
+        found = list(zip(tasks, whole, strict=False))  # Ctrl-C cuts the last ones
+        pipeline.write(self._write_all, one, found)
+        pipeline.ahead = max(pipeline.ahead, len(tasks))  # the next ones are read meanwhile
         if len(whole) < len(tasks):
             raise KeyboardInterrupt
+
+    def _write_all(self, one: Variant, found: Sequence[tuple[_Task, "Result"]]) -> None:
+        for task, result in found:
+            self._write(task, one, result)
 
     def _write(self, task: _Task, one: Variant, result: "Result") -> None:
         """On the writing thread: score a result and append its row."""
@@ -741,8 +748,7 @@ class _Work:
         }
 
     def _fail(self, image: str, one: Variant, error: Exception) -> None:
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        message = kind + (str(error).splitlines() or [""])[0]
+        message = in_a_line(error)
         self.failed.append((image, one.label, message))
         self._report(image, one, f"FAILED: {message}")
 

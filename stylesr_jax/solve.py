@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.errors import UserError
@@ -582,11 +582,20 @@ def _solve_batch(
     variables: Any = None
     done = 0
     tries = int(settings.get("tries", 1))
-    if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
-        start_keys = _best_keys(stages[0], start_keys, indices, shared, examples, tries=tries)
+    anew = int(indices.max()) > 0  # else an image's first start is the only one there is
+    spread = (start_keys, indices, examples)  # over the devices
+    if mesh is not None:
+        spread = jax.device_put(spread, NamedSharding(mesh, PartitionSpec(STARTS)))
+    start_keys, indices, spread_examples = spread
+    if tries > 1 and anew:
+        start_keys = _best_keys(
+            stages[0], start_keys, indices, shared, spread_examples, tries=tries
+        )
     for number, stage in enumerate(stages):
         release_memory()
-        variables = _begin(stage.coordinates, start_keys, indices, shared, examples, variables)
+        variables = _begin(
+            stage.coordinates, start_keys, indices, shared, spread_examples, variables
+        )
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
 
@@ -599,7 +608,7 @@ def _solve_batch(
         result = search(
             problem_of(stage),
             shared=shared,
-            examples=examples,
+            examples=spread_examples,
             variables=variables,
             keys=keys,
             steps=int(settings[stage.steps]),

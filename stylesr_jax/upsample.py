@@ -17,6 +17,7 @@ import platform
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stylesr_jax.arguments import PRESETS, add_scale, change, join, parser_of, whole
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, in_a_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what the search assumes of --degradation: plain bicubic (default), or the truth; "
         "small inputs too may be said to have come about so",
     )
-    add("--noise-std", metavar="STD", help="Gaussian noise on each solution's reference, in [-1, 1]")
+    add("--noise-std", metavar="STD", help="Gaussian noise on each solution's reference in [-1, 1]")
     add("--noise-mask", metavar="FILE", help="white where --noise-std adds noise; default: all")
     add("--inject-noise", metavar="STD[@LAYERS]", help="in synthesis layers, e.g. 0.02@3-8")
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
@@ -417,10 +418,10 @@ def _report(
 def _folders(paths: list[Path], out: Path) -> list[Path]:
     """DIR/STEM for each input; inputs that share a stem get the ending too, then a number."""
     taken: set[str] = set()
-    stems = [path.stem for path in paths]
+    stems = Counter(path.stem for path in paths)
     folders = []
     for path in paths:
-        name = path.stem if stems.count(path.stem) == 1 else path.name
+        name = path.stem if stems[path.stem] == 1 else path.name
         unique, number = name, 2
         while unique in taken:
             unique, number = f"{name}-{number}", number + 1
@@ -508,8 +509,20 @@ class _Work:
             self.console.error("interrupted; the best so far was saved")
             return 130
         if len(self.work) > 1:
-            _write_summary(Path(self.run.args.out), sorted(self.work), self.failed)
+            work = sorted(self.work)
+            missing = {path for path, folder in work if self._missing(path, folder)}
+            failed = {path: self.failed[path] for path in missing}
+            _write_summary(Path(self.run.args.out), work, failed)
         return 2 if self.failed else 0
+
+    def _missing(self, path: Path, folder: Path) -> bool:
+        """Whether an input failed here and no other worker has solved it."""
+        if self.claims is None or path not in self.failed:
+            return path in self.failed
+        try:
+            return not _finished(folder, self.run, _fingerprint(self.run, path))
+        except UserError:
+            return True
 
     def _attempt(self, work: Sequence[_Place]) -> list[_Place]:
         """One pass; returns what other workers hold."""
@@ -538,7 +551,7 @@ class _Work:
         except UserError as error:
             return place, error
         except Exception as error:  # one odd file must not end the folder
-            return place, UserError(f"{path}: {type(error).__name__}: {error}")
+            return place, UserError(f"{path}: {in_a_line(error)}")
 
     def _claim(
         self, found: "Iterator[tuple[_Place, _Input | UserError | str]]"
@@ -570,6 +583,7 @@ class _Work:
             self._batches[one.canvas] = choose_batch(
                 run.args.batch,
                 starts=len(self.work) * run.args.solutions,
+                solutions=run.args.solutions,
                 mesh=run.mesh,
                 method=run.method,
                 settings=run.settings,
@@ -622,21 +636,31 @@ class _Work:
 
         try:
             results, batch = within_memory(self._batch(group[0]), search)
-        except UserError as error:
-            for one in group:
-                self._fail((one.path, one.folder), error)
-                self._release(one)
+        except Exception as error:
+            if len(group) > 1:  # the others may be sound
+                for one in group:
+                    if not self.interrupted:
+                        self._solve([one], pipeline)
+            else:
+                self._fail((group[0].path, group[0].folder), error)
+                self._release(group[0])
             return
         self._batches[group[0].canvas] = batch
         self.console.close()
         whole_group = {id(one.observation): one for one in group}
-        for result in results:
-            self.interrupted |= result.interrupted
-            pipeline.write(self._write, whole_group[id(result.observation)], result)
+        self.interrupted |= any(result.interrupted for result in results)
+        pipeline.write(
+            self._write_all, [(whole_group[id(one.observation)], one) for one in results]
+        )
+        pipeline.ahead = max(pipeline.ahead, len(group))  # the next ones are read meanwhile
         self.interrupted |= len(results) < len(group)
         alone = [(when, step) for when, image, step in clock if image == 0]
         if batch == 1 and len(alone) > 1 and alone[-1][1] > alone[0][1]:
             self.rates.record((alone[-1][0] - alone[0][0]) / (alone[-1][1] - alone[0][1]))
+
+    def _write_all(self, found: Sequence[tuple[_Input, "Result"]]) -> None:
+        for one, result in found:
+            self._write(one, result)
 
     def _write(self, one: _Input, result: "Result") -> None:
         """On the writing thread: an input's folder, unless another process took it over."""
@@ -645,7 +669,7 @@ class _Work:
                 self._held.append((one.path, one.folder))
             else:
                 _write_folder(self.run, one, result, self.console)
-        except (UserError, OSError) as error:
+        except Exception as error:  # of one input; the others are written
             self._fail((one.path, one.folder), error)
         finally:
             self._release(one)
@@ -657,8 +681,9 @@ class _Work:
 
     def _fail(self, place: _Place, error: Exception) -> None:
         path, folder = place
-        self.failed[path] = str(error)
-        self.console.error(str(error), input=str(path))
+        message = in_a_line(error)
+        self.failed[path] = message if path.name in message else f"{path.name}: {message}"
+        self.console.error(self.failed[path], input=str(path))
         with suppress(OSError):
             folder.rmdir()  # if it is empty
 

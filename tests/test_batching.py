@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from stylesr_jax import batching
-from stylesr_jax.batching import choose_batch, fitting, search_bytes, within_memory
+from stylesr_jax.batching import (
+    choose_batch,
+    fitting,
+    search_bytes,
+    whole_images,
+    within_memory,
+)
 from stylesr_jax.generators import Generator, measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare, random_state
 from stylesr_jax.methods import method_named
@@ -28,7 +34,13 @@ def test_what_was_predicted_is_checked():
 
 def _choose(wanted, **changes):
     method = method_named("rls")
-    options = {"starts": 8, "mesh": None, "method": method, "settings": method.resolve()}
+    options = {
+        "starts": 8,
+        "solutions": 1,
+        "mesh": None,
+        "method": method,
+        "settings": method.resolve(),
+    }
     parts = {"side": 8, "generator": None, "prior": None, "perceptual": None}
     return choose_batch(wanted, **{**options, **parts, **changes})
 
@@ -47,6 +59,24 @@ def test_accelerators_take_what_fits(monkeypatch):
     assert _choose(None, method=bicubic, settings=bicubic.resolve()) == 1
     tied = method_named("rls").resolve(changes={"diversity": 0.1})
     assert _choose(None, settings=tied) == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "solutions", "found"),
+    [
+        (61, 1, 4, 60),
+        (64, 1, 4, 64),
+        (7, 1, 4, 4),
+        (3, 1, 4, 2),
+        (1, 1, 4, 1),
+        (5, 2, 4, 4),
+        (3, 8, 5, 0),
+        (61, 1, 1, 61),
+    ],
+)
+def test_a_measured_batch_holds_whole_images(batch, devices, solutions, found):
+    """So that those which fill whole batches together are few; where none does, it stays."""
+    assert whole_images(batch, devices, solutions) == (found or batch)
 
 
 def test_devices_report_what_is_free(monkeypatch):

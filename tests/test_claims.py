@@ -171,7 +171,7 @@ def test_three_processes_divide_a_folder_and_survive_a_kill(tiny_files, tmp_path
     single = single[: single.index("--distributed")]
     subprocess.run(single, env=environment, check=True, capture_output=True)
     workers = [start(process) for process in range(3)]
-    victim, killed = workers.pop(), []
+    victim, killed = workers.pop(0), []  # the one that the others met at
     assert victim.stdout is not None
     for line in victim.stdout:  # it is killed in the middle of its second input, if it gets there
         killed.append(json.loads(line))
@@ -180,7 +180,8 @@ def test_three_processes_divide_a_folder_and_survive_a_kill(tiny_files, tmp_path
             break
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    workers.append(start(2))
+    assert victim.returncode == -signal.SIGKILL
+    workers.append(start(0))
     ends = [worker.communicate(timeout=240) for worker in workers]
     # 2: one input is no picture, and every process says so.
     assert [worker.returncode for worker in workers] == [2, 2, 2], ends

@@ -158,6 +158,7 @@ def test_ranger21_descends_but_for_the_mean_of_each_row():
 
 # --- Settings -------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_resolves_to_stages_whose_numbers_exist(name):
     method = METHODS[name]

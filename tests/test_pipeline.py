@@ -8,6 +8,14 @@ import pytest
 from stylesr_jax.pipeline import Pipeline, grouped, images_together
 
 
+def _until(condition):
+    """Wait for a thread; what never comes fails."""
+    deadline = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_items_are_read_in_order_and_not_far_ahead():
     read = []
 
@@ -18,8 +26,7 @@ def test_items_are_read_in_order_and_not_far_ahead():
     with Pipeline(ahead=2) as pipeline:
         for i, value in enumerate(pipeline.read(make, range(10))):
             assert value == i * i
-            time.sleep(0.01)
-            assert len(read) <= i + 1 + 2
+            _until(lambda i=i: len(read) == min(i + 1 + 2, 10))  # while we are busy here
     assert read == list(range(10))
 
 

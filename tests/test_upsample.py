@@ -3,11 +3,13 @@
 import importlib
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -175,6 +177,46 @@ def test_a_result_that_cannot_be_written_is_its_inputs_failure(run, tmp_path, ca
     assert "photo0" in capsys.readouterr().err
     states = [e["status"] for e in json.loads((out / "summary.json").read_text())["inputs"]]
     assert states == ["failed", "ok"]
+
+
+def test_an_input_whose_search_breaks_does_not_stop_those_searched_with_it(
+    run, tmp_path, monkeypatch, capsys
+):
+    inputs, out = _photos(tmp_path / "in", [8, 8, 8]), tmp_path / "out"
+
+    def breaking(observations, keys, **options):
+        if any(one.target[0, 0, 0] == broken for one in observations):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+        return solve(observations, keys, **options)
+
+    broken = read_image(inputs / "photo1.png")[0, 0, 0]
+    monkeypatch.setattr(solve_module, "solve", breaking)
+    assert run(inputs, "--out", out, "--batch", 6, *QUICK) == 2
+    entries = json.loads((out / "summary.json").read_text())["inputs"]
+    status = {entry["folder"]: entry["status"] for entry in entries}
+    assert status == {"photo0": "ok", "photo1": "failed", "photo2": "ok"}
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors == ["error: photo1.png: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory"]
+
+
+def test_a_result_whose_claim_was_taken_over_is_dropped(run, photo, tmp_path, monkeypatch):
+    """As after this process was stopped for long: its successor has done the input since."""
+    out, first = tmp_path / "out", tmp_path / "first"
+    assert run(photo, "--out", first, *QUICK) == 0
+
+    def succeeded(observations, keys, **options):
+        results = solve(observations, keys, **options)
+        (claim,) = (out / ".claims").glob("*.0.claim")
+        claim.rename(claim.with_name(claim.name.replace(".0.", ".1.")))  # another one's by now
+        claim.with_name(claim.name.replace(".0.", ".1.")).write_text("another one")
+        shutil.copytree(first / "photo", out / "photo")
+        threading.Timer(0.2, lambda: [c.unlink() for c in (out / ".claims").glob("*")]).start()
+        return results
+
+    monkeypatch.setattr(solve_module, "solve", succeeded)
+    assert run(photo, "--out", out, "--share", *QUICK) == 0
+    for path in (first / "photo").iterdir():
+        assert (out / "photo" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
