@@ -14,12 +14,14 @@ from stylesr_jax.evaluation import (
     Outcome,
     Plan,
     Row,
+    Variant,
     features_path,
     picture_path,
     prepare,
     save_features,
 )
 from stylesr_jax.scoring import FRECHET, MEASURES, Scorer, mean_scores
+from stylesr_jax.stages import sketched, stages_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,11 +48,13 @@ def summarise(plan: Plan, outcome: Outcome) -> dict[str, Any]:
                     "n": len(values),
                 }
         table[label] = entry
+    facts = about(plan, len(complete))
     if plan.reference is not None and len(complete) > 1:
         reference = _reference_features(plan)
+        facts["reference_pictures"] = len(next(iter(reference.values())))
         for label, entry in table.items():
             entry |= _frechet(plan, label, complete, reference)
-    return {"about": about(plan, len(complete)), "table": table, "images": complete}
+    return {"about": facts, "table": table, "images": complete}
 
 
 def _reference_features(plan: Plan) -> dict[str, "np.ndarray"]:
@@ -130,11 +134,19 @@ def about(plan: Plan, images: int) -> dict[str, Any]:
                 "method": one.method.name,
                 "preset": one.preset,
                 "evaluations": one.evaluations,
+                "sketched": _sketched_steps(plan, one),
                 "settings": dict(one.settings),
             }
             for one in plan.variants
         },
     }
+
+
+def _sketched_steps(plan: Plan, one: Variant) -> int:
+    """How many of a variant's evaluations stop early, with a sketch of the image."""
+    stages = stages_of(one.method, one.settings)
+    stages = sketched(stages, plan.generator, plan.observed_size)
+    return sum(int(one.settings[stage.steps]) for stage in stages if stage.stop is not None)
 
 
 def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] = ()) -> str:
@@ -177,12 +189,24 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
         f"{sizes['niqe']} px; low-res L1 and PSNR compare the solution, degraded as the search "
         "assumes, with its input on [-1, 1].",
     ]
+    early = {
+        label: f"{entry['sketched']} of the {entry['evaluations']} of {label}"
+        for label, entry in facts["variants"].items()
+        if entry.get("sketched")
+    }
+    if early:
+        notes.append(
+            f"Of these, {', '.join(early.values())} stop early, with a sketch of the image, which "
+            "costs a fraction of a full one. Not counted: the full image every 20 such steps, and "
+            "the sketches of starts that were drawn and not taken."
+        )
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
         notes.append(
             f"Fréchet-VGG16: Fréchet distance of mean VGG16 features at {sizes['frechet']} px to "
-            f"the reference set, from {' or '.join(map(str, counts))} pictures a row. It is not "
-            "FID, and with so few pictures biased upwards, alike for rows with equally many."
+            f"{facts['reference_pictures']} reference pictures, from "
+            f"{' or '.join(map(str, counts))} pictures a row. It is not FID, and with so few "
+            "pictures biased upwards, alike for rows with equally many."
         )
     notes.append(
         f"{facts['date']}, {facts['machine']}, {facts['device']}; "

@@ -41,7 +41,7 @@ WEIGHTS = [float(weight) for weight in sweeps.WEIGHTS.split(",")]
 TEXTS = {
     "ablation": ablation.variants_texts(),
     "ablation, published": ablation.PUBLISHED,
-    "diversity": diversity.METHODS,
+    "diversity": common.named(diversity.METHODS),
     "multimodal": {**multimodal.LEVERS, **multimodal.COMBINED},
     "multimodal, masked": multimodal.MASKED,
     "robustness": common.named(robustness.METHODS),
@@ -54,6 +54,15 @@ TEXTS = {
 def _variants(texts, *options):
     args = common.options("test", "doc").parse_args(["--steps", "30", *options])
     return {one.label: one for one in common.variants_of(texts, args)}
+
+
+def test_the_kept_command_names_no_folder():
+    given = ["--images", "/home/me/faces", "--own-steps", "--limit=4", "--work", "/tmp/w"]
+    given += ["--methods", "RLS=rls,far off=rls:spread=1", "--source", "my faces", "--out", "o"]
+    assert common.command_of("python -m benchmarks.studies.diversity", given) == (
+        "python -m benchmarks.studies.diversity --images FACES --own-steps --limit 4 "
+        "--methods 'RLS=rls,far off=rls:spread=1'"
+    )
 
 
 # --- Variants -------------------------------------------------------------------------------
@@ -269,7 +278,7 @@ def kept(tmp_path_factory):
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(images / f"face{i}.png")
-    parser = common.options("diversity", diversity.__doc__, pictures=1)
+    parser = common.options("diversity", diversity.__doc__, pictures=1, methods=diversity.METHODS)
     parser.set_defaults(solutions=2, source=None)
     files = _small_files(folder)
     places = {

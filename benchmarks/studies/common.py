@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,8 +54,22 @@ def options(name: str, doc: str | None, **defaults: Any) -> argparse.ArgumentPar
     add("--inception", metavar="FILE|URL", help="Inception weights: only with them there is FID")
     add("--out", metavar="OUT", default=str(RESULTS / name), help="what is kept")
     add("--work", metavar="DIR", default=str(store.cache_dir() / "studies" / name))
-    parser.set_defaults(**defaults)
+    parser.set_defaults(command="", **defaults)
     return parser
+
+
+def command_of(program: str, arguments: Sequence[str]) -> str:
+    """The command as it is kept beside its results: without this machine's folders."""
+    words = [program]
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if not word.startswith("--"):
+            continue  # with its option
+        name, _, value = word.partition("=")
+        value = value or ("" if following.startswith("--") else following)
+        value = {"--images": "FACES", "--reference": "PICTURES"}.get(name, value)
+        if name not in ("--work", "--out", "--source"):
+            words += [name, shlex.quote(value)] if value else [name]
+    return " ".join(words)
 
 
 def variants_of(
@@ -212,6 +228,8 @@ def keep_table(
     written = out / "findings.md"
     if written.is_file():
         text += f"## What was found\n\n{written.read_text(encoding='utf-8').strip()}\n\n"
+    if args.command:
+        text += f"Command: `{args.command}`.\n\n"
     text += f"Images of the numbers: {source}.\n"
     for heading, summary in tables.items():
         failed = [(f["image"], f["method"], f["message"]) for f in summary.get("failed", ())]
@@ -240,6 +258,7 @@ def run(study: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPa
     """Parse, run, and turn what the user can mend into one line."""
     parser.add_argument("--source", metavar="TEXT", help="what to call the images of the numbers")
     args = parser.parse_args()
+    args.command = command_of(parser.prog, sys.argv[1:])
     configure()
 
     def work() -> None:
