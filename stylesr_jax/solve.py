@@ -38,6 +38,7 @@ from stylesr_jax.stages import (
 
 MAX_LOW = 256  # px: what is larger is no low-resolution observation
 MIN_LOW = 4
+SKETCHES_AT_ONCE = 8  # of the starts tried for a solution
 LEVERS_KEY = 2**20  # folded into a start's key for the levers' noise; stages fold in 0, 1, ...
 
 # image, solution, step, steps, terms of the step
@@ -201,7 +202,8 @@ def _best_keys(
             variables = stage.coordinates.start(one, index, shared, example, None)
             return l1_sum(view_of(stage, shared, example, variables))
 
-        distances = jax.lax.map(distance, tried)  # one after another: a batch of one's memory
+        at_once = None if stage.stop is None else SKETCHES_AT_ONCE  # full images take memory
+        distances = jax.lax.map(distance, tried, batch_size=at_once)
         return tried[jnp.argmin(jnp.where(jnp.isfinite(distances), distances, jnp.inf))]
 
     return jax.vmap(best)(keys, indices, examples)
