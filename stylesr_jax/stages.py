@@ -23,7 +23,7 @@ from stylesr_jax.optimisers import ADAM
 from stylesr_jax.search import Problem, Rate, Variables
 
 Value = float | int | str | bool
-SKETCH_COST = 0.1  # of a step with a sketch, corrections included, in steps at full resolution
+SKETCH_COST = 0.125  # of a step with a sketch, corrections included, in steps at full resolution
 
 
 # --- The parts of a stage -------------------------------------------------------------------
