@@ -1,10 +1,14 @@
-"""The benchmarks' arithmetic; nothing here is timed."""
+"""The benchmarks' arithmetic, and short runs on a tiny generator, whose times nobody looks at."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from benchmarks import quality_over_time, solutions, step
 from benchmarks.common import Timing, count_gflop, interleaved, machine_line, ratios
 from benchmarks.quality_over_time import budgets, curves, draw, summarise, table
 from benchmarks.references import ADA, MOBILE, detect, mobile_noise, mobile_state, style_inverse
@@ -185,3 +189,52 @@ def test_summaries_and_plot(tmp_path):
     assert len(lines) == 6 and lines[4].endswith("| 6 | 0.2 | 0.3 | -1000 | 2 |")
     draw(tmp_path / "plot.png", entries, "title")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+# --- Short runs -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(tiny_files, tmp_path, monkeypatch):
+    """The tiny generator and its prior, a 40 px picture in a folder, and a cache of its own."""
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "faces").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "faces" / "face.png")
+    files = (f"--generator={tiny_files['generator']}", f"--prior={tiny_files['prior']}")
+    return [*files, "--lr-size=8"]
+
+
+def test_quality_over_time_goes_on_where_it_was(options, tmp_path, monkeypatch, capsys):
+    settings = [*options, f"--images={tmp_path / 'faces'}", f"--out={tmp_path / 'out'}"]
+    settings += ["--presets=fast", "--points=2", "--evaluations=8"]
+    assert quality_over_time.main([*settings, "--methods=csgm"]) == 0
+    assert quality_over_time.main([*settings, "--methods=csgm,bicubic"]) == 0
+    rows = [json.loads(text) for text in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    found = [(row["method"], row["evaluations"]) for row in rows]
+    assert found == [("csgm", 5), ("csgm", 8), ("bicubic", 0)]  # nothing twice
+    assert all(row["seconds"] > 0 and 0 < row["lpips_vgg"] < 2 for row in rows)
+    assert [row["log_p"] is None for row in rows] == [False, False, True]
+    names = {"rows.jsonl", "table.md", "quality_over_time.json", "quality_over_time.png"}
+    assert names <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "| csgm | fast | 8 | 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_solutions_are_measured_in_processes_of_their_own(options, tmp_path):
+    out, picture = tmp_path / "solutions.json", tmp_path / "faces" / "face.png"
+    settings = [f"--image={picture}", f"--out={out}", "--starts=1,2", "--batch=1,2"]
+    assert solutions.main([*options, *settings, "--evaluations=4", "--repeats=1"]) == 0
+    cases = json.loads(out.read_text())["cases"]
+    assert [(case["starts"], case["batch"]) for case in cases] == [(1, 1), (2, 1), (2, 2)]
+    assert all(case["seconds"] > 0 and case["peak_bytes"] > 0 for case in cases)
+
+
+@pytest.mark.slow
+def test_steps_are_measured_in_processes_of_their_own(options, tmp_path):
+    out = tmp_path / "step.json"
+    settings = [options[0], "--batch=1,2", "--steps=2", "--repeats=1", f"--out={out}"]
+    assert step.main(settings) == 0
+    report = json.loads(out.read_text())
+    assert [case["batch"] for case in report["cases"]] == [1, 2]
+    assert all(case["gflop"] > 0 and case["seconds"] > 0 for case in report["cases"])
