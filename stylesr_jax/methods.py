@@ -35,6 +35,7 @@ from stylesr_jax.stages import (
     Term,
     Value,
     choose,
+    rate_of,
     with_injected,
 )
 
@@ -129,7 +130,7 @@ def _rls_stage(settings: Mapping[str, Value]) -> Stage:
             Term("gauss", objective.gaussian_norm, "lambda_g"),
             Term("cross", objective.cross, "lambda_c"),
         ),
-        rate=choose(settings, "rate", RATES),
+        rate=rate_of(settings),
     )
 
 
@@ -371,7 +372,7 @@ def _pulse_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
                 Term("l2", objective.floored_mse, "lambda_l2"),
                 Term("geocross", objective.geocross, "lambda_geocross"),
             ),
-            rate=choose(settings, "rate", RATES),
+            rate=rate_of(settings),
             project=_project_spheres,
         ),
     )
@@ -385,6 +386,7 @@ PULSE_PAPER: Mapping[str, Value] = {
     "steps": 100,
     "learning_rate": 0.4,
     "rate": "one_cycle_with_drop",
+    "ramp_down": 0.1,
     "lambda_l2": 100.0,
     "lambda_geocross": 0.05,
     "eps": 2e-3,
@@ -425,6 +427,8 @@ MULTIMODAL_PAPER: Mapping[str, Value] = {
     "steps": 200,
     "learning_rate": 0.4,
     "rate": "warm_up_and_down",
+    "ramp_up": 0.22,
+    "ramp_down": 0.28,
     "lambda_l2": 405.0,
     "lambda_geocross": 0.058,
     "eps": 0.0,
@@ -511,7 +515,7 @@ def _brgm_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
                 Term("prior", objective.mean_style, "lambda_w"),
                 Term("collinear", objective.collinear, "lambda_c"),
             ),
-            rate=choose(settings, "rate", RATES),
+            rate=rate_of(settings),
         ),
     )
 
@@ -522,6 +526,8 @@ BRGM_PAPER: Mapping[str, Value] = {
     "steps": 500,
     "learning_rate": 0.1,
     "rate": "ramped_cosine",
+    "ramp_up": 0.05,
+    "ramp_down": 0.25,
     "lambda_lpips": 1.0,
     "lambda_pixel": 0.001,
     "lambda_w": 100.0,
@@ -631,7 +637,7 @@ def _ilo_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
                 Term("lpips", objective.perceptual, "lambda_lpips"),
                 Term("geocross", cross, "lambda_geocross"),
             ),
-            rate=choose(settings, "rate", RATES),
+            rate=rate_of(settings),
             steps=f"steps_{k}",
             block=k,
             project=_ProjectLayer(k),
@@ -653,7 +659,9 @@ ILO_PAPER: Mapping[str, Value] = {
     "steps_2": 300,
     "steps_3": 100,
     "learning_rate": 0.1,
-    "rate": "long_ramped_cosine",
+    "rate": "ramped_cosine",
+    "ramp_up": 0.05,
+    "ramp_down": 0.75,
     "lambda_mse": 1.0,
     "lambda_lpips": 1.0,
     "lambda_geocross": 0.01,
@@ -709,7 +717,7 @@ def _csgm_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
                 Term("l2", objective.l2_sum, "lambda_l2"),
                 Term("norm", objective.latent_norm, "lambda_z"),
             ),
-            rate=choose(settings, "rate", RATES),
+            rate=rate_of(settings),
         ),
     )
 

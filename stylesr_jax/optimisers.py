@@ -71,7 +71,7 @@ def ranger21(
     """Ranger21's ingredients: adaptive clipping, centralised gradients, RAdam, decay, lookahead.
 
     `clip` bounds a gradient's norm by its variable's; `period` and `share` are the lookahead's.
-    Its warm-up and warm-down are a rate, see `stages.warm_up_and_down`.
+    Its warm-up and warm-down are a rate, see `stages.WarmUpAndDown`.
     Source: Wright & Demeure, "Ranger21: a synergistic deep learning optimizer", 2021.
     """
     return optax.chain(

@@ -309,32 +309,56 @@ def traced_settings(settings: Mapping[str, Value]) -> dict[str, Array]:
 # --- Rates ----------------------------------------------------------------------------------
 
 
-def _ramped(progress: Array, *, down_over: float) -> Array:
-    up = jnp.minimum(1.0, progress / 0.05 + 0.02)  # not 0 at first: that step would be wasted
-    down = jnp.clip((1.0 - progress) / down_over, 0.0, 1.0)
-    return up * (0.5 - 0.5 * jnp.cos(jnp.pi * down))
+@dataclass(frozen=True)
+class RampedCosine:
+    """StyleGAN2's projector schedule: a linear way up, a plateau, and a cosine down to 0.
+
+    Attributes:
+        up, down: shares of the search that the ways up and down take.
+    """
+
+    up: float = 0.05
+    down: float = 0.25
+
+    def __call__(self, progress: Array) -> Array:
+        # Not 0 at first: that step would be wasted.
+        rising = jnp.minimum(1.0, progress / max(self.up, 1e-6) + 0.02)
+        falling = jnp.clip((1.0 - progress) / max(self.down, 1e-6), 0.0, 1.0)
+        return rising * (0.5 - 0.5 * jnp.cos(jnp.pi * falling))
 
 
-def ramped_cosine(progress: Array) -> Array:
-    """StyleGAN2's projector schedule: up over the first 5%, a cosine down over the last 25%."""
-    return _ramped(progress, down_over=0.25)
+@dataclass(frozen=True)
+class OneCycleWithDrop:
+    """PULSE's "linear 1-cycle with drop": 0.1 up to 1 and back, then down to 0.001.
+
+    Attributes:
+        down: share of the search that the drop at its end takes.
+    """
+
+    down: float = 0.1
+
+    def __call__(self, progress: Array) -> Array:
+        cycle, drop = max(1.0 - self.down, 1e-6), max(self.down, 1e-6)
+        cycling = (9.0 * (1.0 - jnp.abs(2.0 * progress / cycle - 1.0)) + 1.0) / 10.0
+        dropping = 0.1 + (progress - cycle) / drop * (0.001 - 0.1)
+        return jnp.where(progress < cycle, cycling, dropping)
 
 
-def long_ramped_cosine(progress: Array) -> Array:
-    """ILO's: up over the first 5%, a cosine down over the last 75%."""
-    return _ramped(progress, down_over=0.75)
+@dataclass(frozen=True)
+class WarmUpAndDown:
+    """Ranger21's: linearly up, a plateau, and linearly down to 0.
 
+    Attributes:
+        up, down: shares of the search that the ways up and down take.
+    """
 
-def one_cycle_with_drop(progress: Array) -> Array:
-    """PULSE's "linear 1-cycle with drop": 0.1 up to 1 and back until 0.9, then down to 0.001."""
-    cycle = (9.0 * (1.0 - jnp.abs(2.0 * progress / 0.9 - 1.0)) + 1.0) / 10.0
-    drop = 0.1 + (progress - 0.9) / 0.1 * (0.001 - 0.1)
-    return jnp.where(progress < 0.9, cycle, drop)
+    up: float = 0.22
+    down: float = 0.28
 
-
-def warm_up_and_down(progress: Array) -> Array:
-    """Ranger21's: linearly up over the first 22%, and down over the last 28%."""
-    return jnp.minimum(jnp.minimum(1.0, progress / 0.22 + 0.01), (1.0 - progress) / 0.28)
+    def __call__(self, progress: Array) -> Array:
+        rising = progress / max(self.up, 1e-6) + 0.01
+        falling = (1.0 - progress) / max(self.down, 1e-6)
+        return jnp.minimum(jnp.minimum(1.0, rising), falling)
 
 
 def cosine(progress: Array) -> Array:
@@ -350,11 +374,25 @@ def constant(progress: Array) -> Array:
 RATES: dict[str, Rate] = {
     "cosine": cosine,
     "constant": constant,
-    "ramped_cosine": ramped_cosine,
-    "long_ramped_cosine": long_ramped_cosine,
-    "one_cycle_with_drop": one_cycle_with_drop,
-    "warm_up_and_down": warm_up_and_down,
+    "ramped_cosine": RampedCosine(),
+    "one_cycle_with_drop": OneCycleWithDrop(),
+    "warm_up_and_down": WarmUpAndDown(),
 }
+
+
+def rate_of(settings: Mapping[str, Value]) -> Rate:
+    """The schedule that the setting "rate" names, with the settings "ramp_up" and "ramp_down".
+
+    Raises:
+        UserError: there is no such schedule, or its ramps take more than the whole search.
+    """
+    rate = choose(settings, "rate", RATES)
+    if not is_dataclass(rate):
+        return rate
+    ramps = {f.name: float(settings.get(f"ramp_{f.name}", f.default)) for f in fields(rate)}
+    if sum(ramps.values()) > 1.0:
+        raise UserError(f"ramps are shares of the search, together at most 1, not {ramps}")
+    return replace(rate, **ramps)
 
 
 def choose(settings: Mapping[str, Value], name: str, options: Mapping[str, Any]) -> Any:

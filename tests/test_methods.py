@@ -25,7 +25,7 @@ from stylesr_jax.projections import l1_norm, near, on_sphere, onto_l1_ball
 from stylesr_jax.results import read_solutions, save_solutions
 from stylesr_jax.search import Problem, search
 from stylesr_jax.solve import redraw, upsample
-from stylesr_jax.stages import stages_of, with_budget
+from stylesr_jax.stages import rate_of, stages_of, with_budget
 
 # --- Projections ----------------------------------------------------------------------------
 
@@ -68,19 +68,30 @@ def test_spheres_keep_norms():
 
 
 @pytest.mark.parametrize(
-    ("rate", "points"),
+    ("name", "points"),
     [
-        ("one_cycle_with_drop", {0.0: 0.1, 0.225: 0.55, 0.45: 1.0, 0.8999: 0.1, 1.0: 0.001}),
-        ("ramped_cosine", {0.05: 1.0, 0.75: 1.0, 0.875: 0.5, 1.0: 0.0}),
-        ("long_ramped_cosine", {0.05: 1.0, 0.25: 1.0, 0.625: 0.5, 1.0: 0.0}),
-        ("warm_up_and_down", {0.11: 0.51, 0.5: 1.0, 0.72: 1.0, 0.86: 0.5, 1.0: 0.0}),
-        ("cosine", {0.0: 1.0, 0.5: 0.5, 1.0: 0.0}),
+        ("pulse", {0.0: 0.1, 0.225: 0.55, 0.45: 1.0, 0.8999: 0.1, 1.0: 0.001}),
+        ("brgm", {0.05: 1.0, 0.75: 1.0, 0.875: 0.5, 1.0: 0.0}),
+        ("ilo", {0.05: 1.0, 0.25: 1.0, 0.625: 0.5, 1.0: 0.0}),
+        ("multimodal", {0.11: 0.51, 0.5: 1.0, 0.72: 1.0, 0.86: 0.5, 1.0: 0.0}),
+        ("rls", {0.0: 1.0, 0.5: 0.5, 1.0: 0.0}),
     ],
 )
-def test_rates_at_their_published_points(rate, points):
+def test_rates_at_their_published_points(name, points):
+    rate = rate_of(method_named(name).resolve())
     for progress, value in points.items():
-        computed = stages.RATES[rate](jnp.asarray(progress))
-        np.testing.assert_allclose(computed, value, atol=1e-3)
+        np.testing.assert_allclose(rate(jnp.asarray(progress)), value, atol=1e-3)
+
+
+def test_ramps_are_settings():
+    settings = method_named("brgm").resolve(changes={"ramp_up": 0.5, "ramp_down": 0.5})
+    rate = rate_of(settings)
+    for progress, value in {0.25: 0.52, 0.5: 1.0, 0.75: 0.5}.items():
+        np.testing.assert_allclose(rate(jnp.asarray(progress)), value, atol=1e-3)
+    at_once = rate_of({**settings, "ramp_up": 0.0, "ramp_down": 0.0})
+    np.testing.assert_allclose(at_once(jnp.linspace(0.0, 0.99, 5)), [0.02, 1, 1, 1, 1])
+    with pytest.raises(UserError, match="together at most 1"):
+        rate_of({**settings, "ramp_up": 0.6})
 
 
 # --- Optimisers -----------------------------------------------------------------------------

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from stylesr_jax import objective, stages
+from stylesr_jax import objective
 from stylesr_jax.methods import METHODS
 from stylesr_jax.objective import GeocrossFrom
-from stylesr_jax.stages import adam, stages_of
+from stylesr_jax.stages import adam, rate_of, stages_of
 
 NO_LEVERS = {"starts": "own", "noise_std": 0.0, "inject_noise": 0.0, "diversity": 0.0}
 
@@ -32,6 +32,7 @@ PUBLISHED = {
         "steps": 100,
         "learning_rate": 0.4,
         "rate": "one_cycle_with_drop",
+        "ramp_down": 0.1,
         "lambda_l2": 100.0,
         "lambda_geocross": 0.05,
         "eps": 2e-3,
@@ -43,6 +44,8 @@ PUBLISHED = {
         "steps": 500,
         "learning_rate": 0.1,
         "rate": "ramped_cosine",
+        "ramp_up": 0.05,
+        "ramp_down": 0.25,
         "lambda_lpips": 1.0,
         "lambda_pixel": 0.001,
         "lambda_w": 100.0,
@@ -57,7 +60,9 @@ PUBLISHED = {
         "steps_2": 300,
         "steps_3": 100,
         "learning_rate": 0.1,
-        "rate": "long_ramped_cosine",
+        "rate": "ramped_cosine",
+        "ramp_up": 0.05,
+        "ramp_down": 0.75,
         "lambda_mse": 1.0,
         "lambda_lpips": 1.0,
         "lambda_geocross": 0.01,
@@ -75,6 +80,8 @@ PUBLISHED = {
         "steps": 200,
         "learning_rate": 0.4,
         "rate": "warm_up_and_down",
+        "ramp_up": 0.22,
+        "ramp_down": 0.28,
         "lambda_l2": 405.0,
         "lambda_geocross": 0.058,
         "eps": 0.0,  # no floor
@@ -147,7 +154,7 @@ def test_weights_multiply_the_published_terms(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_stages_use_the_published_schedule_and_optimiser(name):
     for stage in _paper_stages(name):
-        assert stage.rate is stages.RATES[PUBLISHED[name]["rate"]]
+        assert stage.rate == rate_of(PUBLISHED[name])
         assert stage.keep == "best" and not stage.sketch
         assert (stage.optimiser is adam) == (name != "multimodal")  # that has Ranger21
         assert (stage.couple is not None) == (name == "multimodal")
