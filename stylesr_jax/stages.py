@@ -7,7 +7,7 @@ them. The methods themselves are in `methods.py`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -387,9 +387,11 @@ def rate_of(settings: Mapping[str, Value]) -> Rate:
         UserError: there is no such schedule, or its ramps take more than the whole search.
     """
     rate = choose(settings, "rate", RATES)
-    if not is_dataclass(rate):
+    if not isinstance(rate, (RampedCosine, OneCycleWithDrop, WarmUpAndDown)):
         return rate
-    ramps = {f.name: float(settings.get(f"ramp_{f.name}", f.default)) for f in fields(rate)}
+    ramps = {
+        f.name: float(settings.get(f"ramp_{f.name}", getattr(rate, f.name))) for f in fields(rate)
+    }
     if sum(ramps.values()) > 1.0:
         raise UserError(f"ramps are shares of the search, together at most 1, not {ramps}")
     return replace(rate, **ramps)
