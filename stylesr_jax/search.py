@@ -218,7 +218,7 @@ def step(
 _STATE = SearchState._make([P(), *[P(STARTS)] * (len(SearchState._fields) - 1)])
 
 
-def _spread(run: Callable[..., Any], mesh: Mesh, inputs: Any, outputs: Any) -> Callable[..., Any]:
+def spread(run: Callable[..., Any], mesh: Mesh, inputs: Any, outputs: Any) -> Callable[..., Any]:
     """`run` on every device's own part; unchecked, as the devices exchange nothing."""
     return jax.shard_map(run, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
@@ -246,7 +246,7 @@ def advance(
     run = partial(_advance, problem, length)
     if mesh is not None:
         parts = (P(), P(STARTS), P(STARTS), P(), _STATE)
-        run = _spread(run, mesh, parts, (_STATE, P(None, STARTS)))
+        run = spread(run, mesh, parts, (_STATE, P(None, STARTS)))
     return run(shared, examples, keys, total, state)
 
 
@@ -292,7 +292,7 @@ def _close(
     """Evaluate the variables that the optimiser's state says it ended with."""
     run = partial(_evaluate_picked, problem)
     if mesh is not None:
-        run = _spread(run, mesh, (P(), P(STARTS), _STATE), _STATE)
+        run = spread(run, mesh, (P(), P(STARTS), _STATE), _STATE)
     return run(shared, examples, state)
 
 
@@ -359,8 +359,8 @@ def search(
         if problem.couple is not None:
             raise ValueError("starts that are tied together cannot be spread over devices")
         shared = jax.device_put(shared, NamedSharding(mesh, P()))
-        spread = NamedSharding(mesh, P(STARTS))
-        examples, variables, keys = jax.device_put((examples, variables, keys), spread)
+        parts = NamedSharding(mesh, P(STARTS))
+        examples, variables, keys = jax.device_put((examples, variables, keys), parts)
     state = begin(problem, shared, examples, variables)
     total = jnp.asarray(steps, jnp.int32)
     chunk = chunk if problem.refresh is None else problem.refresh_every

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.errors import UserError
@@ -20,7 +21,7 @@ from stylesr_jax.levers import injected_noise, layer_range, noisy_target
 from stylesr_jax.methods import method_named
 from stylesr_jax.objective import Example, Latents, Shared, l1_sum
 from stylesr_jax.runtime import release_memory
-from stylesr_jax.search import STARTS, SearchResult, search
+from stylesr_jax.search import STARTS, SearchResult, search, spread
 from stylesr_jax.stages import (
     Coordinates,
     Method,
@@ -189,12 +190,27 @@ def _begin(
     return start(keys, indices, shared, examples, previous)
 
 
-@partial(jax.jit, static_argnames=("stage", "tries"))
+@partial(jax.jit, static_argnames=("stage", "tries", "mesh"))
 def _best_keys(
-    stage: Stage, keys: Array, indices: Array, shared: Shared, examples: Example, *, tries: int
+    stage: Stage,
+    keys: Array,
+    indices: Array,
+    shared: Shared,
+    examples: Example,
+    *,
+    tries: int,
+    mesh: Mesh | None = None,
 ) -> Array:
     """Of `tries` keys derived from each start's own, that whose start is nearest to the input."""
+    run = partial(_nearest, stage, tries)
+    if mesh is not None:
+        run = spread(run, mesh, (P(STARTS), P(STARTS), P(), P(STARTS)), P(STARTS))
+    return run(keys, indices, shared, examples)
 
+
+def _nearest(
+    stage: Stage, tries: int, keys: Array, indices: Array, shared: Shared, examples: Example
+) -> Array:
     def best(key: Array, index: Array, example: Example) -> Array:
         tried = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(tries))
 
@@ -585,19 +601,14 @@ def _solve_batch(
     done = 0
     tries = int(settings.get("tries", 1))
     anew = int(indices.max()) > 0  # else an image's first start is the only one there is
-    spread = (start_keys, indices, examples)  # over the devices
-    if mesh is not None:
-        spread = jax.device_put(spread, NamedSharding(mesh, PartitionSpec(STARTS)))
-    start_keys, indices, spread_examples = spread
     if tries > 1 and anew:
-        start_keys = _best_keys(
-            stages[0], start_keys, indices, shared, spread_examples, tries=tries
-        )
+        nearest = partial(_best_keys, stages[0], tries=tries, mesh=mesh)
+        start_keys = nearest(start_keys, indices, shared, examples)
+        if mesh is not None:
+            start_keys = jax.device_put(start_keys, mesh.devices.flat[0])
     for number, stage in enumerate(stages):
         release_memory()
-        variables = _begin(
-            stage.coordinates, start_keys, indices, shared, spread_examples, variables
-        )
+        variables = _begin(stage.coordinates, start_keys, indices, shared, examples, variables)
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
 
@@ -610,7 +621,7 @@ def _solve_batch(
         result = search(
             problem_of(stage),
             shared=shared,
-            examples=spread_examples,
+            examples=examples,
             variables=variables,
             keys=keys,
             steps=int(settings[stage.steps]),
