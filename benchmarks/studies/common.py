@@ -250,7 +250,8 @@ def keep_rows(args: argparse.Namespace, names: Sequence[str]) -> None:
 def source_of(args: argparse.Namespace, known: Setting) -> str:
     """What to say of the images of the numbers, without naming a folder."""
     if args.images is None:
-        return f"the portrait and {len(known.measured) - 1} faces drawn from the generator itself"
+        drawn = len(known.measured) - 1
+        return "the portrait" + f" and {drawn} faces drawn from the generator itself" * bool(drawn)
     return args.source or f"{len(known.measured)} images given with --images"
 
 

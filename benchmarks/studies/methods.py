@@ -12,8 +12,8 @@ from stylesr_jax.methods import METHODS
 
 COLUMNS = 4
 FINDINGS = """\
-`methods.jpg` shows every method on the public-domain portrait, with as many generator evaluations
-each and default presets."""
+`methods.jpg` shows every method on the public-domain portrait, with default presets and as many
+generator evaluations as the table says."""
 
 
 def study(args: argparse.Namespace) -> None:
