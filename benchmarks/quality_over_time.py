@@ -238,6 +238,9 @@ def draw(path: Path, entries: Sequence[dict[str, Any]], title: str) -> None:
         axis.set_xlabel("seconds of search")
         axis.set_title(heading)
     axes[-1].set_yscale("symlog", linthresh=1000.0)  # far from the prior it falls without bound
+    highest = max((e["log_p"] for e in entries if e["log_p"] is not None), default=0.0)
+    if highest < 0.0:
+        axes[-1].set_ylim(top=highest / 2)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     figure.suptitle(title)
