@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stylesr_jax import store
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, in_a_line
 
 CONNECT_SECONDS = 120  # for the coordinator to come up
 
@@ -196,10 +196,11 @@ def join_processes(
     given = (coordinator, processes, process)
     if any(value is None for value in given) and any(value is not None for value in given):
         raise UserError("--coordinator, --processes and --process belong together: give all three")
-    if process is not None and processes is not None and not 0 <= process < processes:
-        raise UserError(f"--process {process}: it must be 0 to {processes - 1}")
-    if process is not None and processes is not None and _have_met(met, given[:2]):
-        return process, processes
+    if process is not None and processes is not None:
+        if not 0 <= process < processes:
+            raise UserError(f"--process {process}: it must be 0 to {processes - 1}")
+        if _have_met(met, given[:2]):
+            return process, processes
     if coordinator is not None and process:
         _await_coordinator(coordinator)
     jax.config.update("jax_enable_recoverability", True)
@@ -207,7 +208,7 @@ def join_processes(
         jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the processes did not meet ({str(error).splitlines()[0]}); give --coordinator, "
+            f"the processes did not meet ({in_a_line(error)}); give --coordinator, "
             "--processes and --process, or use --share alone: it divides the folder without them"
         ) from error
     place = jax.process_index(), jax.process_count()

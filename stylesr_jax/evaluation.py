@@ -679,15 +679,10 @@ class _Work:
                 self._release(tasks[0])
             return
         whole = [result for result in results if not result.interrupted]
-        found = list(zip(tasks, whole, strict=False))  # Ctrl-C cuts the last ones
-        pipeline.write(self._write_all, one, found)
-        pipeline.ahead = max(pipeline.ahead, len(tasks))  # the next ones are read meanwhile
+        found = zip(tasks, whole, strict=False)  # Ctrl-C cuts the last ones
+        pipeline.write_group(self._write, [(task, one, result) for task, result in found])
         if len(whole) < len(tasks):
             raise KeyboardInterrupt
-
-    def _write_all(self, one: Variant, found: Sequence[tuple[_Task, "Result"]]) -> None:
-        for task, result in found:
-            self._write(task, one, result)
 
     def _write(self, task: _Task, one: Variant, result: "Result") -> None:
         """On the writing thread: score a result and append its row."""

@@ -5,7 +5,7 @@ queues are short, so that memory does not grow with the number of images.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import gcd
 from typing import Any, TypeVar
@@ -54,6 +54,19 @@ class Pipeline:
         while len(self._writing) >= self.behind:
             self._writing.popleft().result()
         self._writing.append(self._writer.submit(function, *arguments))
+
+    def write_group(self, function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
+        """One piece of work of `function` with each of the arguments; as many are read ahead.
+
+        So the results of a group wait together, and the next group is read while it is searched.
+        """
+
+        def write_all() -> None:
+            for arguments in calls:
+                function(*arguments)
+
+        self.ahead = max(self.ahead, len(calls))
+        self.write(write_all)
 
     def flush(self) -> None:
         """Wait until all is written."""

@@ -600,10 +600,10 @@ def _solve_batch(
     variables: Any = None
     done = 0
     tries = int(settings.get("tries", 1))
-    anew = int(indices.max()) > 0  # else an image's first start is the only one there is
-    if tries > 1 and anew:
-        nearest = partial(_best_keys, stages[0], tries=tries, mesh=mesh)
-        start_keys = nearest(start_keys, indices, shared, examples)
+    if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
+        start_keys = _best_keys(
+            stages[0], start_keys, indices, shared, examples, tries=tries, mesh=mesh
+        )
         if mesh is not None:
             start_keys = jax.device_put(start_keys, mesh.devices.flat[0])
     for number, stage in enumerate(stages):

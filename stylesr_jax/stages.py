@@ -6,8 +6,9 @@ the structural ones into stages. A `Stage` says how variables begin and what the
 them. The methods themselves are in `methods.py`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -310,55 +311,53 @@ def traced_settings(settings: Mapping[str, Value]) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class RampedCosine:
-    """StyleGAN2's projector schedule: a linear way up, a plateau, and a cosine down to 0.
+class Ramps(ABC):
+    """A schedule with a way up, a way down, or both.
 
     Attributes:
-        up, down: shares of the search that the ways up and down take.
+        up, down: shares of the search that they take.
     """
 
-    up: float = 0.05
-    down: float = 0.25
+    up: float = 0.0
+    down: float = 0.0
+
+    @abstractmethod
+    def __call__(self, progress: Array) -> Array: ...
+
+    def rising(self, progress: Array) -> Array:
+        """0 to 1 on the way up, and on."""
+        return progress / max(self.up, 1e-6)
+
+    def falling(self, progress: Array) -> Array:
+        """Down to 1 before the way down, and to 0 on it."""
+        return (1.0 - progress) / max(self.down, 1e-6)
+
+
+class RampedCosine(Ramps):
+    """StyleGAN2's projector schedule: a linear way up, a plateau, and a cosine down to 0."""
 
     def __call__(self, progress: Array) -> Array:
-        # Not 0 at first: that step would be wasted.
-        rising = jnp.minimum(1.0, progress / max(self.up, 1e-6) + 0.02)
-        falling = jnp.clip((1.0 - progress) / max(self.down, 1e-6), 0.0, 1.0)
+        rising = jnp.minimum(1.0, self.rising(progress) + 0.02)  # at 0 a step would be wasted
+        falling = jnp.clip(self.falling(progress), 0.0, 1.0)
         return rising * (0.5 - 0.5 * jnp.cos(jnp.pi * falling))
 
 
-@dataclass(frozen=True)
-class OneCycleWithDrop:
-    """PULSE's "linear 1-cycle with drop": 0.1 up to 1 and back, then down to 0.001.
-
-    Attributes:
-        down: share of the search that the drop at its end takes.
-    """
-
-    down: float = 0.1
+class OneCycleWithDrop(Ramps):
+    """PULSE's "linear 1-cycle with drop": 0.1 up to 1 and back, then down to 0.001."""
 
     def __call__(self, progress: Array) -> Array:
-        cycle, drop = max(1.0 - self.down, 1e-6), max(self.down, 1e-6)
+        cycle = max(1.0 - self.down, 1e-6)
         cycling = (9.0 * (1.0 - jnp.abs(2.0 * progress / cycle - 1.0)) + 1.0) / 10.0
-        dropping = 0.1 + (progress - cycle) / drop * (0.001 - 0.1)
+        dropping = 0.1 + (1.0 - self.falling(progress)) * (0.001 - 0.1)
         return jnp.where(progress < cycle, cycling, dropping)
 
 
-@dataclass(frozen=True)
-class WarmUpAndDown:
-    """Ranger21's: linearly up, a plateau, and linearly down to 0.
-
-    Attributes:
-        up, down: shares of the search that the ways up and down take.
-    """
-
-    up: float = 0.22
-    down: float = 0.28
+class WarmUpAndDown(Ramps):
+    """Ranger21's: linearly up, a plateau, and linearly down to 0."""
 
     def __call__(self, progress: Array) -> Array:
-        rising = progress / max(self.up, 1e-6) + 0.01
-        falling = (1.0 - progress) / max(self.down, 1e-6)
-        return jnp.minimum(jnp.minimum(1.0, rising), falling)
+        rising = self.rising(progress) + 0.01
+        return jnp.minimum(jnp.minimum(1.0, rising), self.falling(progress))
 
 
 def cosine(progress: Array) -> Array:
@@ -374,9 +373,9 @@ def constant(progress: Array) -> Array:
 RATES: dict[str, Rate] = {
     "cosine": cosine,
     "constant": constant,
-    "ramped_cosine": RampedCosine(),
-    "one_cycle_with_drop": OneCycleWithDrop(),
-    "warm_up_and_down": WarmUpAndDown(),
+    "ramped_cosine": RampedCosine(up=0.05, down=0.25),
+    "one_cycle_with_drop": OneCycleWithDrop(down=0.1),
+    "warm_up_and_down": WarmUpAndDown(up=0.22, down=0.28),
 }
 
 
@@ -387,14 +386,15 @@ def rate_of(settings: Mapping[str, Value]) -> Rate:
         UserError: there is no such schedule, or its ramps take more than the whole search.
     """
     rate = choose(settings, "rate", RATES)
-    if not isinstance(rate, (RampedCosine, OneCycleWithDrop, WarmUpAndDown)):
+    if not isinstance(rate, Ramps):
         return rate
-    ramps = {
-        f.name: float(settings.get(f"ramp_{f.name}", getattr(rate, f.name))) for f in fields(rate)
-    }
-    if sum(ramps.values()) > 1.0:
-        raise UserError(f"ramps are shares of the search, together at most 1, not {ramps}")
-    return replace(rate, **ramps)
+    up, down = (
+        float(settings.get(f"ramp_{way}", default))
+        for way, default in (("up", rate.up), ("down", rate.down))
+    )
+    if up + down > 1.0:
+        raise UserError(f"ramps are shares of the search, together at most 1, not {up} and {down}")
+    return replace(rate, up=up, down=down)
 
 
 def choose(settings: Mapping[str, Value], name: str, options: Mapping[str, Any]) -> Any:

@@ -510,19 +510,18 @@ class _Work:
             return 130
         if len(self.work) > 1:
             work = sorted(self.work)
-            missing = {path for path, folder in work if self._missing(path, folder)}
-            failed = {path: self.failed[path] for path in missing}
+            solved = {path for path, folder in work if self._solved_elsewhere(path, folder)}
+            failed = {path: text for path, text in self.failed.items() if path not in solved}
             _write_summary(Path(self.run.args.out), work, failed)
         return 2 if self.failed else 0
 
-    def _missing(self, path: Path, folder: Path) -> bool:
-        """Whether an input failed here and no other worker has solved it."""
+    def _solved_elsewhere(self, path: Path, folder: Path) -> bool:
+        """Whether another worker has solved what failed here."""
         if self.claims is None or path not in self.failed:
-            return path in self.failed
-        try:
-            return not _finished(folder, self.run, _fingerprint(self.run, path))
-        except UserError:
-            return True
+            return False
+        with suppress(UserError):
+            return _finished(folder, self.run, _fingerprint(self.run, path))
+        return False
 
     def _attempt(self, work: Sequence[_Place]) -> list[_Place]:
         """One pass; returns what other workers hold."""
@@ -649,18 +648,13 @@ class _Work:
         self.console.close()
         whole_group = {id(one.observation): one for one in group}
         self.interrupted |= any(result.interrupted for result in results)
-        pipeline.write(
-            self._write_all, [(whole_group[id(one.observation)], one) for one in results]
+        pipeline.write_group(
+            self._write, [(whole_group[id(one.observation)], one) for one in results]
         )
-        pipeline.ahead = max(pipeline.ahead, len(group))  # the next ones are read meanwhile
         self.interrupted |= len(results) < len(group)
         alone = [(when, step) for when, image, step in clock if image == 0]
         if batch == 1 and len(alone) > 1 and alone[-1][1] > alone[0][1]:
             self.rates.record((alone[-1][0] - alone[0][0]) / (alone[-1][1] - alone[0][1]))
-
-    def _write_all(self, found: Sequence[tuple[_Input, "Result"]]) -> None:
-        for one, result in found:
-            self._write(one, result)
 
     def _write(self, one: _Input, result: "Result") -> None:
         """On the writing thread: an input's folder, unless another process took it over."""

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = """
 import json, sys
 import jax, numpy as np
+from jax.sharding import Mesh
 from stylesr_jax import load_generator, load_prior
 from stylesr_jax.methods import method_named
 from stylesr_jax.solve import device_mesh, observe, solve
@@ -23,7 +24,8 @@ observations = [observe(rng.uniform(-1, 1, (8, 8, 3))) for _ in range(2)]
 keys = list(jax.random.split(jax.random.key(3)))
 assert jax.local_device_count() == 8
 found = {}
-for devices, mesh in ((0, None), (2, device_mesh(2)), (8, device_mesh())):
+one = Mesh(np.array(jax.devices()[:1]), ("starts",))
+for devices, mesh in ((0, None), (1, one), (2, device_mesh(2)), (8, device_mesh())):
     results = solve(
         observations, keys, generator=generator, prior=prior, solutions=3, mesh=mesh,
         method=method_named(sys.argv[4]), settings=method_named(sys.argv[4]).resolve(
@@ -57,7 +59,7 @@ def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path):
     assert found["8"].shape == (6, 32, 32, 3)
     assert np.unique(np.round(found["8"], 3), axis=0).shape[0] == 6  # six different pictures
     # The programs are compiled for different numbers of devices and round differently.
-    for devices in ("0", "2"):
+    for devices in ("0", "1", "2"):
         np.testing.assert_allclose(found[devices], found["8"], atol=1e-4)
 
 
@@ -65,5 +67,5 @@ def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path):
 def test_several_stages_and_projections_are_spread_too(tiny_files, tmp_path):
     settings = {"sketch_steps": 4, "steps": 4, "weights_steps": 4}
     found = _solve_on_meshes(tiny_files, tmp_path / "plus.npz", "rls+", settings)
-    for devices in ("0", "2"):
+    for devices in ("0", "1", "2"):
         np.testing.assert_allclose(found[devices], found["8"], atol=1e-3)

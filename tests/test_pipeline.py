@@ -55,6 +55,20 @@ def test_work_is_written_meanwhile_in_order_and_waits_when_too_much_is_left():
     assert written == [(0, False), (1, False), (2, False)]
 
 
+def test_a_group_is_one_piece_of_work_and_as_many_are_read_ahead():
+    written, gate = [], threading.Event()
+
+    def write(i):
+        gate.wait()
+        written.append(i)
+
+    with Pipeline(ahead=2, behind=1) as pipeline:
+        pipeline.write_group(write, [(i,) for i in range(5)])
+        assert not written and pipeline.ahead == 5  # five waited for, and yet we are here
+        gate.set()
+    assert written == [0, 1, 2, 3, 4]
+
+
 def test_what_is_finished_is_written_when_the_search_is_broken_off():
     written = []
     with pytest.raises(KeyboardInterrupt), Pipeline() as pipeline:
