@@ -135,17 +135,40 @@ def _rls_stage(settings: Mapping[str, Value]) -> Stage:
 
 
 def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    """The steps with sketches ("sketch_steps"), then those with full images ("steps")."""
-    full = _rls_stage(settings)
-    if not int(settings["sketch_steps"]):
-        return (full,)
-    early = replace(
-        full, sketch=True, keep="last", steps="sketch_steps", learning_rate="sketch_rate"
-    )
-    if not int(settings["steps"]):
-        return (early,)
-    onward = replace(full.coordinates, start=_carry_on)
-    return (early, replace(full, coordinates=onward))
+    """Steps with sketches, with sketches in w itself ("polish_steps"), with full images.
+
+    Polishing leaves whitened coordinates, in which single layers hardly move against one
+    another, and has weaker priors of its own; the full images stay there.
+    """
+    last = _rls_stage(settings)
+    stages: list[Stage] = []
+    if int(settings["sketch_steps"]):
+        stages.append(_sketches(last, steps="sketch_steps", learning_rate="sketch_rate"))
+        last = replace(last, coordinates=replace(last.coordinates, start=_carry_on))
+    if int(settings["polish_steps"]):
+        raw = style_coordinates({**settings, "coordinates": "raw"})
+        if stages and settings["coordinates"] == "whitened":
+            raw = replace(raw, start=_unwhitened)
+        elif stages:
+            raw = replace(raw, start=_carry_on)
+        weights = {"lambda_w": "polish_w", "lambda_c": "polish_c"}
+        terms = tuple(t._replace(weight=weights.get(t.weight, t.weight)) for t in last.terms)
+        last = replace(last, coordinates=raw, terms=terms)
+        stages.append(_sketches(last, steps="polish_steps", learning_rate="polish_rate"))
+        last = replace(last, coordinates=replace(raw, start=_carry_on))
+    if int(settings["steps"]) or not stages:
+        stages.append(last)
+    return tuple(stages)
+
+
+def _sketches(stage: Stage, *, steps: str, learning_rate: str) -> Stage:
+    return replace(stage, sketch=True, keep="last", steps=steps, learning_rate=learning_rate)
+
+
+def _unwhitened(
+    key: Array, index: Array, shared: Shared, example: Example, previous: Any
+) -> Variables:
+    return {"latent": shared.prior.unwhiten(previous["latent"])}
 
 
 def _carry_on(
@@ -160,6 +183,7 @@ def _carry_on(
 # charges the generator's own latents (benchmarks/results/gaussianization).
 RLS_PAPER: Mapping[str, Value] = {
     "sketch_steps": 0,
+    "polish_steps": 0,
     "steps": 500,
     "learning_rate": 0.5,
     "rate": "constant",
@@ -184,6 +208,10 @@ RLS = Method(
     settings={
         "sketch_steps": 200,
         "sketch_rate": 0.12,
+        "polish_steps": 0,
+        "polish_rate": 0.04,
+        "polish_w": 1e-4,
+        "polish_c": 0.01,
         "steps": 10,
         "learning_rate": 0.03,
         "rate": "cosine",
@@ -751,7 +779,7 @@ def _langevin(shared: Shared) -> optax.GradientTransformation:
 def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
     if not float(settings["temperature"]) > 0.0:
         raise UserError("langevin.temperature must be above 0, e.g. 0.002")
-    *early, first = _rls_stages({**settings, "coordinates": "whitened"})
+    *early, first = _rls_stages({**settings, "coordinates": "whitened", "polish_steps": 0})
     terms = (
         term._replace(function=objective.prior_whitened) if term.name == "prior" else term
         for term in first.terms
@@ -772,13 +800,16 @@ def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
     return (*early, first, second)
 
 
+# A chain moves in whitened coordinates, so its start is not polished in others.
+_FIXED = ("coordinates", "polish_steps", "polish_rate", "polish_w", "polish_c")
+
 LANGEVIN = Method(
     name="langevin",
     summary="draws from RLS's posterior: a Langevin chain from each RLS solution",
     source="beyond the papers; Roberts & Tweedie 1996 on RLS's objective",
     # exp(-objective / temperature): at lambda_w / num_ws every style has the flow's own density.
     settings={
-        **{name: value for name, value in RLS.settings.items() if name != "coordinates"},
+        **{name: RLS.settings[name] for name in RLS.settings if name not in _FIXED},
         "chain_steps": 100,
         "step_size": 1e-6,  # where chains end that begin at 1e-4 (benchmarks/results/defaults)
         "temperature": 0.002,

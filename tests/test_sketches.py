@@ -1,6 +1,7 @@
 """Searches that begin with sketches: early images, heads, and the correction of what they miss."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,10 @@ from stylesr_jax.generators import Generator, config_to_dict, load_generator, me
 from stylesr_jax.generators.heads import save_heads, with_heads, with_known_heads
 from stylesr_jax.generators.mobile import ImageHead, MobileConfig
 from stylesr_jax.methods import RLS
-from stylesr_jax.objective import Shared, degraded
+from stylesr_jax.objective import Example, Shared, degraded
 from stylesr_jax.search import search
 from stylesr_jax.solve import observe, upsample
-from stylesr_jax.stages import problem_of, sketched, stages_of
+from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
 
 
 def _tiny_mobile() -> Generator:
@@ -148,9 +149,6 @@ def test_the_correction_makes_the_sketch_exact_where_it_was_measured(tiny_files)
     settings = RLS.resolve("balanced", {"sketch_steps": 25, "steps": 3, "lambda_w": 0.0})
     (early, full) = sketched(stages_of(RLS, settings), generator, 8)
     assert early.stop == 16
-    from stylesr_jax.objective import Example
-    from stylesr_jax.stages import traced_settings
-
     shared = Shared(generator, prior, Bicubic(size=8), None, traced_settings(settings))
     example = Example(
         jnp.asarray(observation.target)[None],
@@ -172,11 +170,42 @@ def test_the_correction_makes_the_sketch_exact_where_it_was_measured(tiny_files)
     assert abs(plain.history["l1"][0, 0] - whole_start.history["l1"][0, 0]) > 1e-2
 
 
-def test_solutions_of_a_search_with_sketches(tiny_files):
+@pytest.mark.parametrize(
+    ("changes", "whitened"),
+    [
+        ({}, [True, False, False]),
+        ({"steps": 0}, [True, False]),
+        ({"sketch_steps": 0}, [False, False]),
+        ({"polish_steps": 0}, [True, True]),
+        ({"coordinates": "raw"}, [False, False, False]),
+    ],
+)
+def test_polishing_goes_on_in_w_from_where_the_sketches_ended(tiny_files, changes, whitened):
+    generator = load_generator(tiny_files["generator"])
+    shared = Shared(generator, load_prior(generator, tiny_files["prior"]), None, None, {})
+    asked = {"sketch_steps": 6, "polish_steps": 4, "steps": 3, **changes}
+    stages = stages_of(RLS, RLS.resolve("balanced", asked))
+    point = {"latent": jax.random.normal(jax.random.key(0), (generator.num_ws, generator.w_dim))}
+    decoded = [stage.coordinates.decode(shared, point).ws for stage in stages]
+    unwhitened = shared.prior.unwhiten(point["latent"])
+    for ws, white in zip(decoded, whitened, strict=True):
+        np.testing.assert_allclose(ws, unwhitened if white else point["latent"], rtol=1e-5)
+    for before, stage in itertools.pairwise(stages):
+        begun = stage.coordinates.start(None, None, shared, None, point)
+        ends = before.coordinates.decode(shared, point).ws
+        np.testing.assert_allclose(stage.coordinates.decode(shared, begun).ws, ends, rtol=1e-5)
+    weights = [{term.weight for term in stage.terms} for stage in stages]
+    polished = "polish_steps" not in changes
+    assert ("polish_w" in weights[-1]) is polished and "lambda_l1" in weights[-1]
+    assert stages[0].sketch and stages[-1].sketch is (changes.get("steps") == 0)
+
+
+@pytest.mark.parametrize("polish", [0, 4])
+def test_solutions_of_a_search_with_sketches(tiny_files, polish):
     generator = load_generator(tiny_files["generator"])
     prior = load_prior(generator, tiny_files["prior"])
     image = np.random.default_rng(1).uniform(-1, 1, (8, 8, 3))
-    settings = {"sketch_steps": 12, "steps": 5}
+    settings = {"sketch_steps": 12 - polish, "polish_steps": polish, "steps": 5}
     result = upsample(
         image,
         generator=generator,

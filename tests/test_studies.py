@@ -135,9 +135,15 @@ def test_each_ablation_changes_one_setting():
     assert names == {"lambda_w", "lambda_g", "lambda_c", "space", "coordinates"}
 
 
-def test_published_ablations_change_one_setting_of_the_published_ones():
-    whole, *others = (one.settings for one in _variants(ablation.PUBLISHED).values())
-    assert whole == {**METHODS["rls"].resolve("paper"), "steps": 30}
+@pytest.mark.parametrize("rate", [None, 0.04])
+def test_published_ablations_change_one_setting_of_the_published_ones(rate):
+    texts = ablation.published_texts(rate)
+    whole, *others = (one.settings for one in _variants(texts).values())
+    steps = {"steps": 30}
+    if rate:
+        steps = {"sketch_steps": 29, "steps": 1, "rate": "cosine"}
+        steps |= {"sketch_rate": 0.04, "learning_rate": 0.01}
+    assert whole == {**METHODS["rls"].resolve("paper"), **steps}
     changed = [{n: v for n, v in one.items() if v != whole[n]} for one in others]
     assert changed == [{"lambda_g": 0.0}, {"lambda_w": 0.0}, {"lambda_c": 0.0}, {"space": "w"}]
 
