@@ -200,6 +200,12 @@ RLS_PAPER: Mapping[str, Value] = {
     "spread_first": 0.0,
 }
 
+_POLISHED: Mapping[str, Value] = {
+    "sketch_steps": 100,
+    "polish_steps": 100,
+    "learning_rate": 0.01,
+}
+
 RLS = Method(
     name="rls",
     summary="regularised latent search: L1 likelihood and a normalising-flow prior on W+",
@@ -230,6 +236,8 @@ RLS = Method(
     presets={
         "fast": {"sketch_steps": 120, "steps": 0},  # one program less to compile
         "best": {"sketch_steps": 500, "steps": 40, "learning_rate": 0.05},
+        # Solutions from further away; polishing brings them as near to the input as the default's.
+        "diverse": {**_POLISHED, "spread": 1.0},
         "paper": RLS_PAPER,
         # The ablations of the published method.
         "paper-no-gauss": {**RLS_PAPER, "lambda_g": 0.0},

@@ -30,7 +30,7 @@ from stylesr_jax.stages import stages_of
 
 STUDIES = {
     ablation: [6],
-    diversity: [2],
+    diversity: [3],
     methods: [len(METHODS)],
     multimodal: [1, 4, 1],
     robustness: [3],
@@ -284,8 +284,8 @@ def kept(tmp_path_factory):
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(images / f"face{i}.png")
-    parser = common.options("diversity", diversity.__doc__, pictures=1, methods=diversity.METHODS)
-    parser.set_defaults(solutions=2, source=None)
+    parser = common.options("diversity", diversity.__doc__, pictures=1)
+    parser.set_defaults(solutions=2, source=None, methods="PULSE=pulse@paper,RLS=rls")
     files = _small_files(folder)
     places = {
         "--generator": files["generator"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.studies import common
 
-METHODS = "PULSE=pulse@paper,RLS=rls"
+METHODS = "PULSE=pulse@paper,RLS=rls,RLS diverse=rls@diverse"
 FINDINGS = """\
 Diversity is the mean over all pairs of an image's solutions, LPIPS-VGG or absolute pixel
 difference; it says something only beside the consistency (low-res L1): solutions that ignore the
