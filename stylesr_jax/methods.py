@@ -200,12 +200,6 @@ RLS_PAPER: Mapping[str, Value] = {
     "spread_first": 0.0,
 }
 
-_POLISHED: Mapping[str, Value] = {
-    "sketch_steps": 100,
-    "polish_steps": 100,
-    "learning_rate": 0.01,
-}
-
 RLS = Method(
     name="rls",
     summary="regularised latent search: L1 likelihood and a normalising-flow prior on W+",
@@ -235,9 +229,14 @@ RLS = Method(
     },
     presets={
         "fast": {"sketch_steps": 120, "steps": 0},  # one program less to compile
-        "best": {"sketch_steps": 500, "steps": 40, "learning_rate": 0.05},
-        # Solutions from further away; polishing brings them as near to the input as the default's.
-        "diverse": {**_POLISHED, "spread": 1.0},
+        "best": {"sketch_steps": 200, "polish_steps": 300, "steps": 40, "learning_rate": 0.01},
+        # Starts further from the mean; polishing brings them as near to the input as the default's.
+        "diverse": {
+            "sketch_steps": 100,
+            "polish_steps": 100,
+            "learning_rate": 0.01,
+            "spread": 1.0,
+        },
         "paper": RLS_PAPER,
         # The ablations of the published method.
         "paper-no-gauss": {**RLS_PAPER, "lambda_g": 0.0},
@@ -824,7 +823,7 @@ LANGEVIN = Method(
     },
     presets={
         "fast": {**RLS.presets["fast"], "chain_steps": 50},
-        "best": {**RLS.presets["best"], "chain_steps": 500},
+        "best": {"sketch_steps": 500, "steps": 40, "learning_rate": 0.05, "chain_steps": 500},
         # Nothing was published; RLS's published weights in coordinates that can be sampled.
         "paper": {name: RLS_PAPER[name] for name in ("lambda_w", "lambda_g", "lambda_c")},
     },
