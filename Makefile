@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m stylesr_jax.upsample docs/images/astronaut.png --out out
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

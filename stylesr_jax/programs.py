@@ -21,7 +21,7 @@ import jax
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
-from stylesr_jax.runtime import release_memory, versions
+from stylesr_jax.runtime import mappings, release_memory, versions
 
 OPTIONS = ("jax_numpy_dtype_promotion", "jax_default_matmul_precision", "jax_enable_x64")
 _log = logging.getLogger(__name__)
@@ -33,6 +33,19 @@ def keep_in(folder: Path | None) -> None:
     """Keep traced programs in this folder from now on; None keeps none, as at the start."""
     global _folder
     _folder = folder
+
+
+def make_room() -> None:
+    """Let go of every compiled program when half of the process's memory mappings are used.
+
+    A search of one size of image takes nearly 3,000 mappings, and the compiler crashes when there
+    are none left, as after a folder of two dozen sizes. What is needed again comes from the cache.
+    """
+    found = mappings()
+    if found is not None and found[0] > found[1] // 2:
+        _log.debug("%d of %d memory mappings are used; compiled programs are let go", *found)
+        _ready.clear()
+        jax.clear_caches()
 
 
 class _NoName(Exception):

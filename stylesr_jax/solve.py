@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from stylesr_jax import programs
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
@@ -593,6 +594,7 @@ def _solve_batch(
     on_progress: Progress | None,
 ) -> tuple[list[Solution], bool]:
     """Run every stage for one batch of (image, solution) pairs and render the first `count`."""
+    programs.make_room()
     total = sum(int(settings[stage.steps]) for stage in stages)
     histories: list[dict[str, np.ndarray]] = []
     diagnostics: dict[str, np.ndarray] = {}

@@ -12,13 +12,21 @@ import numpy as np
 import pytest
 from untrained import untrained_files
 
-from stylesr_jax.flow import FlowConfig, Prior
+from stylesr_jax import programs
+from stylesr_jax.flow import FlowConfig, Prior, load_prior
 from stylesr_jax.generators import Generator, generator_from_file, load_generator
 from stylesr_jax.generators.stylegan2 import random_state
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _room():
+    """A worker compiles more than a process has memory mappings for."""
+    yield
+    programs.make_room()
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +64,4 @@ def tiny(tiny_files) -> Generator:
 @pytest.fixture(scope="session")
 def tiny_prior(tiny, tiny_files) -> Prior:
     """A flow prior of the tiny generator: its whitening, and a flow that is the identity."""
-    from stylesr_jax.flow import load_prior
-
     return load_prior(tiny, tiny_files["prior"])

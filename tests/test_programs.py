@@ -1,5 +1,6 @@
 """Traced programs kept on disk: the same results, and no second trace."""
 
+import gc
 import mmap
 import platform
 from functools import partial
@@ -13,7 +14,7 @@ from stylesr_jax import programs
 from stylesr_jax.flow import load_prior
 from stylesr_jax.generators import load_generator
 from stylesr_jax.methods import METHODS
-from stylesr_jax.runtime import release_memory
+from stylesr_jax.runtime import mappings, release_memory
 from stylesr_jax.solve import upsample
 
 TRACES = []
@@ -109,6 +110,38 @@ def _resident():
     """Bytes of memory that this process has now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+def test_programs_are_let_go_before_the_mappings_run_out(folder, monkeypatch):
+    _call()
+    for used, kept in ((50, 1), (51, 0)):
+        monkeypatch.setattr(programs, "mappings", lambda used=used: (used, 100))
+        programs.make_room()
+        assert len(programs._ready) == kept
+    monkeypatch.setattr(programs, "mappings", lambda: None)  # a system that does not tell
+    np.testing.assert_array_equal(_call()["sum"], [2.0, 3.0, 6.0])
+    assert TRACES == [2]  # it came back from its file
+    programs.make_room()
+    assert len(programs._ready) == 1
+
+
+@pytest.mark.skipif(mappings() is None, reason="only Linux tells")
+def test_programs_that_are_let_go_give_their_mappings_back(folder, monkeypatch):
+    def used():
+        gc.collect()
+        return mappings()[0]
+
+    def let_go():
+        with monkeypatch.context() as patch:
+            patch.setattr(programs, "mappings", lambda: (1, 1))
+            programs.make_room()
+        return used()
+
+    before = let_go()
+    for power in range(2, 22):
+        _call(power)
+    taken = used() - before
+    assert taken >= 40 and let_go() - before < taken / 4
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path):
