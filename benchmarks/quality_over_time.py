@@ -50,7 +50,7 @@ from stylesr_jax.scoring import Scorer
 from stylesr_jax.solve import key_of, solve
 from stylesr_jax.stages import with_budget
 
-PRESETS = ("fast", "balanced", "best", "paper")
+PRESETS = ("fast", "balanced", "diverse", "best", "paper")
 SCORES = {
     "low_l1": "residual: low-resolution L1 ↓",
     "lpips_vgg": "LPIPS-VGG to the original ↓",
