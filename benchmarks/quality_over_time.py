@@ -56,6 +56,7 @@ SCORES = {
     "lpips_vgg": "LPIPS-VGG to the original ↓",
     "log_p": "prior: mean log p of the styles ↑",
 }
+STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of lines, one for each preset
 LEAST = 5  # steps of the smallest budget
 
 
@@ -213,7 +214,7 @@ def draw(path: Path, entries: Sequence[dict[str, Any]], title: str) -> None:
     pyplot = load_pyplot()
     from matplotlib.ticker import LogFormatter
 
-    figure, axes = pyplot.subplots(1, len(SCORES), figsize=(16, 4.8), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(SCORES), figsize=(16, 6.4), layout="constrained")
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     presets = list(dict.fromkeys(entry["preset"] for entry in entries))
     for axis, (score, heading) in zip(axes, SCORES.items(), strict=True):
@@ -227,10 +228,10 @@ def draw(path: Path, entries: Sequence[dict[str, Any]], title: str) -> None:
                 if not own[0]["evaluations"]:
                     axis.axhline(own[0][score], color=color, linewidth=1, label=method)
                     continue
-                style = ("-", "--", ":", "-.")[presets.index(preset) % 4]
+                style = STYLES[presets.index(preset) % len(STYLES)]
                 seconds = [e["seconds"] for e in own]
                 values = [e[score] for e in own]
-                axis.plot(seconds, values, style, color=color, marker="o", markersize=4)
+                axis.plot(seconds, values, ls=style, color=color, marker="o", markersize=4)
                 axis.lines[-1].set_label(f"{method}, {preset}")
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(LogFormatter())
@@ -242,7 +243,7 @@ def draw(path: Path, entries: Sequence[dict[str, Any]], title: str) -> None:
     if highest < 0.0:
         axes[-1].set_ylim(top=highest / 2)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
