@@ -50,13 +50,15 @@ from stylesr_jax.scoring import Scorer
 from stylesr_jax.solve import key_of, solve
 from stylesr_jax.stages import with_budget
 
-PRESETS = ("fast", "balanced", "diverse", "best", "paper")
+PRESETS = tuple(
+    dict.fromkeys(name for method in METHODS.values() for name in ("balanced", *method.presets))
+)
 SCORES = {
     "low_l1": "residual: low-resolution L1 ↓",
     "lpips_vgg": "LPIPS-VGG to the original ↓",
     "log_p": "prior: mean log p of the styles ↑",
 }
-STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of lines, one for each preset
+STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))  # one for each preset
 LEAST = 5  # steps of the smallest budget
 
 
