@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
+from stylesr_jax.generators import native
 from stylesr_jax.runtime import mappings, release_memory, versions
 
 OPTIONS = ("jax_numpy_dtype_promotion", "jax_default_matmul_precision", "jax_enable_x64")
+# Native code of this package, whose interface changes with its source files alone.
+CALLS = [jax.export.DisabledSafetyCheck.custom_call(name) for name in native.TARGETS]
 _log = logging.getLogger(__name__)
 _folder: Path | None = None
 _ready: dict[Any, Callable[..., Any]] = {}
@@ -73,7 +77,7 @@ def _sources() -> str:
     """A hash of the package's source files."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parent
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted((*package.rglob("*.py"), *package.rglob("*.cc"))):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -147,7 +151,7 @@ def _prepare(
     exported = _read(path)
     if exported is None:
         try:
-            exported = jax.export.export(jax.jit(flat))(*leaves)
+            exported = jax.export.export(jax.jit(flat), disabled_checks=CALLS)(*leaves)
             data = exported.serialize()
             with store.atomic_path(path) as temporary:
                 temporary.write_bytes(data)

@@ -75,7 +75,8 @@ def test_every_stage_of_every_method_lowers(name, tiny, tiny_prior):
 
 
 def test_rls_on_the_embedded_generator_lowers(mobile):
-    stages = list(export_stages("rls", mobile, load_prior(mobile), size=16, starts=4))
+    portable = mobile.replace(config=mobile.config.portable())
+    stages = list(export_stages("rls", portable, load_prior(mobile), size=16, starts=4))
     assert len(stages) == 2  # with sketches, and in full
     for variables, exported in stages:
         assert exported.platforms == ACCELERATORS

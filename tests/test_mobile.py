@@ -224,7 +224,7 @@ def test_strips_change_nothing(with_image):
 
 @pytest.mark.parametrize("in_strips", [False, True])
 def test_step_lowers_for_accelerators(mobile, in_strips):
-    config = dataclasses.replace(mobile.config, in_strips=in_strips)
+    config = dataclasses.replace(mobile.config.portable(), in_strips=in_strips)
     generator = mobile.replace(config=config)
 
     def step(generator, ws):

@@ -76,7 +76,7 @@ def generator_from_file(path: str | os.PathLike[str]) -> Generator:
         params=tensors["params"],
         statistics=tensors["statistics"],
         label=None,
-        config=config_from_dict(header["config"]),
+        config=config_from_dict(header["config"]).on_this_machine(),
     )
     return with_known_heads(generator)
 

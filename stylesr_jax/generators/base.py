@@ -51,6 +51,14 @@ class Config:
         """Resolutions at which synthesis can stop with an image, the full one last."""
         return (self.resolution,)
 
+    def on_this_machine(self) -> "Config":
+        """The configuration with what depends on the machine decided, for a generator in use."""
+        return self
+
+    def portable(self) -> "Config":
+        """The configuration that is computed by XLA alone, for any platform."""
+        return self
+
     def synthesis_module(self) -> nn.Module:
         """The Flax module; `apply` takes (ws, noise, start=, stop=), see `Generator`."""
         raise NotImplementedError

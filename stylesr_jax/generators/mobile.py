@@ -5,6 +5,7 @@ Image Synthesis", 2021.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,11 +14,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.generators import native
 from stylesr_jax.generators.base import Config, Noise
 from stylesr_jax.generators.layers import leaky_relu
 from stylesr_jax.generators.mapping import Dense
 from stylesr_jax.generators.separable import (
     SeparableWeights,
+    haar_analysis,
     haar_synthesis,
     modulated_pointwise,
     separable_rows,
@@ -31,18 +34,21 @@ Params = dict[str, Any]
 # blocks are bound by arithmetic.
 STRIP_SIZE = 1 << 20
 WHOLE_SIZE = 1 << 22
+NATIVE_RESOLUTION = 32  # of the smallest block in native code: XLA is as fast in smaller ones
 
 
 @dataclasses.dataclass(frozen=True)
 class MobileConfig(Config):
     """`channels[0]` leave the 4x4 input layer and `channels[i + 1]` leave block i, at 8 << i.
 
-    `in_strips`: whether large blocks are computed in strips; None means on CPUs, where it saves
-    time and memory. `heads`: features of these resolutions have an `ImageHead`, which makes an
-    image of twice their resolution.
+    `native`: whether all but the smallest blocks are computed in native code, see `native.py`;
+    None leaves it to `on_this_machine`. `in_strips`: whether XLA computes large blocks in strips;
+    None means on CPUs, where it saves time and memory. `heads`: features of these resolutions have
+    an `ImageHead`, which makes an image of twice their resolution.
     """
 
     channels: tuple[int, ...] = ()
+    native: bool | None = None
     in_strips: bool | None = None
     heads: tuple[int, ...] = ()
 
@@ -68,6 +74,19 @@ class MobileConfig(Config):
             in_strips = jax.default_backend() == "cpu"
         size = (4 << block) ** 2 * self.channels[block]
         return size // STRIP_SIZE if in_strips and size > WHOLE_SIZE else 1
+
+    def in_native(self, block: int) -> bool:
+        """Whether block `block` is computed in native code."""
+        incoming, outgoing = self.channels[block - 1 : block + 1]
+        whole_vectors = incoming % (4 * native.LANES) == 0 and outgoing % native.LANES == 0
+        return bool(self.native) and whole_vectors and (4 << block) >= NATIVE_RESOLUTION
+
+    def on_this_machine(self) -> "MobileConfig":
+        wanted = self.native is not False and jax.default_backend() == "cpu"
+        return dataclasses.replace(self, native=wanted and native.available())
+
+    def portable(self) -> "MobileConfig":
+        return dataclasses.replace(self, native=False)
 
     def synthesis_module(self) -> nn.Module:
         return MobileSynthesis(self)
@@ -111,6 +130,70 @@ def _block_rows(
     if "image" in styles:
         x = _image_rows(x, styles["image"], weights["image"])
     return x, left
+
+
+# --- whole blocks ---------------------------------------------------------------------------
+
+
+def _block(
+    strips: int, x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array
+) -> Array:
+    """`_block_rows` of whole images, in so many strips, computed by XLA.
+
+    x (N, H, W, C), styles (N, ...), noise (1 or N, 2H, 2W) -> (N, 2H, 2W, features) or the image.
+    """
+
+    def one(x: Array, styles: Params, noise1: Array, noise2: Array) -> Array:
+        whole = {"x": x, "noise1": noise1, "noise2": noise2}
+        return map_strips(_block_rows, whole, {"styles": styles, "weights": weights}, strips=strips)
+
+    noise1, noise2 = (jnp.broadcast_to(m, (len(x), *m.shape[1:])) for m in (noise1, noise2))
+    return jax.vmap(one)(x, styles, noise1, noise2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _native_block(
+    strips: int, x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array
+) -> Array:
+    """`_block` in native code; `strips` is for gradients of the weights, which XLA computes."""
+    return _native_forward(x, styles, weights, noise1, noise2)[0]
+
+
+def _native_forward(
+    x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array
+) -> tuple[Array, native.Left]:
+    out, left = native.forward(x, styles, weights, noise1, noise2)
+    if "image" in styles:
+        out = jax.vmap(haar_synthesis)(out + weights["image"]["bias"])
+    return out, left
+
+
+def _native_block_forward(strips: int, *args: Any) -> tuple[Array, tuple]:
+    perturbed = jax.tree.leaves(jax.tree.map(lambda a: a.perturbed, args[2]))
+    x, styles, weights, noise1, noise2 = jax.tree.map(lambda a: a.value, args)
+    if any(perturbed):
+        out, pull = jax.vjp(partial(_block, strips), x, styles, weights, noise1, noise2)
+        return out, (pull, None)
+    out, left = _native_forward(x, styles, weights, noise1, noise2)
+    return out, (None, (x, styles, weights, left, noise1, noise2))
+
+
+def _native_block_backward(strips: int, saved: tuple, grad: Array) -> tuple:
+    pull, known = saved
+    if pull is not None:
+        return pull(grad)
+    x, styles, weights, left, noise1, noise2 = known
+    if "image" in styles:
+        grad = jax.vmap(haar_analysis)(grad)
+    grad_x, grad_styles, *grad_noise = native.backward(x, styles, weights, left, grad)
+    shared = (
+        g.sum(0, keepdims=True) if len(m) == 1 else g
+        for g, m in zip(grad_noise, (noise1, noise2), strict=True)
+    )
+    return grad_x, grad_styles, jax.tree.map(jnp.zeros_like, weights), *shared
+
+
+_native_block.defvjp(_native_block_forward, _native_block_backward, symbolic_zeros=True)
 
 
 # --- modules --------------------------------------------------------------------------------
@@ -173,6 +256,7 @@ class Block(nn.Module):
 
     features: int
     strips: int
+    native: bool
 
     @nn.compact
     def __call__(
@@ -197,13 +281,9 @@ class Block(nn.Module):
         if image is not None:
             styles["image"], weights["image"] = image
 
-        def one(x: Array, styles: Params, noise1: Array, noise2: Array) -> Array:
-            whole = {"x": x, "noise1": noise1, "noise2": noise2}
-            shared = {"styles": styles, "weights": weights}
-            return map_strips(_block_rows, whole, shared, strips=self.strips)
-
-        axes = [0 if m.ndim == 3 else None for m in noise]
-        return jax.vmap(one, in_axes=(0, 0, *axes))(x, styles, *noise)
+        run = _native_block if self.native else _block
+        noise1, noise2 = (m if m.ndim == 3 else m[None] for m in noise)
+        return run(self.strips, x, styles, weights, noise1, noise2)
 
 
 class ToWavelets(nn.Module):
@@ -274,7 +354,7 @@ class MobileSynthesis(nn.Module):
         channels = self.config.channels
         self.input = InputLayer(channels[0])
         self.blocks = [
-            Block(c, self.config.strips(i + 1), name=f"block{i}")
+            Block(c, self.config.strips(i + 1), self.config.in_native(i + 1), name=f"block{i}")
             for i, c in enumerate(channels[1:])
         ]
         self.to_image = ToWavelets(channels[-1])

@@ -1,0 +1,222 @@
+"""Native blocks of the default generator: the same as XLA's, or XLA's where they cannot be had."""
+
+import dataclasses
+import logging
+import subprocess
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stylesr_jax.generators import config_from_dict, config_to_dict, load_generator, native
+from stylesr_jax.generators.mobile import _block, _native_block
+from stylesr_jax.generators.separable import SeparableWeights
+
+needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
+
+
+def _layer(key, channels, features):
+    keys = jax.random.split(key, 3)
+    return SeparableWeights(
+        jax.random.normal(keys[0], (3, 3, channels)) / 3,
+        jax.random.normal(keys[1], (channels, features)) / np.sqrt(channels),
+        jnp.array(0.3),
+        0.2 * jax.random.normal(keys[2], (features,)),
+    )
+
+
+def _arguments(channels, features, height, width, *, count=2, image=False, own_noise=False):
+    """Random arguments of a block: x, styles, weights, noise1, noise2."""
+    keys = jax.random.split(jax.random.key(0), 9)
+    widths = {"up": 4 * channels, "conv1": channels, "conv2": features}
+    weights = {
+        "conv1": _layer(keys[0], channels, features),
+        "conv2": _layer(keys[1], features, features),
+    }
+    if image:
+        widths["image"] = features
+        weights["image"] = {
+            "weight": jax.random.normal(keys[2], (features, 12)) / np.sqrt(features),
+            "bias": jnp.linspace(-1.0, 1.0, 12),
+        }
+    styles = {
+        name: 1 + 0.3 * jax.random.normal(key, (count, size))
+        for key, (name, size) in zip(keys[3:], widths.items(), strict=False)
+    }
+    x = jax.random.normal(keys[7], (count, height // 2, width // 2, 4 * channels))
+    noise = jax.random.normal(keys[8], (2, count if own_noise else 1, height, width))
+    return x, styles, weights, noise[0], noise[1]
+
+
+def _close(found, expected, *, rtol):
+    """Equal to within `rtol` of the largest value of each array."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max()),
+        found,
+        expected,
+    )
+
+
+def _mostly_close(found, expected, *, rtol):
+    """As `_close` but for a hundredth: outputs within rounding of zero take either slope."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert np.mean(np.abs(a - b) > rtol * np.abs(b).max()) < 0.01
+
+
+def _with_gradients(block, args, argnums=(0, 1, 3, 4)):
+    def loss(*args):
+        out = block(1, *args)
+        return jnp.sum(jnp.sin(2 * out)), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums, has_aux=True))(*args)
+    return out, gradients
+
+
+@needs_native
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("own_noise", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "features", "height", "width"),
+    [(16, 16, 2, 2), (16, 32, 40, 52), (48, 112, 36, 8), (64, 64, 130, 6)],
+)
+def test_native_blocks_are_xlas(channels, features, height, width, own_noise, image):
+    """Any size, also of several tasks; styles' gradients to half precision's rounding."""
+    args = _arguments(channels, features, height, width, image=image, own_noise=own_noise)
+    expected, (grad_x, grad_styles, *grad_noise) = _with_gradients(_block, args)
+    out, (found_x, found_styles, *found_noise) = _with_gradients(_native_block, args)
+    assert out.shape == expected.shape and out.dtype == expected.dtype
+    _close(out, expected, rtol=3e-6)
+    _mostly_close((found_x, found_noise), (grad_x, grad_noise), rtol=3e-5)
+    _close(found_styles, grad_styles, rtol=5e-3)
+
+
+@needs_native
+def test_gradients_of_the_weights_come_from_xla():
+    args = _arguments(16, 16, 8, 8, image=True)
+    everything = tuple(range(5))
+    expected = _with_gradients(_block, args, everything)
+    _close(_with_gradients(_native_block, args, everything), expected, rtol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("batched", [(0,), (0, 1), (0, 1, 3, 4), (2,), (0, 1, 2, 3, 4)])
+def test_native_blocks_under_vmap(batched):
+    """Whatever is batched: what is not is shared, examples stay in order."""
+    args = _arguments(16, 32, 12, 10, count=3, image=True)
+    stacked = [
+        jax.tree.map(lambda a: jnp.stack([a, 0.7 * a]), arg) if i in batched else arg
+        for i, arg in enumerate(args)
+    ]
+    axes = tuple(0 if i in batched else None for i in range(len(args)))
+    run = jax.vmap(partial(_with_gradients, _native_block), in_axes=(axes,))
+    together = run(tuple(stacked))
+    for k, factor in enumerate((1.0, 0.7)):
+        one = [
+            jax.tree.map(lambda a, f=factor: f * a, arg) if i in batched else arg
+            for i, arg in enumerate(args)
+        ]
+        alone = _with_gradients(_native_block, one)
+        _close(jax.tree.map(lambda a, k=k: a[k], together), alone, rtol=3e-6)
+
+
+@needs_native
+def test_a_nan_stays_in_its_image():
+    args = _arguments(16, 16, 40, 8, image=True)
+    clean = _with_gradients(_native_block, args)
+    out, (grad_x, grad_styles, *_) = _with_gradients(
+        _native_block, (args[0].at[1, 3, 2, 1].set(jnp.nan), *args[1:])
+    )
+    assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grad_styles["up"][1]).all()
+    np.testing.assert_array_equal(out[0], clean[0][0])
+    np.testing.assert_array_equal(grad_x[0], clean[1][0][0])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), grad_styles, clean[1][1])
+
+
+@needs_native
+def test_the_embedded_generator_is_the_same_either_way(mobile):
+    ws = mobile.map_latents(jax.random.normal(jax.random.key(0), (1, 512)))[:, None]
+    ws = jnp.tile(ws, (1, mobile.num_ws, 1))
+
+    def run(generator):
+        def loss(ws):
+            image = generator.synthesise(ws)
+            return jnp.square(image.reshape(16, 64, 16, 64, 3).mean((1, 3)) - 0.1).sum(), image
+
+        (_, image), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(ws)
+        return image, gradient
+
+    image, gradient = run(mobile)
+    expected, expected_gradient = run(mobile.replace(config=mobile.config.portable()))
+    assert mobile.config.native and mobile.config.portable().native is False
+    np.testing.assert_allclose(image, expected, atol=1e-4)
+    _close(gradient, expected_gradient, rtol=5e-3)
+
+
+# --- with and without a compiler --------------------------------------------------------------
+
+
+@pytest.fixture
+def anew(monkeypatch, tmp_path):
+    """`available` as in a new process, with an empty cache folder."""
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **options: None)
+    native.available.cache_clear()
+    yield tmp_path
+    native.available.cache_clear()
+
+
+@needs_native
+def test_the_library_is_compiled_once(anew, monkeypatch):
+    assert native.available()
+    (library,) = (anew / "native").iterdir()
+    assert library.suffix == ".so" and library.stat().st_size > 10_000
+    native.available.cache_clear()
+    monkeypatch.setattr(native, "_compile", lambda command: pytest.fail("compiled again"))
+    assert native.available()
+
+
+def test_native_blocks_can_be_turned_off(anew, monkeypatch):
+    monkeypatch.setenv("STYLESR_NATIVE", "0")
+    assert not native.available() and not list(anew.iterdir())
+    generator = load_generator()
+    assert generator.config.native is False
+    assert generator.config == generator.config.portable()
+
+
+def test_without_a_compiler_xla_computes_the_blocks(anew, monkeypatch, caplog):
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with caplog.at_level(logging.INFO, "stylesr_jax"):
+        assert not native.available()
+    assert "C++ compiler" in caplog.text
+
+
+@pytest.mark.parametrize("compiler", ["false", "/nowhere/c++"])
+def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    assert not native.available()
+    assert "native blocks cannot be used" in caplog.text
+    assert not any(path.suffix == ".so" for path in anew.rglob("*"))
+
+
+def test_the_compiler_is_asked_again_without_options_it_does_not_know(monkeypatch):
+    asked = []
+
+    def run(command, **options):
+        asked.append(command[-1])
+        return subprocess.CompletedProcess(command, int(len(asked) == 1), "", "unknown option")
+
+    monkeypatch.setattr(native.subprocess, "run", run)
+    native._compile(["c++"])
+    assert asked == list(native.MACHINE_OPTIONS)
+
+
+def test_a_file_never_decides_for_the_machine(mobile, monkeypatch):
+    """What a header says of native code counts only where it can be had."""
+    monkeypatch.setattr(native, "available", lambda: False)
+    wanted = dataclasses.replace(mobile.config, native=True)
+    read = config_from_dict(config_to_dict(wanted))
+    assert read.native is True and read.on_this_machine().native is False
