@@ -109,7 +109,8 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
     _, warm = compiled()
 
     rate, busy_rate = (max(pair) for pair in zip(before, after, strict=True))
-    in_xla = generator.replace(config=generator.config.portable())  # whose products are all seen
+    portable = generator.config.portable()  # in XLA alone: its products are all seen
+    in_xla = generator.replace(config=portable)  # type: ignore[attr-defined]
     gflop = 2.0 * count_gflop(lambda g, ws: g.synthesise(ws), in_xla, ws)
     return {
         "generator": generator.name,

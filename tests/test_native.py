@@ -2,8 +2,11 @@
 
 import dataclasses
 import logging
+import os
 import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +136,44 @@ def test_a_nan_stays_in_its_image():
     np.testing.assert_array_equal(out[0], clean[0][0])
     np.testing.assert_array_equal(grad_x[0], clean[1][0][0])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), grad_styles, clean[1][1])
+
+
+ON_DEVICES = """
+import sys
+from functools import partial
+import jax, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+sys.path.insert(0, sys.argv[1])
+from test_native import _arguments, _native_block, _with_gradients
+
+assert jax.local_device_count() == 8
+args = _arguments(16, 32, 40, 20, count=8, image=True, own_noise=True)
+run = partial(_with_gradients, _native_block)
+spread = jax.jit(jax.shard_map(
+    lambda *args: run(args, (0, 1)),
+    mesh=Mesh(np.array(jax.devices()), ("starts",)),
+    in_specs=(P("starts"), P("starts"), P(), P("starts"), P("starts")),
+    out_specs=P("starts"), check_vma=False,
+))
+expected = jax.device_get(run(args, (0, 1)))
+for _ in range(100):
+    found = jax.device_get(spread(*args))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-4), found, expected)
+"""
+
+
+@needs_native
+def test_devices_that_share_threads_do_not_wait_for_one_another():
+    """Eight emulated devices call native blocks at the same time, more than there are cores."""
+    folder = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "PYTHONPATH": str(folder.parent),
+    }
+    command = [sys.executable, "-c", ON_DEVICES, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_native
