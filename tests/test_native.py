@@ -80,14 +80,13 @@ def _with_gradients(block, args, argnums=(0, 1, 3, 4)):
 
 @needs_native
 @pytest.mark.parametrize("image", [False, True])
-@pytest.mark.parametrize("own_noise", [False, True])
 @pytest.mark.parametrize(
     ("channels", "features", "height", "width"),
     [(16, 16, 2, 2), (16, 32, 40, 52), (48, 112, 36, 8), (64, 64, 130, 6)],
 )
-def test_native_blocks_are_xlas(channels, features, height, width, own_noise, image):
+def test_native_blocks_are_xlas(channels, features, height, width, image):
     """Any size, also of several tasks; styles' gradients to half precision's rounding."""
-    args = _arguments(channels, features, height, width, image=image, own_noise=own_noise)
+    args = _arguments(channels, features, height, width, image=image, own_noise=image)
     expected, (grad_x, grad_styles, *grad_noise) = _with_gradients(_block, args)
     out, (found_x, found_styles, *found_noise) = _with_gradients(_native_block, args)
     assert out.shape == expected.shape and out.dtype == expected.dtype
@@ -105,7 +104,7 @@ def test_gradients_of_the_weights_come_from_xla():
 
 
 @needs_native
-@pytest.mark.parametrize("batched", [(0,), (0, 1), (0, 1, 3, 4), (2,), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("batched", [(0, 3), (2,), (0, 1, 2, 3, 4)])
 def test_native_blocks_under_vmap(batched):
     """Whatever is batched: what is not is shared, examples stay in order."""
     args = _arguments(16, 32, 12, 10, count=3, image=True)
@@ -177,6 +176,7 @@ def test_devices_that_share_threads_do_not_wait_for_one_another():
 
 
 @needs_native
+@pytest.mark.slow
 def test_the_embedded_generator_is_the_same_either_way(mobile):
     ws = mobile.map_latents(jax.random.normal(jax.random.key(0), (1, 512)))[:, None]
     ws = jnp.tile(ws, (1, mobile.num_ws, 1))
