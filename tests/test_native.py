@@ -96,6 +96,40 @@ def test_native_blocks_are_xlas(channels, features, height, width, image):
 
 
 @needs_native
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x, s, w, n1, n2: (x, s, w, n1[:, :4], n2),
+        lambda x, s, w, n1, n2: (x, s, w, n1, n2[:, :, :1]),
+        lambda x, s, w, n1, n2: (x, s, w, jnp.tile(n1, (3, 1, 1)), n2),
+        lambda x, s, w, n1, n2: (x[:1], s, w, n1, n2),
+        lambda x, s, w, n1, n2: (x, {**s, "conv2": s["conv2"][:, :8]}, w, n1, n2),
+        lambda x, s, w, n1, n2: (x[..., :32], {**s, "up": s["up"][:, :32]}, w, n1, n2),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(spoil):
+    """Kernels would read beyond the arrays."""
+    with pytest.raises(ValueError):
+        _native_block(1, *spoil(*_arguments(16, 16, 8, 8)))
+
+
+@needs_native
+def test_an_empty_batch_has_an_empty_gradient():
+    out, gradients = _with_gradients(_native_block, _arguments(16, 16, 8, 8, count=0))
+    assert out.shape == (0, 8, 8, 16) and gradients[1]["conv1"].shape == (0, 16)
+
+
+@needs_native
+def test_other_precisions_are_xlas(mobile):
+    """Kernels know float32 alone."""
+    ws = jnp.zeros((1, mobile.num_ws, mobile.w_dim))
+    noise = [m.astype(jnp.float16) for m in mobile.stored_noise]
+    with jax.numpy_dtype_promotion("standard"):
+        shape = jax.eval_shape(lambda ws: mobile.features(ws, tuple(noise), block=5), ws)
+    assert shape.shape == (1, 64, 64, 512)
+
+
+@needs_native
 def test_gradients_of_the_weights_come_from_xla():
     args = _arguments(16, 16, 8, 8, image=True)
     everything = tuple(range(5))
@@ -235,11 +269,11 @@ def test_without_a_compiler_xla_computes_the_blocks(anew, monkeypatch, caplog):
     assert "C++ compiler" in caplog.text
 
 
-@pytest.mark.parametrize("compiler", ["false", "/nowhere/c++"])
+@pytest.mark.parametrize("compiler", ["false", "/nowhere/c++", "env false"])
 def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, compiler):
     monkeypatch.setenv("CXX", compiler)
     assert not native.available()
-    assert "native blocks cannot be used" in caplog.text
+    assert f"native blocks cannot be used ({compiler.split()[0]} " in caplog.text
     assert not any(path.suffix == ".so" for path in anew.rglob("*"))
 
 

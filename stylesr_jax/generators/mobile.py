@@ -287,9 +287,10 @@ class Block(nn.Module):
         if image is not None:
             styles["image"], weights["image"] = image
 
-        run = _native_block if self.native else _block
         noise1, noise2 = (m if m.ndim == 3 else m[None] for m in noise)
-        return run(self.strips, x, styles, weights, noise1, noise2)
+        args = (x, styles, weights, noise1, noise2)
+        single = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(args))
+        return (_native_block if self.native and single else _block)(self.strips, *args)
 
 
 class ToWavelets(nn.Module):

@@ -3,7 +3,7 @@
 // of the image; and its gradient with respect to the features, the styles and the noise.
 //
 // Rows are streamed. A task computes a few dozen rows of one image from top to bottom and holds
-// the last three rows of every intermediate result in buffers that fit a core's second-level
+// the last rows of every intermediate result in buffers that fit a core's second-level
 // cache, so that only the block's input and output pass through memory.
 
 #include <algorithm>
@@ -30,7 +30,11 @@ constexpr int kLanes = 8, kPanel = 2;
 #else
 constexpr int kLanes = 4, kPanel = 4;
 #endif
-constexpr int kAccumulators = kLanes == 8 ? 12 : 24;  // vectors that fit the registers, with room
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kAccumulators = 24;  // of 32 registers
+#else
+constexpr int kAccumulators = 12;  // of 16
+#endif
 
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -407,7 +411,7 @@ void run_tasks(ffi::ThreadPool& pool, int64_t count, const Task& task) {
 }
 
 constexpr int kPixels = 48;      // that go through a matrix product at a time
-constexpr int kImageBands = 16;  // 12 bands of an RGB image, and zeros to whole vectors
+constexpr int kPaddedBands = 16;  // 12 bands of an RGB image, and zeros to whole vectors
 
 }  // namespace
 
@@ -430,7 +434,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, Floats x, Floats style, Floats d
   const auto biases1 = s.examples(bias1, 1), biases2 = s.examples(bias2, 1);
   const Matrices matrix1(pointwise1, s, channels, features, false);
   const Matrices matrix2(pointwise2, s, features, features, false);
-  const Matrices to_bands(head, s, headed ? features : 0, headed ? kImageBands : 0, false);
+  const Matrices to_bands(head, s, headed ? features : 0, headed ? kPaddedBands : 0, false);
 
   run_tasks(pool, s.batch * s.tasks, [&](int64_t task) {
     const int64_t n = task / s.tasks;
@@ -469,7 +473,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, Floats x, Floats style, Floats d
         activate(made, noises2[n] + above * width + p, biases2[n], count, features,
                  headed ? left2->typed_data() + (pixel + p) * features : nullptr);
         if (headed)
-          multiply(made, count, to_bands[n], out->typed_data() + (pixel + p) * kImageBands);
+          multiply(made, count, to_bands[n], out->typed_data() + (pixel + p) * kPaddedBands);
       }
     }
   });
@@ -514,7 +518,7 @@ static ffi::Error Backward(ffi::ThreadPool pool, Floats x, Floats style, Floats 
   const auto lefts1 = s.examples(left1, 3), lefts2 = s.examples(left2, 3);
   const Matrices matrix1(pointwise1, s, features, channels, true);
   const Matrices matrix2(pointwise2, s, features, features, true);
-  const Matrices from_bands(head, s, headed ? kImageBands : 0, headed ? features : 0, true);
+  const Matrices from_bands(head, s, headed ? kPaddedBands : 0, headed ? features : 0, true);
   // Each task sums the styles' gradients on its own: the result knows no order of tasks.
   const int sums = 4 * channels + (headed ? 2 : 1) * features;
   std::vector<float> parts(size_t(s.batch * s.tasks) * sums, 0.0f);
@@ -537,7 +541,7 @@ static ffi::Error Backward(ffi::ThreadPool pool, Floats x, Floats style, Floats 
           const int64_t pixel = row * width + p;
           float* noise = counts(row) ? grad_noise2->typed_data() + n * area + pixel : nullptr;
           if (headed) {
-            multiply(grads[n] + pixel * kImageBands, count, from_bands[n], tile.data());
+            multiply(grads[n] + pixel * kPaddedBands, count, from_bands[n], tile.data());
             deactivate(tile.data(), lefts2[n] + pixel * features, head_styles[n], count, features,
                        tile.data(), counts(row) ? head_sum : nullptr, noise);
           } else {

@@ -1,8 +1,11 @@
 """Blocks of MobileStyleGAN in native code on CPUs, twice as fast as XLA's.
 
-`mobile_block.cc` is compiled on first use with the machine's own C++ compiler, kept in the cache
-folder, and called inside jitted programs through `jax.ffi`. Where there is no compiler, or with
-STYLESR_NATIVE=0, the generator computes the same in XLA.
+`mobile_block.cc` is compiled on first use with the machine's own C++ compiler (or the one that CXX
+names), kept in the cache folder, and called inside jitted programs through `jax.ffi`. Where there
+is no compiler, or with STYLESR_NATIVE=0, the generator computes the same in XLA.
+
+XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
+devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
 """
 
 import ctypes
@@ -10,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -29,7 +33,7 @@ SOURCE = Path(__file__).with_name("mobile_block.cc")
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
-IMAGE_BANDS = 12
+IMAGE_BANDS, PADDED_BANDS = 12, 16  # the kernels' kPaddedBands
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 MACHINE_OPTIONS = ("-march=native", "-mcpu=native")  # what compilers of x86 and of ARM know
@@ -73,7 +77,8 @@ def _library(compiler: str) -> Path:
     path = store.cache_dir() / "native" / f"{name}.so"
     if not path.is_file():
         with store.atomic_path(path) as temporary:
-            _compile([compiler, *OPTIONS, "-isystem", include, str(SOURCE), "-o", str(temporary)])
+            files = ["-isystem", include, str(SOURCE), "-o", str(temporary)]
+            _compile([*shlex.split(compiler), *OPTIONS, *files])
     return path
 
 
@@ -84,13 +89,17 @@ def _compile(command: list[str]) -> None:
         UserError: it fails.
     """
     for option in MACHINE_OPTIONS:
-        run = subprocess.run(
-            [*command, option], capture_output=True, text=True, timeout=300, check=False
-        )
+        try:
+            run = subprocess.run(
+                [*command, option], capture_output=True, text=True, timeout=300, check=False
+            )
+        except OSError as error:
+            raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
         if run.returncode == 0:
             return
-    reason = run.stderr.strip().splitlines() or ["no message"]
-    raise UserError(f"{command[0]} fails: {reason[-1]}")
+    rows = run.stderr.strip().splitlines() or ["no message"]
+    reason = next((row for row in rows if "error" in row), rows[-1])
+    raise UserError(f"{command[0]} fails: {reason}")
 
 
 def _processor() -> list[str]:
@@ -134,8 +143,29 @@ def _each(x: Array) -> Array:
 def _head(weights: Params) -> Array:
     """The image's weights (F, 16), the last four columns zero; without an image (0, 16)."""
     if "image" not in weights:
-        return jnp.zeros((0, LANES))
-    return jnp.pad(weights["image"]["weight"], ((0, 0), (0, LANES - IMAGE_BANDS)))
+        return jnp.zeros((0, PADDED_BANDS), jnp.float32)
+    return jnp.pad(weights["image"]["weight"], ((0, 0), (0, PADDED_BANDS - IMAGE_BANDS)))
+
+
+def _image_style(styles: Params) -> Array:
+    """The image's style (N, F), or without an image (N, 0)."""
+    return styles.get("image", jnp.zeros((len(styles["up"]), 0), jnp.float32))
+
+
+def _check(x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array) -> None:
+    """Raise ValueError for shapes that the kernels, which trust them, would read beyond."""
+    count, half_height, half_width, bands = x.shape
+    features = weights["conv1"].pointwise.shape[1]
+    widths = {"up": bands, "conv1": bands // 4, "conv2": features, "image": features}
+    for name, style in styles.items():
+        if style.shape != (count, widths[name]):
+            raise ValueError(f"style {name!r} has shape {style.shape}, not {count, widths[name]}")
+    if bands % (4 * LANES) or features % LANES:
+        raise ValueError(f"{bands} bands and {features} features are not multiples of {LANES}")
+    for noise in (noise1, noise2):
+        size = (2 * half_height, 2 * half_width)
+        if noise.shape not in ((1, *size), (count, *size)):
+            raise ValueError(f"a noise map has shape {noise.shape[1:]}, not {size}")
 
 
 def forward(
@@ -151,17 +181,20 @@ def forward(
 
     Returns:
         (N, H, W, F) or (N, H, W, 12), and what `backward` needs.
+
+    Raises:
+        ValueError: the shapes do not fit one another.
     """
+    _check(x, styles, weights, noise1, noise2)
     count, half_height, half_width, _ = x.shape
     size = (count, 2 * half_height, 2 * half_width)
     first, second = weights["conv1"], weights["conv2"]
     features = first.pointwise.shape[1]
-    image = styles.get("image", jnp.zeros((count, 0)))
     headed = "image" in styles
     out, layer1, layer2 = jax.ffi.ffi_call(
         FORWARD,
         (
-            jax.ShapeDtypeStruct((*size, LANES if headed else features), x.dtype),
+            jax.ShapeDtypeStruct((*size, PADDED_BANDS if headed else features), x.dtype),
             jax.ShapeDtypeStruct((*size, features), jnp.uint16),
             jax.ShapeDtypeStruct((*size, features if headed else 0), jnp.uint16),
         ),
@@ -177,7 +210,7 @@ def forward(
         _each(second.pointwise),
         _each(second.bias),
         second.noise_strength * noise2,
-        image[..., None] * _head(weights),
+        _image_style(styles)[..., None] * _head(weights),
     )
     if headed:
         return out[..., :IMAGE_BANDS], Left(jnp.zeros((*size, 0), x.dtype), layer1, layer2)
@@ -199,9 +232,9 @@ def backward(
     """
     count, height, width, _ = left.layer1.shape
     first, second = weights["conv1"], weights["conv2"]
-    image = styles.get("image", jnp.zeros((count, 0)))
+    image = _image_style(styles)
     if "image" in styles:
-        grad = jnp.pad(grad, ((0, 0), (0, 0), (0, 0), (0, LANES - IMAGE_BANDS)))
+        grad = jnp.pad(grad, ((0, 0), (0, 0), (0, 0), (0, PADDED_BANDS - IMAGE_BANDS)))
     widths = [styles["up"].shape[1], styles["conv2"].shape[1]]
     noise = jax.ShapeDtypeStruct((count, height, width), x.dtype)
     grad_x, grad_styles, grad_noise1, grad_noise2 = jax.ffi.ffi_call(
@@ -229,7 +262,7 @@ def backward(
         grad,
     )
     grad_style, grad_style2, grad_image = jnp.split(grad_styles, [widths[0], sum(widths)], axis=1)
-    grad_conv1 = (grad_style * styles["up"]).reshape(count, 4, -1).sum(axis=1)
+    grad_conv1 = (grad_style * styles["up"]).reshape(count, 4, widths[0] // 4).sum(axis=1)
     named = {
         "up": grad_style * jnp.tile(styles["conv1"], 4),
         "conv1": grad_conv1,
