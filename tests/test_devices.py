@@ -1,13 +1,11 @@
 """Starts spread over devices: the same solutions whatever the mesh, on eight emulated devices."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated import run_on_eight_devices
 
 SCRIPT = """
 import json, sys
@@ -38,16 +36,8 @@ np.savez(sys.argv[3], **found)
 
 
 def _solve_on_meshes(tiny_files, out: Path, method: str, settings: dict) -> dict[str, np.ndarray]:
-    environment = {
-        **os.environ,
-        # Eight devices; compiled without optimising, which takes half as long.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
     files = [str(tiny_files[name]) for name in ("generator", "prior")]
-    command = [sys.executable, "-c", SCRIPT, *files, str(out), method, json.dumps(settings)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_on_eight_devices(SCRIPT, *files, str(out), method, json.dumps(settings))
     with np.load(out) as file:
         return dict(file)
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import logging
-import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from emulated import run_on_eight_devices
 
 from stylesr_jax.generators import config_from_dict, config_to_dict, load_generator, native
 from stylesr_jax.generators.mobile import _block, _native_block
@@ -198,15 +197,7 @@ for _ in range(100):
 @needs_native
 def test_devices_that_share_threads_do_not_wait_for_one_another():
     """Eight emulated devices call native blocks at the same time, more than there are cores."""
-    folder = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "PYTHONPATH": str(folder.parent),
-    }
-    command = [sys.executable, "-c", ON_DEVICES, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_on_eight_devices(ON_DEVICES, str(Path(__file__).parent), timeout=300)
 
 
 @needs_native

@@ -77,9 +77,8 @@ class MobileConfig(Config):
 
     def in_native(self, block: int) -> bool:
         """Whether block `block` is computed in native code."""
-        incoming, outgoing = self.channels[block - 1 : block + 1]
-        whole_vectors = incoming % (4 * native.LANES) == 0 and outgoing % native.LANES == 0
-        return bool(self.native) and whole_vectors and (4 << block) >= NATIVE_RESOLUTION
+        fits = native.fits(*self.channels[block - 1 : block + 1])
+        return bool(self.native) and fits and (4 << block) >= NATIVE_RESOLUTION
 
     def on_this_machine(self) -> "MobileConfig":
         wanted = self.native is not False and jax.default_backend() == "cpu"
@@ -147,8 +146,11 @@ def _block(
         whole = {"x": x, "noise1": noise1, "noise2": noise2}
         return map_strips(_block_rows, whole, {"styles": styles, "weights": weights}, strips=strips)
 
-    noise1, noise2 = (jnp.broadcast_to(m, (len(x), *m.shape[1:])) for m in (noise1, noise2))
-    return jax.vmap(one)(x, styles, noise1, noise2)
+    shared = [len(m) == 1 for m in (noise1, noise2)]
+    noise1, noise2 = (m[0] if s else m for s, m in zip(shared, (noise1, noise2), strict=True))
+    return jax.vmap(one, in_axes=(0, 0, *(None if s else 0 for s in shared)))(
+        x, styles, noise1, noise2
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -169,9 +171,8 @@ def _native_forward(
 
 
 def _native_block_forward(strips: int, *args: Any) -> tuple[Array, tuple]:
-    perturbed = jax.tree.leaves(jax.tree.map(lambda a: a.perturbed, args[2]))
     x, styles, weights, noise1, noise2 = jax.tree.map(lambda a: a.value, args)
-    if any(perturbed):
+    if any(weight.perturbed for weight in jax.tree.leaves(args[2])):
         out, pull = jax.vjp(partial(_block, strips), x, styles, weights, noise1, noise2)
         return out, (pull, None)
     out, left = _native_forward(x, styles, weights, noise1, noise2)
@@ -227,12 +228,11 @@ class NoiseBias(nn.Module):
         return strength, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-def _neighbourhoods(x: Array) -> Array:
-    """The nine pixels around each, zero-padded, one after the other: (R, W, C) -> (R, W, 9C)."""
-    rows, columns = x.shape[:2]
-    x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-    shifted = [x[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifted, axis=-1)
+def _shifted(x: Array) -> list[Array]:
+    """The nine neighbours of every pixel of x (..., R, W, C), row by row, zero-padded."""
+    rows, columns = x.shape[-3:-1]
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
+    return [x[..., i : i + rows, j : j + columns, :] for i in range(3) for j in range(3)]
 
 
 class InputLayer(nn.Module):
@@ -250,7 +250,8 @@ class InputLayer(nn.Module):
         )
         # As one matrix product, whose gradient takes a third of a convolution's time.
         x = jnp.dot(
-            _neighbourhoods(constant) * jnp.tile(modulation, 9)[:, None, None, :],
+            jnp.concatenate(_shifted(constant), axis=-1)
+            * jnp.tile(modulation, 9)[:, None, None, :],
             weight.reshape(-1, self.features),
         )
         strength, bias = NoiseBias(self.features, name="output")()
@@ -314,12 +315,8 @@ def _conv3x3(x: Array, weight: Array) -> Array:
 
     x (N, R, R, I), weight (3, 3, I, O) -> (N, R, R, O), zero-padded.
     """
-    rows, columns = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return sum(  # type: ignore[return-value]
-        jnp.dot(x[:, i : i + rows, j : j + columns], weight[i, j])
-        for i in range(3)
-        for j in range(3)
+        jnp.dot(near, weight[i // 3, i % 3]) for i, near in enumerate(_shifted(x))
     )
 
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -140,6 +141,16 @@ struct Sizes {
   Examples<Buffer> examples(Buffer& buffer, size_t rank) const {
     return {buffer, rank, leading, batch};
   }
+
+  // The rows [first, end) of image n.
+  struct Task {
+    int64_t n, first, end;
+    bool holds(int64_t row) const { return row >= first && row < end; }
+  };
+  Task task(int64_t index) const {
+    const int64_t first = index % tasks * task_rows;
+    return {index / tasks, first, std::min(first + task_rows, height)};
+  }
 };
 
 // --- matrix products --------------------------------------------------------------------------
@@ -230,6 +241,14 @@ void multiply(const float* x, int pixels, const Matrix& matrix, float* out) {
       default: multiply_panel<many, 1>(x, pixels, inner, panel, out + first, stride);
     }
   }
+}
+
+constexpr int kPixels = 48;  // that go through a matrix product at a time
+
+// Calls tile(first pixel, pixels) for one part of a row after the other.
+template <typename Tile>
+inline void for_tiles(int width, const Tile& tile) {
+  for (int p = 0; p < width; p += kPixels) tile(p, std::min(kPixels, width - p));
 }
 
 // --- rows -------------------------------------------------------------------------------------
@@ -410,7 +429,6 @@ void run_tasks(ffi::ThreadPool& pool, int64_t count, const Task& task) {
   state->ended.wait(lock, [&] { return state->left == 0; });
 }
 
-constexpr int kPixels = 48;      // that go through a matrix product at a time
 constexpr int kPaddedBands = 16;  // 12 bands of an RGB image, and zeros to whole vectors
 
 }  // namespace
@@ -436,37 +454,33 @@ static ffi::Error Forward(ffi::ThreadPool pool, Floats x, Floats style, Floats d
   const Matrices matrix2(pointwise2, s, features, features, false);
   const Matrices to_bands(head, s, headed ? features : 0, headed ? kPaddedBands : 0, false);
 
-  run_tasks(pool, s.batch * s.tasks, [&](int64_t task) {
-    const int64_t n = task / s.tasks;
-    const int64_t first = task % s.tasks * s.task_rows;
-    const int64_t end = std::min(first + s.task_rows, s.height);
+  run_tasks(pool, s.batch * s.tasks, [&](int64_t index) {
+    const auto task = s.task(index);
+    const int64_t n = task.n;
     Rows input(4, s.height, width, channels), middle(3, s.height, width, features);
     Array tile(size_t(kPixels) * std::max(channels, features)), last(size_t(kPixels) * features);
-    int64_t next_pair = std::max<int64_t>(first / 2 - 1, 0);  // of rows of the input
+    int64_t next_pair = std::max<int64_t>(task.first / 2 - 1, 0);  // of rows of the input
 
-    for (int64_t row = std::max<int64_t>(first - 1, 0); row <= end; ++row) {
+    for (int64_t row = std::max<int64_t>(task.first - 1, 0); row <= task.end; ++row) {
       if (row < s.height) {  // the first layer's row
         for (; next_pair <= std::min(row + 1, s.height - 1) / 2; ++next_pair)
           synthesise(bands[n] + next_pair * 2 * width * channels, styles[n], width / 2, channels,
                      input[2 * next_pair], input[2 * next_pair + 1]);
         const auto near = input.around(row);
         const int64_t pixel = (n * s.height + row) * width;
-        const bool kept = row >= first && row < end;
-        for (int p = 0; p < width; p += kPixels) {
-          const int count = std::min(kPixels, width - p);
+        for_tiles(width, [&](int p, int count) {
           float* made = middle[row] + size_t(p) * features;
           depthwise(near, kernel1[n], channels, p, count, tile.data());
           multiply(tile.data(), count, matrix1[n], made);
           activate(made, noises1[n] + row * width + p, biases1[n], count, features,
-                   kept ? left1->typed_data() + (pixel + p) * features : nullptr);
-        }
+                   task.holds(row) ? left1->typed_data() + (pixel + p) * features : nullptr);
+        });
       }
       const int64_t above = row - 1;  // the second layer's row
-      if (above < first) continue;
+      if (above < task.first) continue;
       const auto near = middle.around(above);
       const int64_t pixel = (n * s.height + above) * width;
-      for (int p = 0; p < width; p += kPixels) {
-        const int count = std::min(kPixels, width - p);
+      for_tiles(width, [&](int p, int count) {
         float* made = headed ? last.data() : out->typed_data() + (pixel + p) * features;
         depthwise(near, kernel2[n], features, p, count, tile.data());
         multiply(tile.data(), count, matrix2[n], made);
@@ -474,7 +488,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, Floats x, Floats style, Floats d
                  headed ? left2->typed_data() + (pixel + p) * features : nullptr);
         if (headed)
           multiply(made, count, to_bands[n], out->typed_data() + (pixel + p) * kPaddedBands);
-      }
+      });
     }
   });
   return ffi::Error::Success();
@@ -523,50 +537,46 @@ static ffi::Error Backward(ffi::ThreadPool pool, Floats x, Floats style, Floats 
   const int sums = 4 * channels + (headed ? 2 : 1) * features;
   std::vector<float> parts(size_t(s.batch * s.tasks) * sums, 0.0f);
 
-  run_tasks(pool, s.batch * s.tasks, [&](int64_t task) {
-    const int64_t n = task / s.tasks;
-    const int64_t first = task % s.tasks * s.task_rows;
-    const int64_t end = std::min(first + s.task_rows, s.height);
-    float* sum = &parts[size_t(task) * sums];
+  run_tasks(pool, s.batch * s.tasks, [&](int64_t index) {
+    const auto task = s.task(index);
+    const int64_t n = task.n;
+    float* sum = &parts[size_t(index) * sums];
     float *sum2 = sum + 4 * channels, *head_sum = sum2 + features;
     Rows wide2(3, s.height, width, features), wide1(3, s.height, width, channels);
     Array tile(size_t(kPixels) * features);
     Array inner(size_t(2) * width * channels);
-    const auto counts = [&](int64_t row) { return row >= first && row < end; };
 
-    for (int64_t row = std::max<int64_t>(first - 2, 0); row < end + 2; ++row) {
+    for (int64_t row = std::max<int64_t>(task.first - 2, 0); row < task.end + 2; ++row) {
       if (row < s.height) {  // the second layer's product, transposed
-        for (int p = 0; p < width; p += kPixels) {
-          const int count = std::min(kPixels, width - p);
+        for_tiles(width, [&](int p, int count) {
           const int64_t pixel = row * width + p;
-          float* noise = counts(row) ? grad_noise2->typed_data() + n * area + pixel : nullptr;
+          float* noise = task.holds(row) ? grad_noise2->typed_data() + n * area + pixel : nullptr;
           if (headed) {
             multiply(grads[n] + pixel * kPaddedBands, count, from_bands[n], tile.data());
             deactivate(tile.data(), lefts2[n] + pixel * features, head_styles[n], count, features,
-                       tile.data(), counts(row) ? head_sum : nullptr, noise);
+                       tile.data(), task.holds(row) ? head_sum : nullptr, noise);
           } else {
             deactivate(grads[n] + pixel * features, outs[n] + pixel * features, nullptr, count,
                        features, tile.data(), nullptr, noise);
           }
           multiply(tile.data(), count, matrix2[n], wide2[row] + int64_t(p) * features);
-        }
+        });
       }
       const int64_t above = row - 1;  // the first layer's product, transposed
-      if (above >= std::max<int64_t>(first - 1, 0) && above < s.height) {
+      if (above >= std::max<int64_t>(task.first - 1, 0) && above < s.height) {
         const auto near = wide2.around(above);
-        for (int p = 0; p < width; p += kPixels) {
-          const int count = std::min(kPixels, width - p);
+        for_tiles(width, [&](int p, int count) {
           const int64_t pixel = above * width + p;
           // The transpose of a correlation is one with the kernel turned round.
           depthwise(near, kernel2[n], features, p, count, tile.data());
           deactivate(tile.data(), lefts1[n] + pixel * features, styles2[n], count, features,
-                     tile.data(), counts(above) ? sum2 : nullptr,
-                     counts(above) ? grad_noise1->typed_data() + n * area + pixel : nullptr);
+                     tile.data(), task.holds(above) ? sum2 : nullptr,
+                     task.holds(above) ? grad_noise1->typed_data() + n * area + pixel : nullptr);
           multiply(tile.data(), count, matrix1[n], wide1[above] + int64_t(p) * channels);
-        }
+        });
       }
       const int64_t top = row - 2;  // the up-sampling's transpose, for two rows at a time
-      if (!counts(top)) continue;
+      if (!task.holds(top)) continue;
       depthwise(wide1.around(top), kernel1[n], channels, 0, width,
                 inner.data() + top % 2 * width * channels);
       if (top % 2 == 0) continue;

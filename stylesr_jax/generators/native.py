@@ -113,6 +113,11 @@ def _processor() -> list[str]:
     return [platform.machine(), platform.processor(), *sorted(rows)]
 
 
+def fits(bands: int, features: int) -> bool:
+    """Whether the kernels can compute a block of 4C input bands and F features."""
+    return bands % (4 * LANES) == 0 and features % LANES == 0
+
+
 # --- calls ----------------------------------------------------------------------------------
 
 
@@ -160,7 +165,7 @@ def _check(x: Array, styles: Params, weights: Params, noise1: Array, noise2: Arr
     for name, style in styles.items():
         if style.shape != (count, widths[name]):
             raise ValueError(f"style {name!r} has shape {style.shape}, not {count, widths[name]}")
-    if bands % (4 * LANES) or features % LANES:
+    if not fits(bands, features):
         raise ValueError(f"{bands} bands and {features} features are not multiples of {LANES}")
     for noise in (noise1, noise2):
         size = (2 * half_height, 2 * half_width)

@@ -1,0 +1,19 @@
+"""Scripts on eight devices, emulated on a CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_on_eight_devices(script: str, *arguments: str, timeout: float | None = None) -> None:
+    """Run code in a process with eight devices; it must end well, before `timeout` (seconds)."""
+    environment = {
+        **os.environ,
+        # Compiled without optimising, which takes half as long.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
