@@ -13,10 +13,18 @@ import pytest
 from emulated import run_on_eight_devices
 
 from stylesr_jax.generators import config_from_dict, config_to_dict, load_generator, native
-from stylesr_jax.generators.mobile import _block, _native_block
+from stylesr_jax.generators.mobile import _native_block, _raw_block
 from stylesr_jax.generators.separable import SeparableWeights
 
 needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
+EXACT, ROUNDED = "float32", "tensorfloat32"
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Rounds nothing, so that native code can be told from XLA's by more than its rounding."""
+    with jax.default_matmul_precision(EXACT):
+        yield
 
 
 def _layer(key, channels, features):
@@ -68,9 +76,14 @@ def _mostly_close(found, expected, *, rtol):
         assert np.mean(np.abs(a - b) > rtol * np.abs(b).max()) < 0.01
 
 
-def _with_gradients(block, args, argnums=(0, 1, 3, 4)):
+def _error(found, expected):
+    """Root of the mean square difference over that of the mean square."""
+    return np.sqrt(np.mean(np.square(found - expected)) / np.mean(np.square(expected)))
+
+
+def _with_gradients(block, args, argnums=(0, 1, 3, 4), raw=native.Raw()):  # noqa: B008
     def loss(*args):
-        out = block(1, *args)
+        out = block(raw, 1, *args)
         return jnp.sum(jnp.sin(2 * out)), out
 
     (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums, has_aux=True))(*args)
@@ -86,12 +99,44 @@ def _with_gradients(block, args, argnums=(0, 1, 3, 4)):
 def test_native_blocks_are_xlas(channels, features, height, width, image):
     """Any size, also of several tasks; styles' gradients to half precision's rounding."""
     args = _arguments(channels, features, height, width, image=image, own_noise=image)
-    expected, (grad_x, grad_styles, *grad_noise) = _with_gradients(_block, args)
-    out, (found_x, found_styles, *found_noise) = _with_gradients(_native_block, args)
+    raw = native.Raw(features=width > 8, out=width == 52 and not image)
+    expected, (grad_x, grad_styles, *grad_noise) = _with_gradients(_raw_block, args, raw=raw)
+    out, (found_x, found_styles, *found_noise) = _with_gradients(_native_block, args, raw=raw)
     assert out.shape == expected.shape and out.dtype == expected.dtype
     _close(out, expected, rtol=3e-6)
     _mostly_close((found_x, found_noise), (grad_x, grad_noise), rtol=3e-5)
     _close(found_styles, grad_styles, rtol=5e-3)
+
+
+@needs_native
+@pytest.mark.parametrize("image", [False, True])
+def test_rounded_products_are_as_precise_as_tensorfloat32(image):
+    """11 bits of each number; several blocks of depth, a panel that is not full, one of zeros."""
+    x, *rest = _arguments(48, 336, 36, 72, image=image)
+    args = (x.at[0, :, 40:].set(0.0), *rest)
+    expected, (grad_x, grad_styles) = _with_gradients(_raw_block, args, (0, 1))
+    with jax.default_matmul_precision(ROUNDED):
+        out, (found_x, found_styles) = _with_gradients(_native_block, args, (0, 1))
+        only = jax.jit(partial(_native_block, native.Raw(), 1))(*args)
+    _close(out, expected, rtol=1e-3)
+    assert _error(out, expected) < 5e-4 and _error(found_x, grad_x) < 2e-2
+    _close(found_styles, grad_styles, rtol=5e-3)
+    _close(only, expected, rtol=3e-6)  # nothing is rounded where no gradient is asked for
+
+
+@needs_native
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e30, np.inf])
+def test_rounding_of_any_magnitude(size):
+    """No overflow, nothing lost but what float32 cannot hold; infinity is not hidden."""
+    x, styles, weights, noise1, noise2 = _arguments(32, 32, 4, 6)
+    args = (size * x, styles, weights, 0 * noise1, 0 * noise2)
+    expected, _ = _with_gradients(_raw_block, args, (0,))
+    with jax.default_matmul_precision(ROUNDED):
+        out, _ = _with_gradients(_native_block, args, (0,))
+    if np.isinf(size):
+        assert not jnp.isfinite(out).any()
+    else:
+        _close(out, expected, rtol=1e-3)
 
 
 @needs_native
@@ -109,7 +154,7 @@ def test_native_blocks_are_xlas(channels, features, height, width, image):
 def test_shapes_that_do_not_fit_are_refused(spoil):
     """Kernels would read beyond the arrays."""
     with pytest.raises(ValueError):
-        _native_block(1, *spoil(*_arguments(16, 16, 8, 8)))
+        _native_block(native.Raw(), 1, *spoil(*_arguments(16, 16, 8, 8)))
 
 
 @needs_native
@@ -132,7 +177,7 @@ def test_other_precisions_are_xlas(mobile):
 def test_gradients_of_the_weights_come_from_xla():
     args = _arguments(16, 16, 8, 8, image=True)
     everything = tuple(range(5))
-    expected = _with_gradients(_block, args, everything)
+    expected = _with_gradients(_raw_block, args, everything)
     _close(_with_gradients(_native_block, args, everything), expected, rtol=1e-5)
 
 
@@ -158,12 +203,13 @@ def test_native_blocks_under_vmap(batched):
 
 
 @needs_native
-def test_a_nan_stays_in_its_image():
-    args = _arguments(16, 16, 40, 8, image=True)
-    clean = _with_gradients(_native_block, args)
-    out, (grad_x, grad_styles, *_) = _with_gradients(
-        _native_block, (args[0].at[1, 3, 2, 1].set(jnp.nan), *args[1:])
-    )
+@pytest.mark.parametrize("precision", [EXACT, ROUNDED])
+def test_a_nan_stays_in_its_image(precision):
+    args = _arguments(32, 32, 40, 8, image=True)
+    spoilt = (args[0].at[1, 3, 2, 1].set(jnp.nan), *args[1:])
+    with jax.default_matmul_precision(precision):
+        clean = _with_gradients(_native_block, args)
+        out, (grad_x, grad_styles, *_) = _with_gradients(_native_block, spoilt)
     assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grad_styles["up"][1]).all()
     np.testing.assert_array_equal(out[0], clean[0][0])
     np.testing.assert_array_equal(grad_x[0], clean[1][0][0])

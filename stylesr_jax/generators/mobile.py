@@ -16,11 +16,10 @@ from jax import Array
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators import native
 from stylesr_jax.generators.base import Config, Noise
-from stylesr_jax.generators.layers import leaky_relu
+from stylesr_jax.generators.layers import SLOPE, leaky_relu
 from stylesr_jax.generators.mapping import Dense
 from stylesr_jax.generators.separable import (
     SeparableWeights,
-    haar_analysis,
     haar_synthesis,
     modulated_pointwise,
     separable_rows,
@@ -153,45 +152,51 @@ def _block(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _raw_block(raw: native.Raw, strips: int, x: Array, *args: Any) -> Array:
+    """`_block` where features or output lack their activation."""
+    out = _block(strips, leaky_relu(x) if raw.features else x, *args)
+    return jnp.where(out < 0, out / SLOPE, out) if raw.out else out
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _native_block(
-    strips: int, x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array
+    raw: native.Raw,
+    strips: int,
+    x: Array,
+    styles: Params,
+    weights: Params,
+    noise1: Array,
+    noise2: Array,
 ) -> Array:
-    """`_block` in native code; `strips` is for gradients of the weights, which XLA computes."""
-    return _native_forward(x, styles, weights, noise1, noise2)[0]
+    """`_raw_block` in native code; `strips` is for gradients of weights, which XLA computes."""
+    return native.forward(x, styles, weights, noise1, noise2, raw=raw)[0]
 
 
-def _native_forward(
-    x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array
-) -> tuple[Array, native.Left]:
-    out, left = native.forward(x, styles, weights, noise1, noise2)
-    if "image" in styles:
-        out = jax.vmap(haar_synthesis)(out + weights["image"]["bias"])
-    return out, left
-
-
-def _native_block_forward(strips: int, *args: Any) -> tuple[Array, tuple]:
+def _native_block_forward(raw: native.Raw, strips: int, *args: Any) -> tuple[Array, tuple]:
     x, styles, weights, noise1, noise2 = jax.tree.map(lambda a: a.value, args)
     if any(weight.perturbed for weight in jax.tree.leaves(args[2])):
-        out, pull = jax.vjp(partial(_block, strips), x, styles, weights, noise1, noise2)
+        out, pull = jax.vjp(partial(_raw_block, raw, strips), x, styles, weights, noise1, noise2)
         return out, (pull, None)
-    out, left = _native_forward(x, styles, weights, noise1, noise2)
-    return out, (None, (x, styles, weights, left, noise1, noise2))
+    out, left = native.forward(x, styles, weights, noise1, noise2, raw=raw, for_gradient=True)
+    # A noise map whose gradient is wanted goes along for its shape.
+    noise = tuple(m.value if m.perturbed else None for m in args[3:])
+    return out, (None, (x, styles, weights, left, noise))
 
 
-def _native_block_backward(strips: int, saved: tuple, grad: Array) -> tuple:
+def _native_block_backward(raw: native.Raw, strips: int, saved: tuple, grad: Array) -> tuple:
     pull, known = saved
     if pull is not None:
         return pull(grad)
-    x, styles, weights, left, noise1, noise2 = known
-    if "image" in styles:
-        grad = jax.vmap(haar_analysis)(grad)
-    grad_x, grad_styles, *grad_noise = native.backward(x, styles, weights, left, grad)
-    shared = (
-        g.sum(0, keepdims=True) if len(m) == 1 else g
-        for g, m in zip(grad_noise, (noise1, noise2), strict=True)
+    x, styles, weights, left, noise = known
+    wanted = tuple(m is not None for m in noise)
+    grad_x, grad_styles, *grad_noise = native.backward(
+        x, styles, weights, left, grad, raw=raw, noises=wanted
     )
-    return grad_x, grad_styles, jax.tree.map(jnp.zeros_like, weights), *shared
+    shared = (
+        None if m is None else g.sum(0, keepdims=True) if len(m) == 1 else g
+        for g, m in zip(grad_noise, noise, strict=True)
+    )
+    return grad_x, grad_styles, None, *shared
 
 
 _native_block.defvjp(_native_block_forward, _native_block_backward, symbolic_zeros=True)
@@ -273,6 +278,7 @@ class Block(nn.Module):
         style: Array,
         noise: Noise,
         image: tuple[Array, Params] | None = None,
+        raw: native.Raw = native.Raw(),  # noqa: B008
     ) -> Array:
         """The block's output, or with `image` (see `ToWavelets`) the image made from it.
 
@@ -291,7 +297,7 @@ class Block(nn.Module):
         noise1, noise2 = (m if m.ndim == 3 else m[None] for m in noise)
         args = (x, styles, weights, noise1, noise2)
         single = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(args))
-        return (_native_block if self.native and single else _block)(self.strips, *args)
+        return (_native_block if self.native and single else _raw_block)(raw, self.strips, *args)
 
 
 class ToWavelets(nn.Module):
@@ -374,14 +380,18 @@ class MobileSynthesis(nn.Module):
         image: tuple[Array, Params] | None = None,
     ) -> Array:
         """Blocks `first` to `last - 1`, the last of which may make the image."""
+        raw = native.Raw()
         for k in range(first, last):
+            # Between two blocks in native code the second one activates.
+            between = 0 < k < last - 1 and all(map(self.config.in_native, (k, k + 1)))
+            raw = native.Raw(features=raw.out, out=between)
             if k == 0:
                 x = self.input(ws[:, 0], noise[0])
             else:
                 assert x is not None
                 maps = noise[2 * k - 1 : 2 * k + 1]
                 head = image if k == last - 1 else None
-                x = self.blocks[k - 1](x, ws[:, 3 * k - 2], ws[:, 3 * k - 1], maps, head)
+                x = self.blocks[k - 1](x, ws[:, 3 * k - 2], ws[:, 3 * k - 1], maps, head, raw)
         assert x is not None
         return x
 

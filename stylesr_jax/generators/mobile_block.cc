@@ -8,13 +8,25 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "xla/ffi/api/ffi.h"
 
@@ -32,9 +44,9 @@ constexpr int kLanes = 8, kPanel = 2;
 constexpr int kLanes = 4, kPanel = 4;
 #endif
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kAccumulators = 24;  // of 32 registers
+constexpr int kAccumulators = 24, kColumns = 4;  // of 32 registers
 #else
-constexpr int kAccumulators = 12;  // of 16
+constexpr int kAccumulators = 12, kColumns = 2;  // of 16
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -54,40 +66,86 @@ inline float total(Vector v) {
   return lanes[0];
 }
 
-// Zeros that begin where a vector may: one across two cache lines takes twice as long to load.
+// Floats that begin where a vector may: one across two cache lines takes twice as long to load. A
+// thread keeps the memory for its next arrays: new pages from the system take long.
 class Array {
  public:
-  explicit Array(size_t size) : lines_((size + kLine - 1) / kLine) {}
-  float* data() { return lines_.data()->floats; }
-  const float* data() const { return lines_.data()->floats; }
+  explicit Array(size_t size) : memory_(take(size)) {}
+  Array(Array&&) = default;
+  ~Array() {
+    if (memory_.floats) kept().push_back(std::move(memory_));
+  }
+  float* data() { return memory_.floats.get(); }
+  const float* data() const { return memory_.floats.get(); }
 
  private:
-  static constexpr size_t kLine = 16;
-  struct alignas(4 * kLine) Line {
-    float floats[kLine] = {};
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(float* p) const { ::operator delete[](p, kLine); }
   };
-  std::vector<Line> lines_;
+  struct Memory {
+    size_t size;
+    std::unique_ptr<float[], Free> floats;
+  };
+  static std::vector<Memory>& kept() {
+    thread_local std::vector<Memory> memory;
+    return memory;
+  }
+  // The smallest that is kept and large enough, or new memory in place of one that is not.
+  static Memory take(size_t size) {
+    auto& all = kept();
+    auto best = all.end();
+    for (auto it = all.begin(); it != all.end(); ++it)
+      if (it->size >= size && (best == all.end() || it->size < best->size)) best = it;
+    if (best == all.end()) {
+      if (!all.empty()) all.pop_back();
+      return {size, std::unique_ptr<float[], Free>(new (kLine) float[size])};
+    }
+    Memory found = std::move(*best);
+    all.erase(best);
+    return found;
+  }
+
+  Memory memory_;
 };
 
 constexpr float kSlope = 0.2f;
-inline Vector leaky_relu(Vector x) { return x > 0.0f ? x : x * kSlope; }
-inline Vector slope_at(Vector out) { return out >= 0.0f ? all(1.0f) : all(kSlope); }
+// The lower halves of 32-bit integers, and 16-bit integers widened.
+inline void narrow(uint16_t* p, Bits bits) {
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(bits, Halves);
+}
+inline Bits widen(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Bits>(_mm512_cvtepu16_epi32(*reinterpret_cast<const __m256i_u*>(p)));
+#else
+  return __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits);
+#endif
+}
 
 // float32 rounded to bfloat16: the sign is exact, the value within 0.4 %.
 inline void pack(uint16_t* p, Vector v) {
-  const Bits rounded = (reinterpret_cast<Bits>(v) + 0x8000u) >> 16;
-  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(rounded, Halves);
+  narrow(p, (reinterpret_cast<Bits>(v) + 0x8000u) >> 16);
 }
 inline Vector unpack(const float* p) { return load(p); }
-inline Vector unpack(const uint16_t* p) {
-  const Bits wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits);
-  return reinterpret_cast<Vector>(wide << 16);
-}
+inline Vector unpack(const uint16_t* p) { return reinterpret_cast<Vector>(widen(p) << 16); }
 
 // --- arguments --------------------------------------------------------------------------------
 
 using Floats = ffi::Buffer<ffi::F32>;
 using Packed = ffi::Buffer<ffi::U16>;
+
+// Asks for the pages of a large result to be huge: the system hands out ordinary ones, which a
+// step would otherwise wait for, one by one. It may refuse.
+template <typename Buffer>
+void want_huge_pages([[maybe_unused]] ffi::Result<Buffer>& result) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 2 << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(result->untyped_data());
+  const uintptr_t first = (begin + page - 1) / page * page;
+  const uintptr_t last = (begin + result->size_bytes()) / page * page;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 // An array of examples under leading dimensions that broadcast against those of the batch.
 template <typename Buffer>
@@ -115,21 +173,21 @@ class Examples {
   std::vector<int64_t> offsets_;
 };
 
-// The sizes of a block, from what its first layer puts out (..., H, W, F), the dimensions of any
+// The sizes of a block, from those of its layers' outputs (..., H, W), the dimensions of any
 // result with three of its own, and the first layer's pointwise weights (..., C, F).
 struct Sizes {
   ffi::Span<const int64_t> leading;
   int64_t batch = 1, height, task_rows, tasks;
   int width, channels, features;
 
-  Sizes(const Packed& left1, ffi::Span<const int64_t> result, const Floats& pointwise,
+  Sizes(ffi::Span<const int64_t> area, ffi::Span<const int64_t> result, const Floats& pointwise,
         const ffi::ThreadPool& pool) {
     // What is the same for a whole batch lacks some of its dimensions; a result has them all.
     leading = result.first(result.size() - 3);
     for (int64_t size : leading) batch *= size;
-    const auto image = left1.dimensions(), weights = pointwise.dimensions();
-    height = image[image.size() - 3];
-    width = int(image[image.size() - 2]);
+    const auto weights = pointwise.dimensions();
+    height = area[area.size() - 2];
+    width = int(area.back());
     channels = int(weights[weights.size() - 2]);
     features = int(weights.back());
     // Short tasks keep every core busy, long ones compute fewer rows twice. An even number.
@@ -147,6 +205,7 @@ struct Sizes {
     int64_t n, first, end;
     bool holds(int64_t row) const { return row >= first && row < end; }
   };
+  bool has(int64_t row) const { return row >= 0 && row < height; }
   Task task(int64_t index) const {
     const int64_t first = index % tasks * task_rows;
     return {index / tasks, first, std::min(first + task_rows, height)};
@@ -155,53 +214,101 @@ struct Sizes {
 
 // --- matrix products --------------------------------------------------------------------------
 
+// Gradient steps may round what goes into a product to integers of 16 bits, of which some
+// processors multiply twice as many in a cycle. A tile of the left side is rounded to 13 bits and
+// a sign, in steps of its largest magnitude; a column of the right side so that kDepth magnitudes
+// add up to 18 bits: the sum of kDepth products always fits 32.
+#if defined(__AVX512VNNI__)
+constexpr bool kRounds = true;
+#else
+constexpr bool kRounds = false;
+#endif
+constexpr int kDepth = 128;
+constexpr float kLeft = 8191.0f, kRight = 262144.0f - kDepth / 2, kLargest = 32767.0f;
+
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+// sum + a * b of the lower and of the upper halves.
+inline Integers multiply_pairs(Integers sum, Integers a, Integers b) {
+#if defined(__AVX512VNNI__)
+  return reinterpret_cast<Integers>(_mm512_dpwssd_epi32(
+      reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#else
+  return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// The integer nearest to each of x, none of them above 2^21, in the lower bits.
+inline Bits nearest(Vector x) { return reinterpret_cast<Bits>(x + 12582912.0f); }
+
 // A matrix (inner, outer) as panels of up to kPanel vectors of columns, each contiguous.
 class Matrix {
  public:
-  // From data (inner, outer), or (outer, inner) if it is to be transposed.
-  Matrix(const float* data, int inner, int outer, bool transpose)
-      : inner(inner), outer(outer), panels_(size_t(inner) * outer) {
-    float* to = panels_.data();
-    for (int first = 0; first < outer; first += panel_width(first))
-      for (int k = 0; k < inner; ++k)
-        for (int f = first; f < first + panel_width(first); ++f)
-          *to++ = transpose ? data[size_t(f) * inner + k] : data[size_t(k) * outer + f];
+  Matrix(int inner, int outer, bool rounded)
+      : inner(inner), outer(outer),
+        rounded(kRounds && rounded && inner >= 32 && outer >= 32),  // smaller ones do not gain
+        panels_(size_t(inner) * outer / (this->rounded ? 2 : 1)), steps_(this->rounded ? outer : 0) {
+    for (int first = 0; first < outer; first += panel_width(first)) firsts.push_back(first);
   }
   int panel_width(int first) const {
     int vectors = kPanel;
     while (vectors > 1 && first + vectors * kLanes > outer) vectors /= 2;
     return vectors * kLanes;
   }
-  const float* panel(int first) const { return panels_.data() + size_t(first) * inner; }
-
-  const int inner, outer;
-
- private:
-  Array panels_;
-};
-
-// Each example's matrix; consecutive examples share one where the data is the same.
-class Matrices {
- public:
-  template <typename Buffer>
-  Matrices(Buffer& buffer, const Sizes& sizes, int inner, int outer, bool transpose) {
-    const auto examples = sizes.examples(buffer, 2);
-    for (int64_t n = 0; n < sizes.batch; ++n) {
-      if (n == 0 || examples[n] != examples[n - 1])
-        made_.emplace_back(examples[n], inner, outer, transpose);
-      which_.push_back(made_.size() - 1);
+  // One panel's columns from data (inner, outer), or (outer, inner) if it is to be transposed.
+  void fill(int first, const float* data, bool transpose) {
+    const int width = panel_width(first);
+    Array turned(transpose ? size_t(inner) * kLanes : 0);
+    for (int f = first; f < first + width; f += kLanes) {
+      const float* columns = transpose ? turned.data() : data + f;
+      for (int i = 0; transpose && i < kLanes; ++i)
+        for (int k = 0; k < inner; ++k) turned.data()[k * kLanes + i] = data[size_t(f + i) * inner + k];
+      const size_t at = size_t(first) * inner, step = transpose ? kLanes : outer;
+      if (rounded)
+        round_columns(columns, step, f, panels_.data() + at / 2 + f - first, width);
+      else
+        for (int k = 0; k < inner; ++k)
+          store(panels_.data() + at + f - first + size_t(k) * width, load(columns + k * step));
     }
   }
-  const Matrix& operator[](int64_t n) const { return made_[which_[n]]; }
+  template <typename Element>
+  const Element* panel(int first) const {
+    return reinterpret_cast<const Element*>(panels_.data()) + size_t(first) * inner;
+  }
+  const float* steps(int first) const { return steps_.data() + first; }
+
+  const int inner, outer;
+  const bool rounded;
+  std::vector<int> firsts;  // columns of the panels
 
  private:
-  std::vector<Matrix> made_;
-  std::vector<size_t> which_;
+  // A vector of columns, from `column` on, whose rows are `step` apart, to rows of pairs that are
+  // `width` apart.
+  void round_columns(const float* columns, size_t step, int column, float* to, int width) {
+    Vector sum = {}, heaviest = all(0x1p-100f), largest = heaviest;
+    for (int k = 0; k < inner; ++k) {
+      const Vector v = load(columns + k * step), size = v < 0.0f ? -v : v;
+      sum = k % kDepth ? sum + size : size;
+      heaviest = sum > heaviest ? sum : heaviest;
+      largest = size > largest ? size : largest;
+    }
+    const Vector by_sum = kRight / heaviest, by_size = kLargest / largest;
+    const Vector scale = by_sum < by_size ? by_sum : by_size;
+    store(steps_.data() + column, 1.0f / scale);
+    for (int k = 0; k < inner; k += 2, to += width, columns += 2 * step) {
+      const Bits low = nearest(load(columns) * scale), high = nearest(load(columns + step) * scale);
+      *reinterpret_cast<Bits*>(to) = (low & 0xffffu) | high << 16;
+    }
+  }
+
+  Array panels_, steps_;
 };
 
 // P pixels times a panel of N vectors: P x N accumulators stay in registers.
 template <int P, int N>
-inline void multiply(const float* x, int inner, const float* panel, float* out, int stride) {
+inline void multiply(const float* x, float, const Matrix& matrix, int first, float* out) {
+  const int inner = matrix.inner, stride = matrix.outer;
+  const float* panel = matrix.panel<float>(first);
   Vector sum[P][N] = {};
   for (int k = 0; k < inner; ++k) {
     Vector weight[N];
@@ -220,30 +327,62 @@ inline void multiply(const float* x, int inner, const float* panel, float* out, 
     for (int j = 0; j < N; ++j) store(out + p * stride + j * kLanes, sum[p][j]);
 }
 
-// P pixels at a time, then half as many, until none are left.
+// The same of rounded pixels, which are integers times `step`.
 template <int P, int N>
-void multiply_panel(const float* x, int pixels, int inner, const float* panel, float* out,
-                    int stride) {
-  for (; pixels >= P; pixels -= P, x += P * inner, out += P * stride)
-    multiply<P, N>(x, inner, panel, out, stride);
-  if constexpr (P > 1) multiply_panel<P / 2, N>(x, pixels, inner, panel, out, stride);
-}
-
-// out (pixels, outer) = x (pixels, inner) times the matrix.
-void multiply(const float* x, int pixels, const Matrix& matrix, float* out) {
+inline void multiply(const uint16_t* x, float step, const Matrix& matrix, int first, float* out) {
   const int inner = matrix.inner, stride = matrix.outer;
-  for (int first = 0; first < stride; first += matrix.panel_width(first)) {
-    const float* panel = matrix.panel(first);
-    constexpr int many = kAccumulators / 2;
-    switch (matrix.panel_width(first) / kLanes) {
-      case 4: multiply_panel<many / 2, 4>(x, pixels, inner, panel, out + first, stride); break;
-      case 2: multiply_panel<many, 2>(x, pixels, inner, panel, out + first, stride); break;
-      default: multiply_panel<many, 1>(x, pixels, inner, panel, out + first, stride);
+  const uint16_t* panel = matrix.panel<uint16_t>(first);
+  for (int from = 0; from < inner; from += kDepth) {
+    Integers sum[P][N] = {};
+    for (int k = from; k < std::min(from + kDepth, inner); k += 2) {
+      Integers weight[N];
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j)
+        weight[j] = *reinterpret_cast<const Integers*>(panel + (k * N + 2 * j) * kLanes);
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) {
+        int32_t pair;
+        std::memcpy(&pair, x + p * inner + k, sizeof pair);
+        const Integers value = pair - Integers{};
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) sum[p][j] = multiply_pairs(sum[p][j], weight[j], value);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      const Vector unit = load(matrix.steps(first) + j * kLanes) * step;
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) {
+        float* to = out + p * stride + j * kLanes;
+        const Vector part = __builtin_convertvector(sum[p][j], Vector) * unit;
+        store(to, from ? load(to) + part : part);
+      }
     }
   }
 }
 
-constexpr int kPixels = 48;  // that go through a matrix product at a time
+// P pixels at a time, then fewer, until none are left.
+template <int P, int N, typename Element>
+void multiply_panel(const Element* x, float step, int pixels, const Matrix& matrix, int first,
+                    float* out) {
+  for (; pixels >= P; pixels -= P, x += P * matrix.inner, out += P * matrix.outer)
+    multiply<P, N>(x, step, matrix, first, out);
+  constexpr int fewer = P > 8 ? 8 : P > 4 ? 4 : P / 2;
+  if constexpr (fewer > 0) multiply_panel<fewer, N>(x, step, pixels, matrix, first, out);
+}
+
+template <typename Element>
+void multiply_panel(const Element* x, float step, int pixels, const Matrix& matrix, int first,
+                    float* out) {
+  constexpr int many = kAccumulators / 2;
+  switch (matrix.panel_width(first) / kLanes) {
+    case 4: return multiply_panel<many / 2, 4>(x, step, pixels, matrix, first, out);
+    case 2: return multiply_panel<many, 2>(x, step, pixels, matrix, first, out);
+    default: multiply_panel<many, 1>(x, step, pixels, matrix, first, out);
+  }
+}
+
+constexpr int kPixels = 64;  // that go through a matrix product at a time, at most
 
 // Calls tile(first pixel, pixels) for one part of a row after the other.
 template <typename Tile>
@@ -251,116 +390,255 @@ inline void for_tiles(int width, const Tile& tile) {
   for (int p = 0; p < width; p += kPixels) tile(p, std::min(kPixels, width - p));
 }
 
-// --- rows -------------------------------------------------------------------------------------
+// The largest magnitudes of vectors, as bits: those of NaN and infinity are above all others.
+struct Peak {
+  Bits bits = {};
+  void see(Vector v) {
+    const Bits size = reinterpret_cast<Bits>(v) & 0x7fffffffu;
+    bits = size > bits ? size : bits;
+  }
+  void see(const Peak& other) { see(reinterpret_cast<Vector>(other.bits)); }
+  float largest() const {
+    uint32_t most = 0;
+    for (int i = 0; i < kLanes; ++i) most = std::max(most, uint32_t(bits[i]));
+    float result;
+    std::memcpy(&result, &most, sizeof result);
+    return result;
+  }
+};
 
-// The last rows of an intermediate result, with a zero pixel at either end.
-class Rows {
+// Computes out (pixels, outer) = x (pixels, inner) times a matrix of at most so many rows.
+class Multiplier {
  public:
-  Rows(int64_t count, int64_t height, int width, int channels)
-      : count_(count), height_(height), channels_(channels), length_((width + 2) * channels),
-        data_(size_t(count + 1) * length_) {}
+  explicit Multiplier(int inner) : rounded_(size_t(kPixels) * inner) {}
 
-  float* operator[](int64_t r) { return padded(r) + channels_; }
-
-  // The rows r - 1, r and r + 1, padded; those outside the image are zero.
-  struct Three {
-    const float* row[3];
+  struct Row {
+    const float* x;
+    float* out;  // or null: this row is not wanted
   };
-  Three around(int64_t r) {
-    const float* zero = data_.data() + count_ * length_;
-    return {{r > 0 ? padded(r - 1) : zero, padded(r), r + 1 < height_ ? padded(r + 1) : zero}};
+  // Two rows at a time, so that the matrix passes half as often; `peak` has seen all of x. Calls
+  // after(row, first, width) when columns first to first + width - 1 of one are done.
+  template <typename After>
+  void operator()(const Row (&rows)[2], const Peak& peak, int pixels, const Matrix& matrix,
+                  const After& after) {
+    const int size = pixels * matrix.inner;
+    const float step = matrix.rounded ? round(rows, peak.largest(), size) : 1.0f;
+    for (int first : matrix.firsts)
+      for (int i = 0; i < 2; ++i) {
+        if (!rows[i].out) continue;
+        if (matrix.rounded)
+          multiply_panel(halves() + i * size, step, pixels, matrix, first, rows[i].out + first);
+        else
+          multiply_panel(rows[i].x, step, pixels, matrix, first, rows[i].out + first);
+        after(i, first, matrix.panel_width(first));
+      }
+  }
+  void operator()(const Row (&rows)[2], const Peak& peak, int pixels, const Matrix& matrix) {
+    (*this)(rows, peak, pixels, matrix, [](int, int, int) {});
   }
 
  private:
-  float* padded(int64_t r) { return data_.data() + r % count_ * length_; }
+  uint16_t* halves() { return reinterpret_cast<uint16_t*>(rounded_.data()); }
 
-  int64_t count_, height_;
+  // Rounds to integers and returns the step between them: NaN if any number is not finite.
+  float round(const Row (&rows)[2], float largest, int size) {
+    if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
+    const bool small = largest < kLeft / std::numeric_limits<float>::max();
+    const float scale = small ? 0.0f : kLeft / largest;
+    for (int row = 0; row < 2; ++row) {
+      uint16_t* to = halves() + row * size;
+      for (int i = 0; rows[row].out && i < size; i += kLanes)
+        narrow(to + i, nearest(load(rows[row].x + i) * scale));
+    }
+    return small ? 0.0f : largest / kLeft;
+  }
+
+  Array rounded_;
+};
+
+// --- rows -------------------------------------------------------------------------------------
+
+// The last four rows of an intermediate result, with a zero pixel at either end.
+class Rows {
+ public:
+  Rows(const Sizes& sizes, int channels)
+      : sizes_(sizes), channels_(channels), length_(int64_t(sizes.width + 2) * channels),
+        data_(size_t(kCount + 1) * length_) {
+    for (int64_t r = 0; r <= kCount; ++r) {
+      float* row = data_.data() + r * length_;
+      if (r == kCount) std::fill(row, row + length_, 0.0f);
+      std::fill(row, row + channels, 0.0f);
+      std::fill(row + length_ - channels, row + length_, 0.0f);
+    }
+  }
+
+  float* operator[](int64_t r) { return padded(r) + channels_; }
+
+  // The rows r - 1 to r + 2, padded; those outside the image are zero.
+  struct Four {
+    const float* row[4];
+  };
+  Four around(int64_t r) {
+    Four near;
+    for (int i = 0; i < 4; ++i)
+      near.row[i] = sizes_.has(r - 1 + i) ? padded(r - 1 + i) : data_.data() + kCount * length_;
+    return near;
+  }
+
+ private:
+  static constexpr int64_t kCount = 4;
+  float* padded(int64_t r) { return data_.data() + r % kCount * length_; }
+
+  const Sizes& sizes_;
   int channels_;
   int64_t length_;
   Array data_;
 };
 
-// out (count, channels): pixels of a row from `first` on, correlated with weight (3, 3, channels).
-void depthwise(const Rows::Three& near, const float* weight, int channels, int first, int count,
+// Q pixels of two rows from `at`, one vector of their channels, correlated with weight.
+template <int Q>
+inline void depthwise(const float* const at[4], const Vector weight[9], size_t channels, float* upper,
+                      float* lower, Peak& peak) {
+  Vector above[Q] = {}, below[Q] = {};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 6
+    for (int j = 0; j < Q + 2; ++j) {
+      const Vector x = load(at[i] + j * channels);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const int column = j - q;
+        if (column < 0 || column > 2) continue;
+        if (i < 3) above[q] += x * weight[3 * i + column];
+        if (i > 0) below[q] += x * weight[3 * (i - 1) + column];
+      }
+    }
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+    store(upper + q * channels, above[q]);
+    store(lower + q * channels, below[q]);
+    peak.see(above[q]);
+    peak.see(below[q]);
+  }
+}
+
+// out (2, count, channels): pixels of two rows from `first` on, correlated with weight
+// (3, 3, channels).
+Peak depthwise(const Rows::Four& near, const float* weight, int channels, int first, int count,
                float* out) {
+  Peak peak;
   for (int c = 0; c < channels; c += kLanes) {
     Vector w[9];
 #pragma GCC unroll 9
     for (int t = 0; t < 9; ++t) w[t] = load(weight + t * channels + c);
-    const float* at[3];
-    for (int i = 0; i < 3; ++i) at[i] = near.row[i] + size_t(first) * channels + c;
+    const float* at[4];
+    for (int i = 0; i < 4; ++i) at[i] = near.row[i] + size_t(first) * channels + c;
+    float *upper = out + c, *lower = upper + size_t(count) * channels;
+    const auto move = [&](int pixels) {
+      for (auto& row : at) row += size_t(pixels) * channels;
+      upper += size_t(pixels) * channels;
+      lower += size_t(pixels) * channels;
+    };
     int p = 0;
-    for (; p + 4 <= count; p += 4) {
-      Vector sum[4] = {};
-#pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) {
-        Vector x[6];
-#pragma GCC unroll 6
-        for (int j = 0; j < 6; ++j) x[j] = load(at[i] + size_t(p + j) * channels);
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; ++q)
-#pragma GCC unroll 3
-          for (int j = 0; j < 3; ++j) sum[q] += x[q + j] * w[3 * i + j];
-      }
-#pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) store(out + size_t(p + q) * channels + c, sum[q]);
-    }
-    for (; p < count; ++p) {
-      Vector sum = {};
-      for (int i = 0; i < 3; ++i)
-        for (int j = 0; j < 3; ++j) sum += load(at[i] + size_t(p + j) * channels) * w[3 * i + j];
-      store(out + size_t(p) * channels + c, sum);
-    }
+    for (; p + kColumns <= count; p += kColumns, move(kColumns))
+      depthwise<kColumns>(at, w, channels, upper, lower, peak);
+    for (; p < count; ++p, move(1)) depthwise<1>(at, w, channels, upper, lower, peak);
   }
+  return peak;
 }
 
-// In place: noise and bias added, leaky ReLU; a packed copy is left where it is asked for.
-void activate(float* x, const float* noise, const float* bias, int pixels, int features,
-              uint16_t* left) {
+// In place: noise and bias added to `width` of the features from `first` on and, unless the next
+// block does it, leaky ReLU; a packed copy is left where it is asked for.
+void activate(float* x, const float* noise, const float* bias, int pixels, int features, int first,
+              int width, bool raw, uint16_t* left) {
+  const Vector slope = all(raw ? 1.0f : kSlope);
   for (int p = 0; p < pixels; ++p) {
     const Vector shift = all(noise[p]);
-    for (int f = 0; f < features; f += kLanes) {
+    for (int f = first; f < first + width; f += kLanes) {
       const size_t at = size_t(p) * features + f;
-      const Vector v = leaky_relu(load(x + at) + shift + load(bias + f));
+      const Vector y = load(x + at) + shift + load(bias + f), v = y > 0.0f ? y : y * slope;
       store(x + at, v);
       if (left) pack(left + at, v);
     }
   }
 }
 
+// N vectors of the features of `deactivate`.
+template <int N, typename Known>
+inline void deactivate_some(const float* grad, const Known* known, const float* style, int pixels,
+                            int features, float* to, float* style_sum, Vector* noise_sum,
+                            Peak& peak) {
+  Vector factor[N], found[N] = {};
+  for (int j = 0; j < N; ++j) factor[j] = style ? load(style + j * kLanes) : all(1.0f);
+  for (int p = 0; p < pixels; ++p) {
+    Vector sum = {};
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      const size_t at = size_t(p) * features + j * kLanes;
+      const Vector out = unpack(known + at);
+      Vector g = load(grad + at);
+      found[j] += out * g;
+      g *= factor[j];
+      g = out >= 0.0f ? g : g * kSlope;
+      store(to + at, g);
+      peak.see(g);
+      sum += g;
+    }
+    if (noise_sum) noise_sum[p] += sum;
+  }
+  for (int j = 0; style_sum && j < N; ++j) add(style_sum + j * kLanes, found[j]);
+}
+
 // The gradient `grad` of what is made of a layer's output `known`, where it is multiplied by
 // `style` or, without one, by 1: `to` becomes that before the layer's activation. The gradients of
 // the style and of the noise, the sums over pixels and over features, go where they are asked for.
 template <typename Known>
-void deactivate(const float* grad, const Known* known, const float* style, int pixels, int features,
+Peak deactivate(const float* grad, const Known* known, const float* style, int pixels, int features,
                 float* to, float* style_sum, float* noise_grad) {
-  for (int p = 0; p < pixels; ++p) {
+  Peak peak;
+  Vector noise_sum[kPixels];
+  if (noise_grad) std::fill(noise_sum, noise_sum + pixels, Vector{});
+  const auto some = [&](auto vectors, int f) {
+    deactivate_some<vectors>(grad + f, known + f, style ? style + f : nullptr, pixels, features,
+                             to + f, style_sum ? style_sum + f : nullptr,
+                             noise_grad ? noise_sum : nullptr, peak);
+  };
+  int f = 0;
+  for (; f + 4 * kLanes <= features; f += 4 * kLanes) some(std::integral_constant<int, 4>(), f);
+  for (; f < features; f += kLanes) some(std::integral_constant<int, 1>(), f);
+  for (int p = 0; noise_grad && p < pixels; ++p) noise_grad[p] = total(noise_sum[p]);
+  return peak;
+}
+
+// The same where the activation is the next block's: nothing but the noise's gradient is new.
+Peak survey(const float* grad, int pixels, int features, float* noise_grad) {
+  Peak peak;
+  for (int p = 0; p < pixels; ++p, grad += features) {
     Vector sum = {};
     for (int f = 0; f < features; f += kLanes) {
-      const size_t at = size_t(p) * features + f;
-      const Vector out = unpack(known + at);
-      Vector g = load(grad + at);
-      if (style_sum) add(style_sum + f, out * g);
-      if (style) g *= load(style + f);
-      g *= slope_at(out);
-      store(to + at, g);
+      const Vector g = load(grad + f);
+      peak.see(g);
       sum += g;
     }
     if (noise_grad) noise_grad[p] = total(sum);
   }
+  return peak;
 }
 
 // --- Haar wavelets (see separable.py) ---------------------------------------------------------
 
-// Two rows of 2 * width pixels from a row of bands (width, 4, channels) times `style`.
-void synthesise(const float* bands, const float* style, int width, int channels, float* upper,
-                float* lower) {
+// Two rows of 2 * width pixels from a row of bands (width, 4, channels) times `style`, first
+// activated if they come raw.
+void synthesise(const float* bands, bool raw, const float* style, int width, int channels,
+                float* upper, float* lower) {
+  const Vector slope = all(raw ? kSlope : 1.0f);
   for (int p = 0; p < width; ++p)
     for (int c = 0; c < channels; c += kLanes) {
       Vector band[4];
-      for (int b = 0; b < 4; ++b)
-        band[b] = load(bands + size_t(4 * p + b) * channels + c) * load(style + b * channels + c) *
-                  0.5f;
+      for (int b = 0; b < 4; ++b) {
+        const Vector x = load(bands + size_t(4 * p + b) * channels + c);
+        band[b] = (x > 0.0f ? x : x * slope) * load(style + b * channels + c) * 0.5f;
+      }
       const Vector top = band[0] + band[1], top_diff = band[2] + band[3];
       const Vector bottom = band[0] - band[1], bottom_diff = band[2] - band[3];
       const size_t at = size_t(2 * p) * channels + c;
@@ -373,10 +651,12 @@ void synthesise(const float* bands, const float* style, int width, int channels,
 
 // The transpose, of two rows of gradients (2, 2 * width, channels). The gradient of the style is
 // added to `sum`.
-void analyse(const float* grad, const float* bands, const float* style, int width, int channels,
-             float* grad_bands, float* sum) {
+void analyse(const float* grad, const float* bands, bool raw, const float* style, int width,
+             int channels, float* grad_bands, float* sum) {
+  const Vector slope = all(raw ? kSlope : 1.0f);
   for (int c = 0; c < channels; c += kLanes) {
-    Vector found[4] = {};
+    Vector found[4] = {}, factor[4];
+    for (int b = 0; b < 4; ++b) factor[b] = load(style + b * channels + c) * 0.5f;
     for (int p = 0; p < width; ++p) {
       const float* upper = grad + size_t(2 * p) * channels + c;
       const float* lower = upper + size_t(2 * width) * channels;
@@ -388,8 +668,9 @@ void analyse(const float* grad, const float* bands, const float* style, int widt
                               top_diff - bottom_diff};
       for (int b = 0; b < 4; ++b) {
         const size_t at = size_t(4 * p + b) * channels + c;
-        found[b] += band[b] * load(bands + at);
-        store(grad_bands + at, band[b] * load(style + b * channels + c) * 0.5f);
+        const Vector x = load(bands + at), g = band[b] * factor[b];
+        found[b] += band[b] * (x > 0.0f ? x : x * slope);
+        store(grad_bands + at, x >= 0.0f ? g : g * slope);
       }
     }
     for (int b = 0; b < 4; ++b) add(sum + b * channels + c, found[b] * 0.5f);
@@ -429,66 +710,145 @@ void run_tasks(ffi::ThreadPool& pool, int64_t count, const Task& task) {
   state->ended.wait(lock, [&] { return state->left == 0; });
 }
 
-constexpr int kPaddedBands = 16;  // 12 bands of an RGB image, and zeros to whole vectors
+// Each example's matrix; consecutive examples share one where the data is the same.
+class Matrices {
+ public:
+  // Of data (..., inner, outer), or (..., outer, inner) if it is to be transposed.
+  template <typename Buffer>
+  Matrices(ffi::ThreadPool& pool, Buffer& buffer, const Sizes& sizes, int inner, int outer,
+           bool transpose, bool rounded) {
+    const auto examples = sizes.examples(buffer, 2);
+    std::vector<const float*> data;
+    for (int64_t n = 0; n < sizes.batch; ++n) {
+      if (n == 0 || examples[n] != examples[n - 1]) {
+        made_.emplace_back(inner, outer, rounded);
+        data.push_back(examples[n]);
+      }
+      which_.push_back(made_.size() - 1);
+    }
+    const int64_t panels = made_.empty() ? 0 : made_[0].firsts.size();
+    run_tasks(pool, made_.size() * panels, [&](int64_t index) {
+      Matrix& matrix = made_[index / panels];
+      matrix.fill(matrix.firsts[index % panels], data[index / panels], transpose);
+    });
+  }
+  const Matrix& operator[](int64_t n) const { return made_[which_[n]]; }
+
+ private:
+  std::vector<Matrix> made_;
+  std::vector<size_t> which_;
+};
+
+// --- images -----------------------------------------------------------------------------------
+
+// The last product makes four pixels of the image, two rows of two, each row with two zeros.
+constexpr int kMade = 16, kHalf = kMade / 2, kPair = 6;
+
+// Two rows of `pixels` pairs of pixels (2, 2 * pixels, 3) from made (pixels, kMade) plus bias.
+void put_pixels(float* made, const float* bias, int pixels, float* upper, float* lower) {
+  for (int p = 0; p < pixels; ++p, made += kMade, upper += kPair, lower += kPair) {
+    for (int i = 0; i < kMade; i += kLanes) add(made + i, load(bias + i));
+    std::memcpy(upper, made, kPair * sizeof(float));
+    std::memcpy(lower, made + kHalf, kPair * sizeof(float));
+  }
+}
+
+// The transpose: `made`, whose other numbers are zero, from two rows.
+void take_pixels(const float* upper, const float* lower, int pixels, float* made) {
+  for (int p = 0; p < pixels; ++p, made += kMade, upper += kPair, lower += kPair) {
+    std::memcpy(made, upper, kPair * sizeof(float));
+    std::memcpy(made + kHalf, lower, kPair * sizeof(float));
+  }
+}
 
 }  // namespace
 
 // --- forward ----------------------------------------------------------------------------------
 
 // `style` is the product of the up-sampling's and the first layer's, `depthwise2` holds the second
-// layer's and `head`, which may be empty, the image's. `out` is the block's output or the image's
-// bands, `left1` and `left2` what each layer put out.
-static ffi::Error Forward(ffi::ThreadPool pool, Floats x, Floats style, Floats depthwise1,
-                          Floats pointwise1, Floats bias1, Floats noise1, Floats depthwise2,
-                          Floats pointwise2, Floats bias2, Floats noise2, Floats head,
-                          ffi::Result<Floats> out, ffi::Result<Packed> left1,
-                          ffi::Result<Packed> left2) {
-  const Sizes s(*left1, left1->dimensions(), pointwise1, pool);
+// layer's and `head`, which may be empty, the image's. `out` is the block's output or the image,
+// `left1` and `left2` what each layer put out, where these are asked for. Raw features still lack
+// their activation, which the next block makes up for.
+static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Floats x,
+                          Floats style, Floats depthwise1, Floats pointwise1, Floats bias1, Floats noise1,
+                          Floats depthwise2, Floats pointwise2, Floats bias2, Floats noise2,
+                          Floats head, Floats head_bias, ffi::Result<Floats> out,
+                          ffi::Result<Packed> left1, ffi::Result<Packed> left2) {
+  const Sizes s(noise1.dimensions(), out->dimensions(), pointwise1, pool);
   const int channels = s.channels, features = s.features, width = s.width;
+  const int64_t area = s.height * width;
   const bool headed = head.element_count() > 0;
+  const bool leaves1 = left1->element_count() > 0, leaves2 = left2->element_count() > 0;
   const auto bands = s.examples(x, 3), styles = s.examples(style, 1);
   const auto kernel1 = s.examples(depthwise1, 3), kernel2 = s.examples(depthwise2, 3);
   const auto noises1 = s.examples(noise1, 2), noises2 = s.examples(noise2, 2);
   const auto biases1 = s.examples(bias1, 1), biases2 = s.examples(bias2, 1);
-  const Matrices matrix1(pointwise1, s, channels, features, false);
-  const Matrices matrix2(pointwise2, s, features, features, false);
-  const Matrices to_bands(head, s, headed ? features : 0, headed ? kPaddedBands : 0, false);
+  const auto head_biases = s.examples(head_bias, 1);
+  const Matrices matrix1(pool, pointwise1, s, channels, features, false, rounded);
+  const Matrices matrix2(pool, pointwise2, s, features, features, false, rounded);
+  want_huge_pages(out), want_huge_pages(left1), want_huge_pages(left2);
+  const Matrices to_pixels(pool, head, s, headed ? features : 0, headed ? kMade : 0, false, false);
 
   run_tasks(pool, s.batch * s.tasks, [&](int64_t index) {
     const auto task = s.task(index);
     const int64_t n = task.n;
-    Rows input(4, s.height, width, channels), middle(3, s.height, width, features);
-    Array tile(size_t(kPixels) * std::max(channels, features)), last(size_t(kPixels) * features);
-    int64_t next_pair = std::max<int64_t>(task.first / 2 - 1, 0);  // of rows of the input
+    const int most = std::max(channels, features);
+    Rows input(s, channels), middle(s, features);
+    Array tile(size_t(2) * kPixels * most), last(size_t(2) * kPixels * features);
+    Array made(size_t(2) * kPixels * kMade);
+    Multiplier multiply(most);
+    int64_t next = std::max<int64_t>(task.first - 2, 0);  // row of the input
 
-    for (int64_t row = std::max<int64_t>(task.first - 1, 0); row <= task.end; ++row) {
-      if (row < s.height) {  // the first layer's row
-        for (; next_pair <= std::min(row + 1, s.height - 1) / 2; ++next_pair)
-          synthesise(bands[n] + next_pair * 2 * width * channels, styles[n], width / 2, channels,
-                     input[2 * next_pair], input[2 * next_pair + 1]);
-        const auto near = input.around(row);
-        const int64_t pixel = (n * s.height + row) * width;
-        for_tiles(width, [&](int p, int count) {
-          float* made = middle[row] + size_t(p) * features;
-          depthwise(near, kernel1[n], channels, p, count, tile.data());
-          multiply(tile.data(), count, matrix1[n], made);
-          activate(made, noises1[n] + row * width + p, biases1[n], count, features,
-                   task.holds(row) ? left1->typed_data() + (pixel + p) * features : nullptr);
-        });
-      }
-      const int64_t above = row - 1;  // the second layer's row
-      if (above < task.first) continue;
-      const auto near = middle.around(above);
-      const int64_t pixel = (n * s.height + above) * width;
+    const auto first_layer = [&](int64_t top) {  // its rows `top` and `top` + 1
+      for (; next <= std::min(top + 2, s.height - 1); next += 2)
+        synthesise(bands[n] + next * width * channels, raw_in, styles[n], width / 2, channels,
+                   input[next], input[next + 1]);
+      const auto near = input.around(top);
       for_tiles(width, [&](int p, int count) {
-        float* made = headed ? last.data() : out->typed_data() + (pixel + p) * features;
-        depthwise(near, kernel2[n], features, p, count, tile.data());
-        multiply(tile.data(), count, matrix2[n], made);
-        activate(made, noises2[n] + above * width + p, biases2[n], count, features,
-                 headed ? left2->typed_data() + (pixel + p) * features : nullptr);
-        if (headed)
-          multiply(made, count, to_bands[n], out->typed_data() + (pixel + p) * kPaddedBands);
+        const Peak peak = depthwise(near, kernel1[n], channels, p, count, tile.data());
+        const auto to = [&](int64_t row) {
+          return s.has(row) ? middle[row] + size_t(p) * features : nullptr;
+        };
+        const Multiplier::Row rows[2] = {{tile.data(), to(top)},
+                                         {tile.data() + count * channels, to(top + 1)}};
+        multiply(rows, peak, count, matrix1[n], [&](int i, int first, int some) {
+          const int64_t pixel = (top + i) * width + p;
+          uint16_t* left = leaves1 && task.holds(top + i)
+                               ? left1->typed_data() + (n * area + pixel) * features
+                               : nullptr;
+          activate(rows[i].out, noises1[n] + pixel, biases1[n], count, features, first, some, false,
+                   left);
+        });
       });
+    };
+    const auto second_layer = [&](int64_t top) {
+      const auto near = middle.around(top);
+      for_tiles(width, [&](int p, int count) {
+        const Peak peak = depthwise(near, kernel2[n], features, p, count, tile.data());
+        const int64_t pixel = top * width + p, at = (n * area + pixel) * features;
+        float* to = headed ? last.data() : out->typed_data() + at;
+        const int64_t apart = headed ? kPixels * features : width * features;  // from row to row
+        const Multiplier::Row rows[2] = {{tile.data(), to},
+                                         {tile.data() + count * features, to + apart}};
+        multiply(rows, peak, count, matrix2[n], [&](int i, int first, int some) {
+          uint16_t* left = leaves2 ? left2->typed_data() + at + i * width * features : nullptr;
+          activate(rows[i].out, noises2[n] + pixel + i * width, biases2[n], count, features, first,
+                   some, raw_out, left);
+        });
+        if (!headed) return;
+        const Multiplier::Row pixels[2] = {{rows[0].out, made.data()},
+                                           {rows[1].out, made.data() + kPixels * kMade}};
+        multiply(pixels, {}, count, to_pixels[n]);
+        for (int i = 0; i < 2; ++i) {
+          float* upper = out->typed_data() + (2 * (n * area + (top + i) * width) + p) * kPair;
+          put_pixels(pixels[i].out, head_biases[n], count, upper, upper + width * kPair);
+        }
+      });
+    };
+    first_layer(task.first - 1);
+    for (int64_t row = task.first; row < task.end; row += 2) {
+      first_layer(row + 1);
+      second_layer(row);
     }
   });
   return ffi::Error::Success();
@@ -497,6 +857,9 @@ static ffi::Error Forward(ffi::ThreadPool pool, Floats x, Floats style, Floats d
 XLA_FFI_DEFINE_HANDLER_SYMBOL(forward, Forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("rounded")
+                                  .Attr<bool>("raw_in")
+                                  .Attr<bool>("raw_out")
                                   .Arg<Floats>()   // x (..., H / 2, W / 2, 4 C)
                                   .Arg<Floats>()   // style (..., 4 C)
                                   .Arg<Floats>()   // depthwise1 (..., 3, 3, C)
@@ -508,20 +871,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(forward, Forward,
                                   .Arg<Floats>()   // bias2 (..., F)
                                   .Arg<Floats>()   // noise2 (..., H, W)
                                   .Arg<Floats>()   // head (..., F, 16) or (..., 0, 16)
-                                  .Ret<Floats>()   // out (..., H, W, F or 16)
-                                  .Ret<Packed>()   // left1 (..., H, W, F)
-                                  .Ret<Packed>());  // left2 (..., H, W, F), or 0 without a head
+                                  .Arg<Floats>()   // head_bias (..., 16)
+                                  .Ret<Floats>()   // out (..., H, W, F) or (..., 2 H, 2 W, 3)
+                                  .Ret<Packed>()   // left1 (..., H, W, F) or (..., H, W, 0)
+                                  .Ret<Packed>());  // left2, with a head the same, else (..., H, W, 0)
 
 // --- backward ---------------------------------------------------------------------------------
 
-// The gradient from that of `out`. Without a head `out` itself tells the last activation's slope.
-static ffi::Error Backward(ffi::ThreadPool pool, Floats x, Floats style, Floats depthwise1,
-                           Floats pointwise1, Floats style2, Floats depthwise2, Floats pointwise2,
-                           Floats head_style, Floats head, Floats out, Packed left1, Packed left2,
-                           Floats grad, ffi::Result<Floats> grad_x,
+// The gradient from that of `out`, which without a head tells the last activation's slope.
+static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Floats x,
+                           Floats style, Floats depthwise1, Floats pointwise1, Floats style2, Floats depthwise2,
+                           Floats pointwise2, Floats head_style, Floats head, Floats out,
+                           Packed left1, Packed left2, Floats grad, ffi::Result<Floats> grad_x,
                            ffi::Result<Floats> grad_styles, ffi::Result<Floats> grad_noise1,
                            ffi::Result<Floats> grad_noise2) {
-  const Sizes s(left1, grad_x->dimensions(), pointwise1, pool);
+  const auto layer = left1.dimensions();
+  const Sizes s(layer.first(layer.size() - 1), grad_x->dimensions(), pointwise1, pool);
   const int channels = s.channels, features = s.features, width = s.width;
   const int64_t area = s.height * width;
   const bool headed = head.element_count() > 0;
@@ -530,9 +895,10 @@ static ffi::Error Backward(ffi::ThreadPool pool, Floats x, Floats style, Floats 
   const auto styles2 = s.examples(style2, 1), head_styles = s.examples(head_style, 1);
   const auto outs = s.examples(out, 3), grads = s.examples(grad, 3);
   const auto lefts1 = s.examples(left1, 3), lefts2 = s.examples(left2, 3);
-  const Matrices matrix1(pointwise1, s, features, channels, true);
-  const Matrices matrix2(pointwise2, s, features, features, true);
-  const Matrices from_bands(head, s, headed ? kPaddedBands : 0, headed ? features : 0, true);
+  const Matrices matrix1(pool, pointwise1, s, features, channels, true, rounded);
+  const Matrices matrix2(pool, pointwise2, s, features, features, true, rounded);
+  want_huge_pages(grad_x);
+  const Matrices from_pixels(pool, head, s, headed ? kMade : 0, headed ? features : 0, true, false);
   // Each task sums the styles' gradients on its own: the result knows no order of tasks.
   const int sums = 4 * channels + (headed ? 2 : 1) * features;
   std::vector<float> parts(size_t(s.batch * s.tasks) * sums, 0.0f);
@@ -542,47 +908,81 @@ static ffi::Error Backward(ffi::ThreadPool pool, Floats x, Floats style, Floats 
     const int64_t n = task.n;
     float* sum = &parts[size_t(index) * sums];
     float *sum2 = sum + 4 * channels, *head_sum = sum2 + features;
-    Rows wide2(3, s.height, width, features), wide1(3, s.height, width, channels);
-    Array tile(size_t(kPixels) * features);
+    Rows wide2(s, features), wide1(s, channels);
+    Array tile(size_t(2) * kPixels * features), made(size_t(2) * kPixels * kMade);
     Array inner(size_t(2) * width * channels);
+    Multiplier multiply(features);
+    std::fill(made.data(), made.data() + size_t(2) * kPixels * kMade, 0.0f);
+    const auto noise_at = [&](ffi::Result<Floats>& noise, int64_t row, int64_t pixel) {
+      const bool wanted = noise->element_count() > 0 && task.holds(row);
+      return wanted ? noise->typed_data() + n * area + pixel : nullptr;
+    };
 
-    for (int64_t row = std::max<int64_t>(task.first - 2, 0); row < task.end + 2; ++row) {
-      if (row < s.height) {  // the second layer's product, transposed
-        for_tiles(width, [&](int p, int count) {
-          const int64_t pixel = row * width + p;
-          float* noise = task.holds(row) ? grad_noise2->typed_data() + n * area + pixel : nullptr;
+    const auto second_product = [&](int64_t top) {  // transposed, rows `top` and `top` + 1
+      if (!s.has(top)) return;
+      for_tiles(width, [&](int p, int count) {
+        Multiplier::Row rows[2];
+        for (int i = 0; i < 2; ++i) {
+          rows[i] = {tile.data() + i * count * features, wide2[top + i] + int64_t(p) * features};
+          if (!headed) continue;
+          const float* upper = grads[n] + (2 * (top + i) * width + p) * kPair;
+          take_pixels(upper, upper + width * kPair, count, made.data() + i * kPixels * kMade);
+        }
+        if (headed)
+          multiply({{made.data(), tile.data()},
+                    {made.data() + kPixels * kMade, tile.data() + count * features}},
+                   {}, count, from_pixels[n]);
+        Peak peak;
+        for (int i = 0; i < 2; ++i) {
+          const int64_t row = top + i, pixel = row * width + p;
+          float* noise = noise_at(grad_noise2, row, pixel);
+          float* g = tile.data() + i * count * features;
+          const float* grad = headed ? g : grads[n] + pixel * features;
           if (headed) {
-            multiply(grads[n] + pixel * kPaddedBands, count, from_bands[n], tile.data());
-            deactivate(tile.data(), lefts2[n] + pixel * features, head_styles[n], count, features,
-                       tile.data(), task.holds(row) ? head_sum : nullptr, noise);
+            peak.see(deactivate(grad, lefts2[n] + pixel * features, head_styles[n], count, features,
+                                g, task.holds(row) ? head_sum : nullptr, noise));
+          } else if (raw_out) {
+            peak.see(survey(grad, count, features, noise));
+            rows[i].x = grad;
           } else {
-            deactivate(grads[n] + pixel * features, outs[n] + pixel * features, nullptr, count,
-                       features, tile.data(), nullptr, noise);
+            peak.see(deactivate(grad, outs[n] + pixel * features, nullptr, count, features, g,
+                                nullptr, noise));
           }
-          multiply(tile.data(), count, matrix2[n], wide2[row] + int64_t(p) * features);
-        });
-      }
-      const int64_t above = row - 1;  // the first layer's product, transposed
-      if (above >= std::max<int64_t>(task.first - 1, 0) && above < s.height) {
-        const auto near = wide2.around(above);
-        for_tiles(width, [&](int p, int count) {
-          const int64_t pixel = above * width + p;
-          // The transpose of a correlation is one with the kernel turned round.
-          depthwise(near, kernel2[n], features, p, count, tile.data());
-          deactivate(tile.data(), lefts1[n] + pixel * features, styles2[n], count, features,
-                     tile.data(), task.holds(above) ? sum2 : nullptr,
-                     task.holds(above) ? grad_noise1->typed_data() + n * area + pixel : nullptr);
-          multiply(tile.data(), count, matrix1[n], wide1[above] + int64_t(p) * channels);
-        });
-      }
-      const int64_t top = row - 2;  // the up-sampling's transpose, for two rows at a time
-      if (!task.holds(top)) continue;
-      depthwise(wide1.around(top), kernel1[n], channels, 0, width,
-                inner.data() + top % 2 * width * channels);
-      if (top % 2 == 0) continue;
-      const int64_t at = top / 2 * 2 * width * channels;
-      analyse(inner.data(), bands[n] + at, styles[n], width / 2, channels,
+        }
+        multiply(rows, peak, count, matrix2[n]);
+      });
+    };
+    const auto first_product = [&](int64_t top) {
+      const auto near = wide2.around(top);
+      for_tiles(width, [&](int p, int count) {
+        // The transpose of a correlation is one with the kernel turned round.
+        depthwise(near, kernel2[n], features, p, count, tile.data());
+        Multiplier::Row rows[2] = {};
+        Peak peak;
+        for (int i = 0; i < 2; ++i) {
+          const int64_t row = top + i, pixel = row * width + p;
+          if (!s.has(row)) continue;
+          float* g = tile.data() + i * count * features;
+          peak.see(deactivate(g, lefts1[n] + pixel * features, styles2[n], count, features, g,
+                              task.holds(row) ? sum2 : nullptr, noise_at(grad_noise1, row, pixel)));
+          rows[i] = {g, wide1[row] + int64_t(p) * channels};
+        }
+        multiply(rows, peak, count, matrix1[n]);
+      });
+    };
+    const auto upsampling = [&](int64_t top) {
+      depthwise(wide1.around(top), kernel1[n], channels, 0, width, inner.data());
+      const int64_t at = top * width * channels;
+      analyse(inner.data(), bands[n] + at, raw_in, styles[n], width / 2, channels,
               grad_x->typed_data() + n * area * channels + at, sum);
+    };
+    second_product(task.first - 2);
+    second_product(task.first);
+    first_product(task.first - 1);
+    for (int64_t row = task.first; row < task.end; row += 2) {
+      second_product(row + 2);
+      first_product(row + 1);
+      upsampling(row);
     }
   });
   for (int64_t n = 0; n < s.batch; ++n)
@@ -597,6 +997,9 @@ static ffi::Error Backward(ffi::ThreadPool pool, Floats x, Floats style, Floats 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(backward, Backward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("rounded")
+                                  .Attr<bool>("raw_in")
+                                  .Attr<bool>("raw_out")
                                   .Arg<Floats>()   // x (..., H / 2, W / 2, 4 C)
                                   .Arg<Floats>()   // style (..., 4 C)
                                   .Arg<Floats>()   // depthwise1 (..., 3, 3, C), turned round
@@ -609,8 +1012,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(backward, Backward,
                                   .Arg<Floats>()   // out (..., H, W, F) or (..., H, W, 0)
                                   .Arg<Packed>()   // left1 (..., H, W, F)
                                   .Arg<Packed>()   // left2 (..., H, W, F) or (..., H, W, 0)
-                                  .Arg<Floats>()   // grad (..., H, W, F or 16)
+                                  .Arg<Floats>()   // grad, as `out` of the forward pass
                                   .Ret<Floats>()   // grad_x
                                   .Ret<Floats>()   // of style, style2 and head_style (..., 4 C + F or 4 C + 2 F)
-                                  .Ret<Floats>()   // grad_noise1 (..., H, W)
-                                  .Ret<Floats>());  // grad_noise2 (..., H, W)
+                                  .Ret<Floats>()   // grad_noise1 (..., H, W), or empty: not wanted
+                                  .Ret<Floats>());  // grad_noise2, the same

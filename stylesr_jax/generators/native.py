@@ -28,12 +28,14 @@ from jax import Array
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
+from stylesr_jax.generators.separable import haar_synthesis
 
 SOURCE = Path(__file__).with_name("mobile_block.cc")
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
-IMAGE_BANDS, PADDED_BANDS = 12, 16  # the kernels' kPaddedBands
+HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
+EXACT = ("float32", "highest")  # matrix products, in JAX's words
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 MACHINE_OPTIONS = ("-march=native", "-mcpu=native")  # what compilers of x86 and of ARM know
@@ -121,11 +123,21 @@ def fits(bands: int, features: int) -> bool:
 # --- calls ----------------------------------------------------------------------------------
 
 
+class Raw(NamedTuple):
+    """Whether a block's features and its output still lack their activation.
+
+    The block that follows makes up for it in passing, which saves a pass over memory.
+    """
+
+    features: bool = False
+    out: bool = False
+
+
 class Left(NamedTuple):
     """What a block leaves for its gradient; the layers' outputs are bfloat16 in uint16.
 
     Attributes:
-        out: (N, H, W, F), or with an image (N, H, W, 0).
+        out: (N, H, W, F), or with an image or raw (N, H, W, 0).
         layer1: (N, H, W, F).
         layer2: (N, H, W, 0), or with an image (N, H, W, F).
     """
@@ -145,11 +157,22 @@ def _each(x: Array) -> Array:
     return x[None]
 
 
-def _head(weights: Params) -> Array:
-    """The image's weights (F, 16), the last four columns zero; without an image (0, 16)."""
+def _pixels(bands: Array) -> Array:
+    """Haar bands (K, 12) as two rows of two RGB pixels, each row with two zeros: (K, 16)."""
+    rows = haar_synthesis(bands[:, None]).reshape(-1, 2, 6)
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, HALF - 6))).reshape(-1, 2 * HALF)
+
+
+def _head(weights: Params) -> tuple[Array, Array]:
+    """From features to pixels (F, 16) and what is added (1, 16); without an image (0, 16)."""
     if "image" not in weights:
-        return jnp.zeros((0, PADDED_BANDS), jnp.float32)
-    return jnp.pad(weights["image"]["weight"], ((0, 0), (0, PADDED_BANDS - IMAGE_BANDS)))
+        return jnp.zeros((0, 2 * HALF)), jnp.zeros((1, 2 * HALF))
+    return _pixels(weights["image"]["weight"]), _pixels(weights["image"]["bias"][None])
+
+
+def _rounded() -> bool:
+    """Whether products may be rounded: unless JAX is told to be exact, as on its GPUs."""
+    return jax.config.jax_default_matmul_precision not in EXACT  # type: ignore[attr-defined]
 
 
 def _image_style(styles: Params) -> Array:
@@ -174,34 +197,49 @@ def _check(x: Array, styles: Params, weights: Params, noise1: Array, noise2: Arr
 
 
 def forward(
-    x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array
+    x: Array,
+    styles: Params,
+    weights: Params,
+    noise1: Array,
+    noise2: Array,
+    *,
+    raw: Raw = Raw(),
+    for_gradient: bool = False,
 ) -> tuple[Array, Left]:
-    """A block's output, or the image's bands without their bias.
+    """A block's output, or the image.
 
     Args:
         x: (N, H / 2, W / 2, 4C), features before the up-sampling.
         styles: "up" (N, 4C), "conv1" (N, C), "conv2" (N, F), perhaps "image" (N, F).
         weights: "conv1" and "conv2" (`SeparableWeights`), perhaps "image" (`ToWavelets`).
         noise1, noise2: (1 or N, H, W).
+        raw: which features come without their activation.
+        for_gradient: leave what `backward` needs, and round products if that is faster.
 
     Returns:
-        (N, H, W, F) or (N, H, W, 12), and what `backward` needs.
+        (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs: empty arrays if not asked for.
 
     Raises:
         ValueError: the shapes do not fit one another.
     """
     _check(x, styles, weights, noise1, noise2)
     count, half_height, half_width, _ = x.shape
-    size = (count, 2 * half_height, 2 * half_width)
+    height, width = 2 * half_height, 2 * half_width
     first, second = weights["conv1"], weights["conv2"]
     features = first.pointwise.shape[1]
     headed = "image" in styles
+    head, head_bias = _head(weights)
+
+    def packed(wanted: bool) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, height, width, features * wanted), jnp.uint16)
+
+    image = (count, 2 * height, 2 * width, 3) if headed else (count, height, width, features)
     out, layer1, layer2 = jax.ffi.ffi_call(
         FORWARD,
         (
-            jax.ShapeDtypeStruct((*size, PADDED_BANDS if headed else features), x.dtype),
-            jax.ShapeDtypeStruct((*size, features), jnp.uint16),
-            jax.ShapeDtypeStruct((*size, features if headed else 0), jnp.uint16),
+            jax.ShapeDtypeStruct(image, x.dtype),
+            packed(for_gradient),
+            packed(for_gradient and headed),
         ),
         vmap_method="expand_dims",
     )(
@@ -215,15 +253,25 @@ def forward(
         _each(second.pointwise),
         _each(second.bias),
         second.noise_strength * noise2,
-        _image_style(styles)[..., None] * _head(weights),
+        _image_style(styles)[..., None] * head,
+        head_bias,
+        rounded=for_gradient and _rounded(),
+        raw_in=raw.features,
+        raw_out=raw.out,
     )
-    if headed:
-        return out[..., :IMAGE_BANDS], Left(jnp.zeros((*size, 0), x.dtype), layer1, layer2)
-    return out, Left(out, layer1, layer2)
+    kept = jnp.zeros((count, height, width, 0), x.dtype) if headed or raw.out else out
+    return out, Left(kept, layer1, layer2)
 
 
 def backward(
-    x: Array, styles: Params, weights: Params, left: Left, grad: Array
+    x: Array,
+    styles: Params,
+    weights: Params,
+    left: Left,
+    grad: Array,
+    *,
+    raw: Raw = Raw(),
+    noises: tuple[bool, bool] = (True, True),
 ) -> tuple[Array, dict[str, Array], Array, Array]:
     """The gradient of `forward` with respect to x, the styles and each example's noise.
 
@@ -231,24 +279,22 @@ def backward(
         x, styles, weights: as for `forward`.
         left: what `forward` left.
         grad: of its output.
+        raw: as for `forward`.
+        noises: which of the noise maps' gradients are wanted.
 
     Returns:
-        Gradients of x, of the styles, and of noise1 and noise2 (N, H, W) each.
+        Gradients of x, of the styles, and of noise1 and noise2, (N, H, W) or empty.
     """
     count, height, width, _ = left.layer1.shape
     first, second = weights["conv1"], weights["conv2"]
     image = _image_style(styles)
-    if "image" in styles:
-        grad = jnp.pad(grad, ((0, 0), (0, 0), (0, 0), (0, PADDED_BANDS - IMAGE_BANDS)))
     widths = [styles["up"].shape[1], styles["conv2"].shape[1]]
-    noise = jax.ShapeDtypeStruct((count, height, width), x.dtype)
     grad_x, grad_styles, grad_noise1, grad_noise2 = jax.ffi.ffi_call(
         BACKWARD,
         (
             jax.ShapeDtypeStruct(x.shape, x.dtype),
             jax.ShapeDtypeStruct((count, sum(widths) + image.shape[1]), x.dtype),
-            noise,
-            noise,
+            *(jax.ShapeDtypeStruct((count, height, width * wanted), x.dtype) for wanted in noises),
         ),
         vmap_method="expand_dims",
     )(
@@ -260,11 +306,14 @@ def backward(
         _each(second.depthwise[::-1, ::-1]),
         _each(second.pointwise),
         image,
-        _each(_head(weights)),
+        _each(_head(weights)[0]),
         left.out,
         left.layer1,
         left.layer2,
         grad,
+        rounded=_rounded(),
+        raw_in=raw.features,
+        raw_out=raw.out,
     )
     grad_style, grad_style2, grad_image = jnp.split(grad_styles, [widths[0], sum(widths)], axis=1)
     grad_conv1 = (grad_style * styles["up"]).reshape(count, 4, widths[0] // 4).sum(axis=1)
