@@ -527,23 +527,20 @@ inline void depthwise(const float* const at[4], const Vector weight[9], size_t c
 Peak depthwise(const Rows::Four& near, const float* weight, int channels, int first, int count,
                float* out) {
   Peak peak;
-  for (int c = 0; c < channels; c += kLanes) {
-    Vector w[9];
+  const auto some = [&](auto pixels, int p) {
+    for (int c = 0; c < channels; c += kLanes) {
+      Vector w[9];
 #pragma GCC unroll 9
-    for (int t = 0; t < 9; ++t) w[t] = load(weight + t * channels + c);
-    const float* at[4];
-    for (int i = 0; i < 4; ++i) at[i] = near.row[i] + size_t(first) * channels + c;
-    float *upper = out + c, *lower = upper + size_t(count) * channels;
-    const auto move = [&](int pixels) {
-      for (auto& row : at) row += size_t(pixels) * channels;
-      upper += size_t(pixels) * channels;
-      lower += size_t(pixels) * channels;
-    };
-    int p = 0;
-    for (; p + kColumns <= count; p += kColumns, move(kColumns))
-      depthwise<kColumns>(at, w, channels, upper, lower, peak);
-    for (; p < count; ++p, move(1)) depthwise<1>(at, w, channels, upper, lower, peak);
-  }
+      for (int t = 0; t < 9; ++t) w[t] = load(weight + t * channels + c);
+      const float* at[4];
+      for (int i = 0; i < 4; ++i) at[i] = near.row[i] + size_t(first + p) * channels + c;
+      float* upper = out + size_t(p) * channels + c;
+      depthwise<pixels>(at, w, channels, upper, upper + size_t(count) * channels, peak);
+    }
+  };
+  int p = 0;
+  for (; p + kColumns <= count; p += kColumns) some(std::integral_constant<int, kColumns>(), p);
+  for (; p < count; ++p) some(std::integral_constant<int, 1>(), p);
   return peak;
 }
 
