@@ -52,8 +52,8 @@ SMALL += ("--whitening-draws", "2000", "--quiet")
     [
         ("ada_pytorch_skip_32.pkl", None),
         ("tf_legacy_generator_only_32.pkl", None),
-        ("rosinality_32.pt", None),
-        ("ada_pytorch_conditional_32.pkl", 1),
+        pytest.param("rosinality_32.pt", None, marks=pytest.mark.slow),
+        pytest.param("ada_pytorch_conditional_32.pkl", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_weight_file_is_searched_as_it_is(run, photo, tmp_path, capsys, name, label):

@@ -205,6 +205,7 @@ def options(tiny_files, tmp_path, monkeypatch):
     return [*files, "--lr-size=8"]
 
 
+@pytest.mark.slow
 def test_quality_over_time_goes_on_where_it_was(options, tmp_path, monkeypatch, capsys):
     settings = [*options, f"--images={tmp_path / 'faces'}", f"--out={tmp_path / 'out'}"]
     settings += ["--presets=fast", "--points=2", "--evaluations=8"]

@@ -92,6 +92,7 @@ def test_a_failing_command_is_said(tiny_files, tmp_path, capfd):
     assert "--out DIR is missing" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_short_run(tiny_files, tmp_path, capsys):
     out = tmp_path / "folder" / "report.json"
     own = ["--generator", str(tiny_files["generator"]), "--prior", str(tiny_files["prior"])]

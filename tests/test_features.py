@@ -22,6 +22,12 @@ def network(request):
     return request.param, features.load_features(request.param)
 
 
+# VGG's gradients take half a minute each: AlexNet's stand for them where time is short.
+sampled = pytest.mark.parametrize(
+    "network", [pytest.param("vgg16", marks=pytest.mark.slow), "alexnet"], indirect=True
+)
+
+
 def _unit(levels: np.ndarray) -> jax.Array:
     return jnp.asarray(levels / 127.5 - 1.0, jnp.float32)
 
@@ -50,6 +56,7 @@ def test_lpips_is_a_distance_from_equal_images(network, golden):
     np.testing.assert_allclose(features.lpips(b, a, net=net, params=params), forth, rtol=1e-5)
 
 
+@sampled
 def test_embeddings_compare_as_lpips_does_and_map_over_images(network, golden):
     net, params = network
     pairs = golden("lpips_pairs.npz")
@@ -64,6 +71,7 @@ def test_embeddings_compare_as_lpips_does_and_map_over_images(network, golden):
     np.testing.assert_allclose(distances, pairs[net][:3], atol=1e-4)
 
 
+@sampled
 def test_a_step_against_the_gradient_lowers_lpips(network, golden):
     net, params = network
     pairs = golden("lpips_pairs.npz")

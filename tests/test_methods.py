@@ -449,6 +449,7 @@ def test_reference_noise_falls_inside_the_mask():
     assert np.count_nonzero(noisy) == inside.size
 
 
+@pytest.mark.slow
 def test_injected_noise_reaches_every_stage_of_ilo(small):
     settings = {"inject_layers": "0", "starts": "same"}
     plain, noisy = (

@@ -91,6 +91,7 @@ def test_heads_are_recognised_by_their_network(tiny_mobile, with_head, tmp_path,
     assert with_known_heads(other).config.heads == ()
 
 
+@pytest.mark.slow
 def test_fit_heads_learns_and_goes_on_from_kept_pictures(tiny_mobile, tmp_path, capsys):
     weights = tmp_path / "tiny.safetensors"
     store.save(
@@ -200,7 +201,7 @@ def test_polishing_goes_on_in_w_from_where_the_sketches_ended(tiny_files, change
     assert stages[0].sketch and stages[-1].sketch is (changes.get("steps") == 0)
 
 
-@pytest.mark.parametrize("polish", [0, 4])
+@pytest.mark.parametrize("polish", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_solutions_of_a_search_with_sketches(tiny_files, polish):
     generator = load_generator(tiny_files["generator"])
     prior = load_prior(generator, tiny_files["prior"])

@@ -18,6 +18,7 @@ from stylesr_jax.generators import native
 from stylesr_jax.generators.base import Config, Noise
 from stylesr_jax.generators.layers import SLOPE, leaky_relu
 from stylesr_jax.generators.mapping import Dense
+from stylesr_jax.generators.native import ACTIVATED, Raw
 from stylesr_jax.generators.separable import (
     SeparableWeights,
     haar_synthesis,
@@ -152,7 +153,7 @@ def _block(
     )
 
 
-def _raw_block(raw: native.Raw, strips: int, x: Array, *args: Any) -> Array:
+def _raw_block(raw: Raw, strips: int, x: Array, *args: Any) -> Array:
     """`_block` where features or output lack their activation."""
     out = _block(strips, leaky_relu(x) if raw.features else x, *args)
     return jnp.where(out < 0, out / SLOPE, out) if raw.out else out
@@ -160,7 +161,7 @@ def _raw_block(raw: native.Raw, strips: int, x: Array, *args: Any) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _native_block(
-    raw: native.Raw,
+    raw: Raw,
     strips: int,
     x: Array,
     styles: Params,
@@ -172,7 +173,7 @@ def _native_block(
     return native.forward(x, styles, weights, noise1, noise2, raw=raw)[0]
 
 
-def _native_block_forward(raw: native.Raw, strips: int, *args: Any) -> tuple[Array, tuple]:
+def _native_block_forward(raw: Raw, strips: int, *args: Any) -> tuple[Array, tuple]:
     x, styles, weights, noise1, noise2 = jax.tree.map(lambda a: a.value, args)
     if any(weight.perturbed for weight in jax.tree.leaves(args[2])):
         out, pull = jax.vjp(partial(_raw_block, raw, strips), x, styles, weights, noise1, noise2)
@@ -183,7 +184,7 @@ def _native_block_forward(raw: native.Raw, strips: int, *args: Any) -> tuple[Arr
     return out, (None, (x, styles, weights, left, noise))
 
 
-def _native_block_backward(raw: native.Raw, strips: int, saved: tuple, grad: Array) -> tuple:
+def _native_block_backward(raw: Raw, strips: int, saved: tuple, grad: Array) -> tuple:
     pull, known = saved
     if pull is not None:
         return pull(grad)
@@ -278,7 +279,7 @@ class Block(nn.Module):
         style: Array,
         noise: Noise,
         image: tuple[Array, Params] | None = None,
-        raw: native.Raw = native.Raw(),  # noqa: B008
+        raw: Raw = ACTIVATED,
     ) -> Array:
         """The block's output, or with `image` (see `ToWavelets`) the image made from it.
 
@@ -380,11 +381,11 @@ class MobileSynthesis(nn.Module):
         image: tuple[Array, Params] | None = None,
     ) -> Array:
         """Blocks `first` to `last - 1`, the last of which may make the image."""
-        raw = native.Raw()
+        raw = ACTIVATED
         for k in range(first, last):
             # Between two blocks in native code the second one activates.
             between = 0 < k < last - 1 and all(map(self.config.in_native, (k, k + 1)))
-            raw = native.Raw(features=raw.out, out=between)
+            raw = Raw(features=raw.out, out=between)
             if k == 0:
                 x = self.input(ws[:, 0], noise[0])
             else:

@@ -133,6 +133,9 @@ class Raw(NamedTuple):
     out: bool = False
 
 
+ACTIVATED = Raw()
+
+
 class Left(NamedTuple):
     """What a block leaves for its gradient; the layers' outputs are bfloat16 in uint16.
 
@@ -203,7 +206,7 @@ def forward(
     noise1: Array,
     noise2: Array,
     *,
-    raw: Raw = Raw(),
+    raw: Raw = ACTIVATED,
     for_gradient: bool = False,
 ) -> tuple[Array, Left]:
     """A block's output, or the image.
@@ -270,7 +273,7 @@ def backward(
     left: Left,
     grad: Array,
     *,
-    raw: Raw = Raw(),
+    raw: Raw = ACTIVATED,
     noises: tuple[bool, bool] = (True, True),
 ) -> tuple[Array, dict[str, Array], Array, Array]:
     """The gradient of `forward` with respect to x, the styles and each example's noise.
