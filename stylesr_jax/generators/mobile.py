@@ -189,7 +189,7 @@ def _native_block_backward(raw: Raw, strips: int, saved: tuple, grad: Array) -> 
     if pull is not None:
         return pull(grad)
     x, styles, weights, left, noise = known
-    wanted = tuple(m is not None for m in noise)
+    wanted = (noise[0] is not None, noise[1] is not None)
     grad_x, grad_styles, *grad_noise = native.backward(
         x, styles, weights, left, grad, raw=raw, noises=wanted
     )
