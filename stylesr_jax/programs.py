@@ -126,7 +126,8 @@ def call(function: Callable[..., Any], *args: Any, out: Any, **static: Any) -> A
         return function(*args, **static)
     leaves, tree = jax.tree.flatten(args)
     types_ = tuple(jax.typeof(leaf) for leaf in leaves)
-    known = (function, tuple(sorted(static.items())), tree, types_, _folder)
+    options = tuple(getattr(jax.config, name) for name in OPTIONS)
+    known = (function, tuple(sorted(static.items())), tree, types_, options, _folder)
     run = _ready.get(known)
     if run is None:
         run = _ready[known] = _prepare(function, leaves, tree, static)

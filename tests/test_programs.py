@@ -49,6 +49,14 @@ def _forget():
     TRACES.clear()
 
 
+def test_another_precision_is_another_program(folder):
+    """Both on disk and in the same process."""
+    for precision in ("float32", "tensorfloat32", "float32"):
+        with jax.default_matmul_precision(precision):
+            _call()
+    assert TRACES == [2, 2] and len(list(folder.glob("*.program"))) == 2
+
+
 def test_a_kept_program_is_not_traced_again(folder):
     first = _call()
     assert TRACES == [2] and len(list(folder.glob("*.program"))) == 1
