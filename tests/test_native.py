@@ -114,15 +114,16 @@ def test_native_blocks_are_xlas(channels, features, height, width, image):
 
 
 @needs_native
-@pytest.mark.parametrize("image", [False, True])
-def test_rounded_products_are_as_precise_as_tensorfloat32(image):
-    """11 bits of each number; several blocks of depth, a panel that is not full, one of zeros."""
+@pytest.mark.parametrize(("image", "raw"), [(False, (True, True)), (True, (False, False))])
+def test_rounded_products_are_as_precise_as_tensorfloat32(image, raw):
+    """Several blocks of depth, a panel that is not full, some tiles without features."""
+    raw = native.Raw(*raw)
     x, *rest = _arguments(48, 336, 36, 72, image=image)
     args = (x.at[0, :, 40:].set(0.0), *rest)
-    expected, (grad_x, grad_styles) = _with_gradients(_raw_block, args, (0, 1))
+    expected, (grad_x, grad_styles) = _with_gradients(_raw_block, args, (0, 1), raw)
     with jax.default_matmul_precision(ROUNDED):
-        out, (found_x, found_styles) = _with_gradients(_native_block, args, (0, 1))
-        only = jax.jit(partial(_native_block, native.ACTIVATED, 1))(*args)
+        out, (found_x, found_styles) = _with_gradients(_native_block, args, (0, 1), raw)
+        only = jax.jit(partial(_native_block, raw, 1))(*args)
     _close(out, expected, rtol=1e-3)
     assert _error(out, expected) < 5e-4 and _error(found_x, grad_x) < 2e-2
     _close(found_styles, grad_styles, rtol=5e-3)
@@ -130,9 +131,9 @@ def test_rounded_products_are_as_precise_as_tensorfloat32(image):
 
 
 @needs_native
-@pytest.mark.parametrize("size", [0.0, 1e-42, 1e30, np.inf])
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-32, 1e30, np.inf])
 def test_rounding_of_any_magnitude(size):
-    """No overflow, nothing lost but what float32 cannot hold; infinity is not hidden."""
+    """No overflow, nothing lost above the smallest that float32 holds; infinity is not hidden."""
     x, styles, weights, noise1, noise2 = _arguments(32, 32, 4, 6)
     args = (size * x, styles, weights, 0 * noise1, 0 * noise2)
     expected, _ = _with_gradients(_raw_block, args, (0,))
@@ -142,6 +143,43 @@ def test_rounding_of_any_magnitude(size):
         assert not jnp.isfinite(out).any()
     else:
         _close(out, expected, rtol=1e-3)
+
+
+@needs_native
+@pytest.mark.parametrize("precision", [EXACT, ROUNDED])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_not_hidden(precision, value):
+    x, styles, weights, noise1, noise2 = _arguments(32, 32, 4, 6)
+    first = weights["conv1"]
+    spoilt = first._replace(pointwise=first.pointwise.at[3, 5].set(value))
+    with jax.default_matmul_precision(precision):
+        out, _ = _with_gradients(
+            _native_block, (x, styles, {**weights, "conv1": spoilt}, noise1, noise2), (0,)
+        )
+    assert not jnp.isfinite(out).any()
+
+
+@needs_native
+def test_other_names_of_exact_products():
+    for name in ("highest", "F32_F32_F32"):
+        with jax.default_matmul_precision(name):
+            assert not native._rounded()
+    with jax.default_matmul_precision("default"):
+        assert native._rounded()
+
+
+@needs_native
+def test_64_bit_types_elsewhere_change_nothing():
+    args = _arguments(16, 16, 4, 4)
+    expected = _with_gradients(_native_block, args, (0,))
+    with jax.enable_x64(True):
+        _close(_with_gradients(_native_block, args, (0,)), expected, rtol=1e-6)
+
+
+@needs_native
+def test_a_raw_image_is_refused():
+    with pytest.raises(ValueError, match="activation"):
+        _native_block(native.Raw(out=True), 1, *_arguments(16, 16, 4, 4, image=True))
 
 
 @needs_native

@@ -1,6 +1,7 @@
 // A block of MobileStyleGAN on CPUs (see mobile.py): modulated Haar up-sampling and two
-// depthwise-separable layers, then perhaps the modulated pointwise convolution to the Haar bands
-// of the image; and its gradient with respect to the features, the styles and the noise.
+// depthwise-separable layers, then perhaps the image, by a modulated pointwise convolution and Haar
+// synthesis in one product; and its gradient with respect to the features, the styles and the
+// noise.
 //
 // Rows are streamed. A task computes a few dozen rows of one image from top to bottom and holds
 // the last rows of every intermediate result in buffers that fit a core's second-level
@@ -91,14 +92,17 @@ class Array {
     thread_local std::vector<Memory> memory;
     return memory;
   }
-  // The smallest that is kept and large enough, or new memory in place of one that is not.
+  // The smallest that is kept and large enough, or new memory in place of the smallest of all.
   static Memory take(size_t size) {
+    if (size == 0) return {};
     auto& all = kept();
     auto best = all.end();
     for (auto it = all.begin(); it != all.end(); ++it)
       if (it->size >= size && (best == all.end() || it->size < best->size)) best = it;
     if (best == all.end()) {
-      if (!all.empty()) all.pop_back();
+      const auto smallest = std::min_element(all.begin(), all.end(),
+                                             [](auto& a, auto& b) { return a.size < b.size; });
+      if (smallest != all.end()) all.erase(smallest);
       return {size, std::unique_ptr<float[], Free>(new (kLine) float[size])};
     }
     Memory found = std::move(*best);
@@ -109,7 +113,6 @@ class Array {
   Memory memory_;
 };
 
-constexpr float kSlope = 0.2f;
 // The lower halves of 32-bit integers, and 16-bit integers widened.
 inline void narrow(uint16_t* p, Bits bits) {
   *reinterpret_cast<Halves*>(p) = __builtin_convertvector(bits, Halves);
@@ -123,9 +126,7 @@ inline Bits widen(const uint16_t* p) {
 }
 
 // float32 rounded to bfloat16: the sign is exact, the value within 0.4 %.
-inline void pack(uint16_t* p, Vector v) {
-  narrow(p, (reinterpret_cast<Bits>(v) + 0x8000u) >> 16);
-}
+inline void pack(uint16_t* p, Vector v) { narrow(p, (reinterpret_cast<Bits>(v) + 0x8000u) >> 16); }
 inline Vector unpack(const float* p) { return load(p); }
 inline Vector unpack(const uint16_t* p) { return reinterpret_cast<Vector>(widen(p) << 16); }
 
@@ -247,7 +248,8 @@ class Matrix {
   Matrix(int inner, int outer, bool rounded)
       : inner(inner), outer(outer),
         rounded(kRounds && rounded && inner >= 32 && outer >= 32),  // smaller ones do not gain
-        panels_(size_t(inner) * outer / (this->rounded ? 2 : 1)), steps_(this->rounded ? outer : 0) {
+        panels_(size_t(inner) * outer / (this->rounded ? 2 : 1)),
+        steps_(this->rounded ? outer : 0) {
     for (int first = 0; first < outer; first += panel_width(first)) firsts.push_back(first);
   }
   int panel_width(int first) const {
@@ -262,7 +264,8 @@ class Matrix {
     for (int f = first; f < first + width; f += kLanes) {
       const float* columns = transpose ? turned.data() : data + f;
       for (int i = 0; transpose && i < kLanes; ++i)
-        for (int k = 0; k < inner; ++k) turned.data()[k * kLanes + i] = data[size_t(f + i) * inner + k];
+        for (int k = 0; k < inner; ++k)
+          turned.data()[k * kLanes + i] = data[size_t(f + i) * inner + k];
       const size_t at = size_t(first) * inner, step = transpose ? kLanes : outer;
       if (rounded)
         round_columns(columns, step, f, panels_.data() + at / 2 + f - first, width);
@@ -285,16 +288,17 @@ class Matrix {
   // A vector of columns, from `column` on, whose rows are `step` apart, to rows of pairs that are
   // `width` apart.
   void round_columns(const float* columns, size_t step, int column, float* to, int width) {
-    Vector sum = {}, heaviest = all(0x1p-100f), largest = heaviest;
+    Vector sum = {}, heaviest = all(0x1p-100f), largest = heaviest, check = {};
     for (int k = 0; k < inner; ++k) {
       const Vector v = load(columns + k * step), size = v < 0.0f ? -v : v;
       sum = k % kDepth ? sum + size : size;
       heaviest = sum > heaviest ? sum : heaviest;
       largest = size > largest ? size : largest;
+      check += v * 0.0f;  // NaN for ever after one number that is not finite
     }
     const Vector by_sum = kRight / heaviest, by_size = kLargest / largest;
     const Vector scale = by_sum < by_size ? by_sum : by_size;
-    store(steps_.data() + column, 1.0f / scale);
+    store(steps_.data() + column, 1.0f / scale + check);
     for (int k = 0; k < inner; k += 2, to += width, columns += 2 * step) {
       const Bits low = nearest(load(columns) * scale), high = nearest(load(columns + step) * scale);
       *reinterpret_cast<Bits*>(to) = (low & 0xffffu) | high << 16;
@@ -350,11 +354,11 @@ inline void multiply(const uint16_t* x, float step, const Matrix& matrix, int fi
     }
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) {
-      const Vector unit = load(matrix.steps(first) + j * kLanes) * step;
+      const Vector unit = load(matrix.steps(first) + j * kLanes);
 #pragma GCC unroll 12
       for (int p = 0; p < P; ++p) {
         float* to = out + p * stride + j * kLanes;
-        const Vector part = __builtin_convertvector(sum[p][j], Vector) * unit;
+        const Vector part = __builtin_convertvector(sum[p][j], Vector) * unit * step;
         store(to, from ? load(to) + part : part);
       }
     }
@@ -443,7 +447,7 @@ class Multiplier {
   // Rounds to integers and returns the step between them: NaN if any number is not finite.
   float round(const Row (&rows)[2], float largest, int size) {
     if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
-    const bool small = largest < kLeft / std::numeric_limits<float>::max();
+    const bool small = largest < kLeft * std::numeric_limits<float>::min();
     const float scale = small ? 0.0f : kLeft / largest;
     for (int row = 0; row < 2; ++row) {
       uint16_t* to = halves() + row * size;
@@ -497,8 +501,8 @@ class Rows {
 
 // Q pixels of two rows from `at`, one vector of their channels, correlated with weight.
 template <int Q>
-inline void depthwise(const float* const at[4], const Vector weight[9], size_t channels, float* upper,
-                      float* lower, Peak& peak) {
+inline void depthwise(const float* const at[4], const Vector weight[9], size_t channels,
+                      float* upper, float* lower, Peak& peak) {
   Vector above[Q] = {}, below[Q] = {};
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
@@ -543,6 +547,8 @@ Peak depthwise(const Rows::Four& near, const float* weight, int channels, int fi
   for (; p < count; ++p) some(std::integral_constant<int, 1>(), p);
   return peak;
 }
+
+constexpr float kSlope = 0.2f;  // leaky ReLU's
 
 // In place: noise and bias added to `width` of the features from `first` on and, unless the next
 // block does it, leaky ReLU; a packed copy is left where it is asked for.
@@ -767,9 +773,9 @@ void take_pixels(const float* upper, const float* lower, int pixels, float* made
 // `left1` and `left2` what each layer put out, where these are asked for. Raw features still lack
 // their activation, which the next block makes up for.
 static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Floats x,
-                          Floats style, Floats depthwise1, Floats pointwise1, Floats bias1, Floats noise1,
-                          Floats depthwise2, Floats pointwise2, Floats bias2, Floats noise2,
-                          Floats head, Floats head_bias, ffi::Result<Floats> out,
+                          Floats style, Floats depthwise1, Floats pointwise1, Floats bias1,
+                          Floats noise1, Floats depthwise2, Floats pointwise2, Floats bias2,
+                          Floats noise2, Floats head, Floats head_bias, ffi::Result<Floats> out,
                           ffi::Result<Packed> left1, ffi::Result<Packed> left2) {
   const Sizes s(noise1.dimensions(), out->dimensions(), pointwise1, pool);
   const int channels = s.channels, features = s.features, width = s.width;
@@ -783,8 +789,8 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
   const auto head_biases = s.examples(head_bias, 1);
   const Matrices matrix1(pool, pointwise1, s, channels, features, false, rounded);
   const Matrices matrix2(pool, pointwise2, s, features, features, false, rounded);
-  want_huge_pages(out), want_huge_pages(left1), want_huge_pages(left2);
   const Matrices to_pixels(pool, head, s, headed ? features : 0, headed ? kMade : 0, false, false);
+  want_huge_pages(out), want_huge_pages(left1), want_huge_pages(left2);
 
   run_tasks(pool, s.batch * s.tasks, [&](int64_t index) {
     const auto task = s.task(index);
@@ -851,37 +857,38 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
   return ffi::Error::Success();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(forward, Forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<bool>("rounded")
-                                  .Attr<bool>("raw_in")
-                                  .Attr<bool>("raw_out")
-                                  .Arg<Floats>()   // x (..., H / 2, W / 2, 4 C)
-                                  .Arg<Floats>()   // style (..., 4 C)
-                                  .Arg<Floats>()   // depthwise1 (..., 3, 3, C)
-                                  .Arg<Floats>()   // pointwise1 (..., C, F)
-                                  .Arg<Floats>()   // bias1 (..., F)
-                                  .Arg<Floats>()   // noise1 (..., H, W)
-                                  .Arg<Floats>()   // depthwise2 (..., 3, 3, F)
-                                  .Arg<Floats>()   // pointwise2 (..., F, F)
-                                  .Arg<Floats>()   // bias2 (..., F)
-                                  .Arg<Floats>()   // noise2 (..., H, W)
-                                  .Arg<Floats>()   // head (..., F, 16) or (..., 0, 16)
-                                  .Arg<Floats>()   // head_bias (..., 16)
-                                  .Ret<Floats>()   // out (..., H, W, F) or (..., 2 H, 2 W, 3)
-                                  .Ret<Packed>()   // left1 (..., H, W, F) or (..., H, W, 0)
-                                  .Ret<Packed>());  // left2, with a head the same, else (..., H, W, 0)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    forward, Forward,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Attr<bool>("rounded")
+        .Attr<bool>("raw_in")
+        .Attr<bool>("raw_out")
+        .Arg<Floats>()    // x (..., H / 2, W / 2, 4 C)
+        .Arg<Floats>()    // style (..., 4 C)
+        .Arg<Floats>()    // depthwise1 (..., 3, 3, C)
+        .Arg<Floats>()    // pointwise1 (..., C, F)
+        .Arg<Floats>()    // bias1 (..., F)
+        .Arg<Floats>()    // noise1 (..., H, W)
+        .Arg<Floats>()    // depthwise2 (..., 3, 3, F)
+        .Arg<Floats>()    // pointwise2 (..., F, F)
+        .Arg<Floats>()    // bias2 (..., F)
+        .Arg<Floats>()    // noise2 (..., H, W)
+        .Arg<Floats>()    // head (..., F, 16) or (..., 0, 16)
+        .Arg<Floats>()    // head_bias (..., 16)
+        .Ret<Floats>()    // out (..., H, W, F) or (..., 2 H, 2 W, 3)
+        .Ret<Packed>()    // left1 (..., H, W, F) or (..., H, W, 0)
+        .Ret<Packed>());  // left2, with a head the same, else (..., H, W, 0)
 
 // --- backward ---------------------------------------------------------------------------------
 
 // The gradient from that of `out`, which without a head tells the last activation's slope.
 static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Floats x,
-                           Floats style, Floats depthwise1, Floats pointwise1, Floats style2, Floats depthwise2,
-                           Floats pointwise2, Floats head_style, Floats head, Floats out,
-                           Packed left1, Packed left2, Floats grad, ffi::Result<Floats> grad_x,
-                           ffi::Result<Floats> grad_styles, ffi::Result<Floats> grad_noise1,
-                           ffi::Result<Floats> grad_noise2) {
+                           Floats style, Floats depthwise1, Floats pointwise1, Floats style2,
+                           Floats depthwise2, Floats pointwise2, Floats head_style, Floats head,
+                           Floats out, Packed left1, Packed left2, Floats grad,
+                           ffi::Result<Floats> grad_x, ffi::Result<Floats> grad_styles,
+                           ffi::Result<Floats> grad_noise1, ffi::Result<Floats> grad_noise2) {
   const auto layer = left1.dimensions();
   const Sizes s(layer.first(layer.size() - 1), grad_x->dimensions(), pointwise1, pool);
   const int channels = s.channels, features = s.features, width = s.width;
@@ -894,8 +901,8 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
   const auto lefts1 = s.examples(left1, 3), lefts2 = s.examples(left2, 3);
   const Matrices matrix1(pool, pointwise1, s, features, channels, true, rounded);
   const Matrices matrix2(pool, pointwise2, s, features, features, true, rounded);
-  want_huge_pages(grad_x);
   const Matrices from_pixels(pool, head, s, headed ? kMade : 0, headed ? features : 0, true, false);
+  want_huge_pages(grad_x);
   // Each task sums the styles' gradients on its own: the result knows no order of tasks.
   const int sums = 4 * channels + (headed ? 2 : 1) * features;
   std::vector<float> parts(size_t(s.batch * s.tasks) * sums, 0.0f);
@@ -991,26 +998,27 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
   return ffi::Error::Success();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(backward, Backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<bool>("rounded")
-                                  .Attr<bool>("raw_in")
-                                  .Attr<bool>("raw_out")
-                                  .Arg<Floats>()   // x (..., H / 2, W / 2, 4 C)
-                                  .Arg<Floats>()   // style (..., 4 C)
-                                  .Arg<Floats>()   // depthwise1 (..., 3, 3, C), turned round
-                                  .Arg<Floats>()   // pointwise1 (..., C, F)
-                                  .Arg<Floats>()   // style2 (..., F)
-                                  .Arg<Floats>()   // depthwise2 (..., 3, 3, F), turned round
-                                  .Arg<Floats>()   // pointwise2 (..., F, F)
-                                  .Arg<Floats>()   // head_style (..., F) or (..., 0)
-                                  .Arg<Floats>()   // head (..., F, 16) or (..., 0, 16)
-                                  .Arg<Floats>()   // out (..., H, W, F) or (..., H, W, 0)
-                                  .Arg<Packed>()   // left1 (..., H, W, F)
-                                  .Arg<Packed>()   // left2 (..., H, W, F) or (..., H, W, 0)
-                                  .Arg<Floats>()   // grad, as `out` of the forward pass
-                                  .Ret<Floats>()   // grad_x
-                                  .Ret<Floats>()   // of style, style2 and head_style (..., 4 C + F or 4 C + 2 F)
-                                  .Ret<Floats>()   // grad_noise1 (..., H, W), or empty: not wanted
-                                  .Ret<Floats>());  // grad_noise2, the same
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    backward, Backward,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Attr<bool>("rounded")
+        .Attr<bool>("raw_in")
+        .Attr<bool>("raw_out")
+        .Arg<Floats>()    // x (..., H / 2, W / 2, 4 C)
+        .Arg<Floats>()    // style (..., 4 C)
+        .Arg<Floats>()    // depthwise1 (..., 3, 3, C), turned round
+        .Arg<Floats>()    // pointwise1 (..., C, F)
+        .Arg<Floats>()    // style2 (..., F)
+        .Arg<Floats>()    // depthwise2 (..., 3, 3, F), turned round
+        .Arg<Floats>()    // pointwise2 (..., F, F)
+        .Arg<Floats>()    // head_style (..., F) or (..., 0)
+        .Arg<Floats>()    // head (..., F, 16) or (..., 0, 16)
+        .Arg<Floats>()    // out (..., H, W, F) or (..., H, W, 0)
+        .Arg<Packed>()    // left1 (..., H, W, F)
+        .Arg<Packed>()    // left2 (..., H, W, F) or (..., H, W, 0)
+        .Arg<Floats>()    // grad, as `out` of the forward pass
+        .Ret<Floats>()    // grad_x
+        .Ret<Floats>()    // of style, style2 and head_style (..., 4 C + F or 4 C + 2 F)
+        .Ret<Floats>()    // grad_noise1 (..., H, W), or empty: not wanted
+        .Ret<Floats>());  // grad_noise2, the same

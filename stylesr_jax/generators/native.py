@@ -39,7 +39,8 @@ FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backwa
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
 HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
-EXACT = ("float32", "highest")  # matrix products, in JAX's words
+# JAX's names of what matrix products may be, of which rounded integers are the equal.
+ROUNDED = (None, "default", "high", "bfloat16", "tensorfloat32", "TF32_TF32_F32")
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 MACHINE_OPTIONS = ("-march=native", "-mcpu=native")  # what compilers of x86 and of ARM know
@@ -173,13 +174,13 @@ def _pixels(bands: Array) -> Array:
 def _head(weights: Params) -> tuple[Array, Array]:
     """From features to pixels (F, 16) and what is added (1, 16); without an image (0, 16)."""
     if "image" not in weights:
-        return jnp.zeros((0, 2 * HALF)), jnp.zeros((1, 2 * HALF))
+        return jnp.zeros((0, 2 * HALF), jnp.float32), jnp.zeros((1, 2 * HALF), jnp.float32)
     return _pixels(weights["image"]["weight"]), _pixels(weights["image"]["bias"][None])
 
 
 def _rounded() -> bool:
     """Whether products may be rounded: unless JAX is told to be exact, as on its GPUs."""
-    return jax.config.jax_default_matmul_precision not in EXACT  # type: ignore[attr-defined]
+    return jax.config.jax_default_matmul_precision in ROUNDED  # type: ignore[attr-defined]
 
 
 def _image_style(styles: Params) -> Array:
@@ -224,12 +225,14 @@ def forward(
         for_gradient: leave what `backward` needs, and round products if that is faster.
 
     Returns:
-        (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs: empty arrays if not asked for.
+        (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs, if it was asked for.
 
     Raises:
-        ValueError: the shapes do not fit one another.
+        ValueError: the shapes do not fit one another, or the image is to be raw.
     """
     _check(x, styles, weights, noise1, noise2)
+    if raw.out and "image" in styles:
+        raise ValueError("an image has no activation that could be left to others")
     count, half_height, half_width, _ = x.shape
     height, width = 2 * half_height, 2 * half_width
     first, second = weights["conv1"], weights["conv2"]
