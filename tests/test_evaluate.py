@@ -159,6 +159,7 @@ def test_a_second_run_does_only_what_is_new(call, tmp_path, capsys):
     assert "already done" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_recomputing(tiny_files, folder, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "stylesr_jax.evaluate", "--images", folder, "--out", out]
@@ -320,6 +321,7 @@ def test_results_are_those_of_solve(tiny, tiny_prior, folder, tmp_path):
     np.testing.assert_array_equal(picture, to_uint8(result.solutions[0].image))
 
 
+@pytest.mark.slow
 def test_batches_across_images_score_alike(tiny, tiny_prior, folder, tmp_path):
     one = run(_plan(tiny, tiny_prior, folder, tmp_path / "one"), say=lambda _: None)
     all_ = run(_plan(tiny, tiny_prior, folder, tmp_path / "all", batch=4), say=lambda _: None)

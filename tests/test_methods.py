@@ -335,6 +335,7 @@ def test_pulse_stays_on_its_spheres(small):
     assert np.abs(noise[0] - first[0]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_weights_of_rls_plus_stay_in_their_ball_and_help(small, prior):
     settings = {"radius": 1e-3, "weights_rate": 0.1}
     result = _upsample(small, "rls+", prior, solutions=1, steps=12, settings=settings)

@@ -65,6 +65,7 @@ def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prio
     assert (many <= few * (1.0 + 1e-5)).all() and many.mean() < 0.95 * one.mean()
 
 
+@pytest.mark.slow
 def test_further_solutions_have_noise_maps_of_their_own(tiny, tiny_prior, target):
     own, stored = (
         _upsample(target, tiny, tiny_prior, settings={"steps": 2, "noise": noise})

@@ -289,6 +289,7 @@ def test_resume_does_other_work_again(run, tmp_path, capsys, options):
     assert (out / "photo0" / "report.json").read_text() != before
 
 
+@pytest.mark.slow
 def test_a_small_input_may_be_said_to_have_come_about_so(run, photo, tmp_path, capsys):
     out, how = tmp_path / "out", ("--degradation", "blur(2)|bicubic(8)")
     assert run(photo, "--out", out, *QUICK, *how) == 2
