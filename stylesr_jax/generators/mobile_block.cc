@@ -6,6 +6,9 @@
 // Rows are streamed. A task computes a few dozen rows of one image from top to bottom and holds
 // the last rows of every intermediate result in buffers that fit a core's second-level
 // cache, so that only the block's input and output pass through memory.
+//
+// What works on whole tiles is not inlined: that would cost the compiler a quarter of its time,
+// which the first run on a machine waits for, and gain nothing.
 
 #include <algorithm>
 #include <atomic>
@@ -258,7 +261,7 @@ class Matrix {
     return vectors * kLanes;
   }
   // One panel's columns from data (inner, outer), or (outer, inner) if it is to be transposed.
-  void fill(int first, const float* data, bool transpose) {
+  [[gnu::noinline]] void fill(int first, const float* data, bool transpose) {
     const int width = panel_width(first);
     Array turned(transpose ? size_t(inner) * kLanes : 0);
     for (int f = first; f < first + width; f += kLanes) {
@@ -445,7 +448,7 @@ class Multiplier {
   uint16_t* halves() { return reinterpret_cast<uint16_t*>(rounded_.data()); }
 
   // Rounds to integers and returns the step between them: NaN if any number is not finite.
-  float round(const Row (&rows)[2], float largest, int size) {
+  [[gnu::noinline]] float round(const Row (&rows)[2], float largest, int size) {
     if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
     const bool small = largest < kLeft * std::numeric_limits<float>::min();
     const float scale = small ? 0.0f : kLeft / largest;
@@ -528,8 +531,8 @@ inline void depthwise(const float* const at[4], const Vector weight[9], size_t c
 
 // out (2, count, channels): pixels of two rows from `first` on, correlated with weight
 // (3, 3, channels).
-Peak depthwise(const Rows::Four& near, const float* weight, int channels, int first, int count,
-               float* out) {
+[[gnu::noinline]] Peak depthwise(const Rows::Four& near, const float* weight, int channels,
+                                 int first, int count, float* out) {
   Peak peak;
   const auto some = [&](auto pixels, int p) {
     for (int c = 0; c < channels; c += kLanes) {
@@ -552,8 +555,8 @@ constexpr float kSlope = 0.2f;  // leaky ReLU's
 
 // In place: noise and bias added to `width` of the features from `first` on and, unless the next
 // block does it, leaky ReLU; a packed copy is left where it is asked for.
-void activate(float* x, const float* noise, const float* bias, int pixels, int features, int first,
-              int width, bool raw, uint16_t* left) {
+[[gnu::noinline]] void activate(float* x, const float* noise, const float* bias, int pixels,
+                                int features, int first, int width, bool raw, uint16_t* left) {
   const Vector slope = all(raw ? 1.0f : kSlope);
   for (int p = 0; p < pixels; ++p) {
     const Vector shift = all(noise[p]);
@@ -596,8 +599,9 @@ inline void deactivate_some(const float* grad, const Known* known, const float* 
 // `style` or, without one, by 1: `to` becomes that before the layer's activation. The gradients of
 // the style and of the noise, the sums over pixels and over features, go where they are asked for.
 template <typename Known>
-Peak deactivate(const float* grad, const Known* known, const float* style, int pixels, int features,
-                float* to, float* style_sum, float* noise_grad) {
+[[gnu::noinline]] Peak deactivate(const float* grad, const Known* known, const float* style,
+                                  int pixels, int features, float* to, float* style_sum,
+                                  float* noise_grad) {
   Peak peak;
   Vector noise_sum[kPixels];
   if (noise_grad) std::fill(noise_sum, noise_sum + pixels, Vector{});
@@ -614,7 +618,7 @@ Peak deactivate(const float* grad, const Known* known, const float* style, int p
 }
 
 // The same where the activation is the next block's: nothing but the noise's gradient is new.
-Peak survey(const float* grad, int pixels, int features, float* noise_grad) {
+[[gnu::noinline]] Peak survey(const float* grad, int pixels, int features, float* noise_grad) {
   Peak peak;
   for (int p = 0; p < pixels; ++p, grad += features) {
     Vector sum = {};
@@ -632,8 +636,8 @@ Peak survey(const float* grad, int pixels, int features, float* noise_grad) {
 
 // Two rows of 2 * width pixels from a row of bands (width, 4, channels) times `style`, first
 // activated if they come raw.
-void synthesise(const float* bands, bool raw, const float* style, int width, int channels,
-                float* upper, float* lower) {
+[[gnu::noinline]] void synthesise(const float* bands, bool raw, const float* style, int width,
+                                  int channels, float* upper, float* lower) {
   const Vector slope = all(raw ? kSlope : 1.0f);
   for (int p = 0; p < width; ++p)
     for (int c = 0; c < channels; c += kLanes) {
@@ -654,8 +658,8 @@ void synthesise(const float* bands, bool raw, const float* style, int width, int
 
 // The transpose, of two rows of gradients (2, 2 * width, channels). The gradient of the style is
 // added to `sum`.
-void analyse(const float* grad, const float* bands, bool raw, const float* style, int width,
-             int channels, float* grad_bands, float* sum) {
+[[gnu::noinline]] void analyse(const float* grad, const float* bands, bool raw, const float* style,
+                               int width, int channels, float* grad_bands, float* sum) {
   const Vector slope = all(raw ? kSlope : 1.0f);
   for (int c = 0; c < channels; c += kLanes) {
     Vector found[4] = {}, factor[4];
@@ -748,7 +752,8 @@ class Matrices {
 constexpr int kMade = 16, kHalf = kMade / 2, kPair = 6;
 
 // Two rows of `pixels` pairs of pixels (2, 2 * pixels, 3) from made (pixels, kMade) plus bias.
-void put_pixels(float* made, const float* bias, int pixels, float* upper, float* lower) {
+[[gnu::noinline]] void put_pixels(float* made, const float* bias, int pixels, float* upper,
+                                  float* lower) {
   for (int p = 0; p < pixels; ++p, made += kMade, upper += kPair, lower += kPair) {
     for (int i = 0; i < kMade; i += kLanes) add(made + i, load(bias + i));
     std::memcpy(upper, made, kPair * sizeof(float));
@@ -757,7 +762,8 @@ void put_pixels(float* made, const float* bias, int pixels, float* upper, float*
 }
 
 // The transpose: `made`, whose other numbers are zero, from two rows.
-void take_pixels(const float* upper, const float* lower, int pixels, float* made) {
+[[gnu::noinline]] void take_pixels(const float* upper, const float* lower, int pixels,
+                                   float* made) {
   for (int p = 0; p < pixels; ++p, made += kMade, upper += kPair, lower += kPair) {
     std::memcpy(made, upper, kPair * sizeof(float));
     std::memcpy(made + kHalf, lower, kPair * sizeof(float));
