@@ -160,11 +160,11 @@ def test_a_weight_that_is_not_finite_is_not_hidden(precision, value):
 
 
 @needs_native
-def test_other_names_of_exact_products():
-    for name in ("highest", "F32_F32_F32"):
+def test_nothing_is_rounded_unless_asked_for():
+    for name in (None, "default", "highest", "F32_F32_F32"):
         with jax.default_matmul_precision(name):
             assert not native._rounded()
-    with jax.default_matmul_precision("default"):
+    with jax.default_matmul_precision(ROUNDED):
         assert native._rounded()
 
 

@@ -4,9 +4,9 @@
 names), kept in the cache folder, and called inside jitted programs through `jax.ffi`. Where there
 is no compiler, or with STYLESR_NATIVE=0, the generator computes the same in XLA.
 
-What is differentiated may be rounded, about as JAX rounds to TensorFloat-32 on GPUs: processors
-with AVX-512 VNNI multiply 16-bit integers twice as fast. JAX_DEFAULT_MATMUL_PRECISION=float32, or
-`jax.default_matmul_precision`, forbids it. Images that are only looked at are never rounded.
+With JAX_DEFAULT_MATMUL_PRECISION=tensorfloat32, or `jax.default_matmul_precision`, what is
+differentiated is rounded, about as precisely as that: processors with AVX-512 VNNI multiply 16-bit
+integers twice as fast as floats. Images that are only looked at are never rounded.
 
 XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
 devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
@@ -39,8 +39,7 @@ FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backwa
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
 HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
-# JAX's names of what matrix products may be, of which rounded integers are the equal.
-ROUNDED = (None, "default", "high", "bfloat16", "tensorfloat32", "TF32_TF32_F32")
+ROUNDED = ("tensorfloat32", "TF32_TF32_F32")  # JAX's names of products as precise as these
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 MACHINE_OPTIONS = ("-march=native", "-mcpu=native")  # what compilers of x86 and of ARM know
@@ -179,7 +178,7 @@ def _head(weights: Params) -> tuple[Array, Array]:
 
 
 def _rounded() -> bool:
-    """Whether products may be rounded: unless JAX is told to be exact, as on its GPUs."""
+    """Whether products may be rounded: JAX must be told so."""
     return jax.config.jax_default_matmul_precision in ROUNDED  # type: ignore[attr-defined]
 
 
