@@ -47,13 +47,17 @@ def _solve_on_meshes(
         return dict(file)
 
 
-def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path):
-    settings = {"sketch_steps": 0, "steps": 4, "tries": 9}
-    found = _solve_on_meshes(tiny_files, tmp_path / "rls.npz", "rls", settings, "08")
+@pytest.mark.parametrize(
+    ("sketch_steps", "devices"), [(0, "08"), pytest.param(4, "0128", marks=pytest.mark.slow)]
+)
+def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path, sketch_steps, devices):
+    settings = {"sketch_steps": sketch_steps, "steps": 4, "tries": 9}
+    found = _solve_on_meshes(tiny_files, tmp_path / "rls.npz", "rls", settings, devices)
     assert found["8"].shape == (6, 32, 32, 3)
     assert np.unique(np.round(found["8"], 3), axis=0).shape[0] == 6  # six different pictures
     # The programs are compiled for different numbers of devices and round differently.
-    np.testing.assert_allclose(found["0"], found["8"], atol=1e-4)
+    for number in devices:
+        np.testing.assert_allclose(found[number], found["8"], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -20,13 +20,6 @@ needs_native = pytest.mark.skipif(not native.available(), reason="there is no C+
 EXACT, ROUNDED = "float32", "tensorfloat32"
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    """Rounds nothing, so that native code can be told from XLA's by more than its rounding."""
-    with jax.default_matmul_precision(EXACT):
-        yield
-
-
 def _layer(key, channels, features):
     keys = jax.random.split(key, 3)
     return SeparableWeights(
@@ -95,10 +88,14 @@ def _with_gradients(block, args, argnums=(0, 1, 3, 4), raw=native.ACTIVATED):
     ("channels", "features", "height", "width", "image"),
     [
         (16, 16, 2, 2, True),
+        pytest.param(16, 16, 2, 2, False, marks=pytest.mark.slow),
         (16, 32, 40, 52, False),
+        pytest.param(16, 32, 40, 52, True, marks=pytest.mark.slow),
         (48, 112, 36, 8, True),
+        pytest.param(48, 112, 36, 8, False, marks=pytest.mark.slow),
         (48, 112, 36, 10, False),
         (64, 64, 130, 6, False),
+        pytest.param(64, 64, 130, 6, True, marks=pytest.mark.slow),
     ],
 )
 def test_native_blocks_are_xlas(channels, features, height, width, image):

@@ -772,6 +772,19 @@ constexpr int kMade = 16, kHalf = kMade / 2, kPair = 6;
 
 }  // namespace
 
+// What both calls begin with.
+static auto bind() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Attr<bool>("rounded")
+      .Attr<bool>("raw_in")
+      .Attr<bool>("raw_out")
+      .Arg<Floats>()   // x (..., H / 2, W / 2, 4 C)
+      .Arg<Floats>()   // style (..., 4 C)
+      .Arg<Floats>()   // depthwise1 (..., 3, 3, C), for the gradient turned round
+      .Arg<Floats>();  // pointwise1 (..., C, F)
+}
+
 // --- forward ----------------------------------------------------------------------------------
 
 // `style` is the product of the up-sampling's and the first layer's, `depthwise2` holds the second
@@ -865,15 +878,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     forward, Forward,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Attr<bool>("rounded")
-        .Attr<bool>("raw_in")
-        .Attr<bool>("raw_out")
-        .Arg<Floats>()    // x (..., H / 2, W / 2, 4 C)
-        .Arg<Floats>()    // style (..., 4 C)
-        .Arg<Floats>()    // depthwise1 (..., 3, 3, C)
-        .Arg<Floats>()    // pointwise1 (..., C, F)
+    bind()
         .Arg<Floats>()    // bias1 (..., F)
         .Arg<Floats>()    // noise1 (..., H, W)
         .Arg<Floats>()    // depthwise2 (..., 3, 3, F)
@@ -1006,15 +1011,7 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     backward, Backward,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Attr<bool>("rounded")
-        .Attr<bool>("raw_in")
-        .Attr<bool>("raw_out")
-        .Arg<Floats>()    // x (..., H / 2, W / 2, 4 C)
-        .Arg<Floats>()    // style (..., 4 C)
-        .Arg<Floats>()    // depthwise1 (..., 3, 3, C), turned round
-        .Arg<Floats>()    // pointwise1 (..., C, F)
+    bind()
         .Arg<Floats>()    // style2 (..., F)
         .Arg<Floats>()    // depthwise2 (..., 3, 3, F), turned round
         .Arg<Floats>()    // pointwise2 (..., F, F)
