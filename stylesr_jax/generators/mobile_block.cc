@@ -397,22 +397,17 @@ inline void for_tiles(int width, const Tile& tile) {
   for (int p = 0; p < width; p += kPixels) tile(p, std::min(kPixels, width - p));
 }
 
-// The largest magnitudes of vectors, as bits: those of NaN and infinity are above all others.
-struct Peak {
-  Bits bits = {};
-  void see(Vector v) {
-    const Bits size = reinterpret_cast<Bits>(v) & 0x7fffffffu;
-    bits = size > bits ? size : bits;
+// The largest magnitude, as bits: those of NaN and infinity are above all others.
+inline uint32_t largest_bits(const float* x, int size) {
+  Bits most = {};
+  for (int i = 0; i < size; i += kLanes) {
+    const Bits bits = reinterpret_cast<Bits>(load(x + i)) & 0x7fffffffu;
+    most = bits > most ? bits : most;
   }
-  void see(const Peak& other) { see(reinterpret_cast<Vector>(other.bits)); }
-  float largest() const {
-    uint32_t most = 0;
-    for (int i = 0; i < kLanes; ++i) most = std::max(most, uint32_t(bits[i]));
-    float result;
-    std::memcpy(&result, &most, sizeof result);
-    return result;
-  }
-};
+  uint32_t result = 0;
+  for (int i = 0; i < kLanes; ++i) result = std::max(result, uint32_t(most[i]));
+  return result;
+}
 
 // Computes out (pixels, outer) = x (pixels, inner) times a matrix of at most so many rows.
 class Multiplier {
@@ -423,13 +418,12 @@ class Multiplier {
     const float* x;
     float* out;  // or null: this row is not wanted
   };
-  // Two rows at a time, so that the matrix passes half as often; `peak` has seen all of x. Calls
-  // after(row, first, width) when columns first to first + width - 1 of one are done.
+  // Two rows at a time, so that the matrix passes half as often. Calls after(row, first, width)
+  // when columns first to first + width - 1 of one are done.
   template <typename After>
-  void operator()(const Row (&rows)[2], const Peak& peak, int pixels, const Matrix& matrix,
-                  const After& after) {
+  void operator()(const Row (&rows)[2], int pixels, const Matrix& matrix, const After& after) {
     const int size = pixels * matrix.inner;
-    const float step = matrix.rounded ? round(rows, peak.largest(), size) : 1.0f;
+    const float step = matrix.rounded ? round(rows, size) : 1.0f;
     for (int first : matrix.firsts)
       for (int i = 0; i < 2; ++i) {
         if (!rows[i].out) continue;
@@ -440,15 +434,20 @@ class Multiplier {
         after(i, first, matrix.panel_width(first));
       }
   }
-  void operator()(const Row (&rows)[2], const Peak& peak, int pixels, const Matrix& matrix) {
-    (*this)(rows, peak, pixels, matrix, [](int, int, int) {});
+  void operator()(const Row (&rows)[2], int pixels, const Matrix& matrix) {
+    (*this)(rows, pixels, matrix, [](int, int, int) {});
   }
 
  private:
   uint16_t* halves() { return reinterpret_cast<uint16_t*>(rounded_.data()); }
 
   // Rounds to integers and returns the step between them: NaN if any number is not finite.
-  [[gnu::noinline]] float round(const Row (&rows)[2], float largest, int size) {
+  [[gnu::noinline]] float round(const Row (&rows)[2], int size) {
+    uint32_t bits = 0;
+    for (const auto& row : rows)
+      if (row.out) bits = std::max(bits, largest_bits(row.x, size));
+    float largest;
+    std::memcpy(&largest, &bits, sizeof largest);
     if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
     const bool small = largest < kLeft * std::numeric_limits<float>::min();
     const float scale = small ? 0.0f : kLeft / largest;
@@ -505,7 +504,7 @@ class Rows {
 // Q pixels of two rows from `at`, one vector of their channels, correlated with weight.
 template <int Q>
 inline void depthwise(const float* const at[4], const Vector weight[9], size_t channels,
-                      float* upper, float* lower, Peak& peak) {
+                      float* upper, float* lower) {
   Vector above[Q] = {}, below[Q] = {};
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
@@ -524,16 +523,13 @@ inline void depthwise(const float* const at[4], const Vector weight[9], size_t c
   for (int q = 0; q < Q; ++q) {
     store(upper + q * channels, above[q]);
     store(lower + q * channels, below[q]);
-    peak.see(above[q]);
-    peak.see(below[q]);
   }
 }
 
 // out (2, count, channels): pixels of two rows from `first` on, correlated with weight
 // (3, 3, channels).
-[[gnu::noinline]] Peak depthwise(const Rows::Four& near, const float* weight, int channels,
+[[gnu::noinline]] void depthwise(const Rows::Four& near, const float* weight, int channels,
                                  int first, int count, float* out) {
-  Peak peak;
   const auto some = [&](auto pixels, int p) {
     for (int c = 0; c < channels; c += kLanes) {
       Vector w[9];
@@ -542,13 +538,12 @@ inline void depthwise(const float* const at[4], const Vector weight[9], size_t c
       const float* at[4];
       for (int i = 0; i < 4; ++i) at[i] = near.row[i] + size_t(first + p) * channels + c;
       float* upper = out + size_t(p) * channels + c;
-      depthwise<pixels>(at, w, channels, upper, upper + size_t(count) * channels, peak);
+      depthwise<pixels>(at, w, channels, upper, upper + size_t(count) * channels);
     }
   };
   int p = 0;
   for (; p + kColumns <= count; p += kColumns) some(std::integral_constant<int, kColumns>(), p);
   for (; p < count; ++p) some(std::integral_constant<int, 1>(), p);
-  return peak;
 }
 
 constexpr float kSlope = 0.2f;  // leaky ReLU's
@@ -572,8 +567,7 @@ constexpr float kSlope = 0.2f;  // leaky ReLU's
 // N vectors of the features of `deactivate`.
 template <int N, typename Known>
 inline void deactivate_some(const float* grad, const Known* known, const float* style, int pixels,
-                            int features, float* to, float* style_sum, Vector* noise_sum,
-                            Peak& peak) {
+                            int features, float* to, float* style_sum, Vector* noise_sum) {
   Vector factor[N], found[N] = {};
   for (int j = 0; j < N; ++j) factor[j] = style ? load(style + j * kLanes) : all(1.0f);
   for (int p = 0; p < pixels; ++p) {
@@ -587,7 +581,6 @@ inline void deactivate_some(const float* grad, const Known* known, const float* 
       g *= factor[j];
       g = out >= 0.0f ? g : g * kSlope;
       store(to + at, g);
-      peak.see(g);
       sum += g;
     }
     if (noise_sum) noise_sum[p] += sum;
@@ -599,37 +592,30 @@ inline void deactivate_some(const float* grad, const Known* known, const float* 
 // `style` or, without one, by 1: `to` becomes that before the layer's activation. The gradients of
 // the style and of the noise, the sums over pixels and over features, go where they are asked for.
 template <typename Known>
-[[gnu::noinline]] Peak deactivate(const float* grad, const Known* known, const float* style,
+[[gnu::noinline]] void deactivate(const float* grad, const Known* known, const float* style,
                                   int pixels, int features, float* to, float* style_sum,
                                   float* noise_grad) {
-  Peak peak;
   Vector noise_sum[kPixels];
   if (noise_grad) std::fill(noise_sum, noise_sum + pixels, Vector{});
   const auto some = [&](auto vectors, int f) {
     deactivate_some<vectors>(grad + f, known + f, style ? style + f : nullptr, pixels, features,
                              to + f, style_sum ? style_sum + f : nullptr,
-                             noise_grad ? noise_sum : nullptr, peak);
+                             noise_grad ? noise_sum : nullptr);
   };
   int f = 0;
   for (; f + 4 * kLanes <= features; f += 4 * kLanes) some(std::integral_constant<int, 4>(), f);
   for (; f < features; f += kLanes) some(std::integral_constant<int, 1>(), f);
   for (int p = 0; noise_grad && p < pixels; ++p) noise_grad[p] = total(noise_sum[p]);
-  return peak;
 }
 
-// The same where the activation is the next block's: nothing but the noise's gradient is new.
-[[gnu::noinline]] Peak survey(const float* grad, int pixels, int features, float* noise_grad) {
-  Peak peak;
+// The noise's gradient alone, where the activation is the next block's.
+[[gnu::noinline]] void sum_features(const float* grad, int pixels, int features,
+                                    float* noise_grad) {
   for (int p = 0; p < pixels; ++p, grad += features) {
     Vector sum = {};
-    for (int f = 0; f < features; f += kLanes) {
-      const Vector g = load(grad + f);
-      peak.see(g);
-      sum += g;
-    }
-    if (noise_grad) noise_grad[p] = total(sum);
+    for (int f = 0; f < features; f += kLanes) sum += load(grad + f);
+    noise_grad[p] = total(sum);
   }
-  return peak;
 }
 
 // --- Haar wavelets (see separable.py) ---------------------------------------------------------
@@ -827,13 +813,13 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
                    input[next], input[next + 1]);
       const auto near = input.around(top);
       for_tiles(width, [&](int p, int count) {
-        const Peak peak = depthwise(near, kernel1[n], channels, p, count, tile.data());
+        depthwise(near, kernel1[n], channels, p, count, tile.data());
         const auto to = [&](int64_t row) {
           return s.has(row) ? middle[row] + size_t(p) * features : nullptr;
         };
         const Multiplier::Row rows[2] = {{tile.data(), to(top)},
                                          {tile.data() + count * channels, to(top + 1)}};
-        multiply(rows, peak, count, matrix1[n], [&](int i, int first, int some) {
+        multiply(rows, count, matrix1[n], [&](int i, int first, int some) {
           const int64_t pixel = (top + i) * width + p;
           uint16_t* left = leaves1 && task.holds(top + i)
                                ? left1->typed_data() + (n * area + pixel) * features
@@ -846,13 +832,13 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
     const auto second_layer = [&](int64_t top) {
       const auto near = middle.around(top);
       for_tiles(width, [&](int p, int count) {
-        const Peak peak = depthwise(near, kernel2[n], features, p, count, tile.data());
+        depthwise(near, kernel2[n], features, p, count, tile.data());
         const int64_t pixel = top * width + p, at = (n * area + pixel) * features;
         float* to = headed ? last.data() : out->typed_data() + at;
         const int64_t apart = headed ? kPixels * features : width * features;  // from row to row
         const Multiplier::Row rows[2] = {{tile.data(), to},
                                          {tile.data() + count * features, to + apart}};
-        multiply(rows, peak, count, matrix2[n], [&](int i, int first, int some) {
+        multiply(rows, count, matrix2[n], [&](int i, int first, int some) {
           uint16_t* left = leaves2 ? left2->typed_data() + at + i * width * features : nullptr;
           activate(rows[i].out, noises2[n] + pixel + i * width, biases2[n], count, features, first,
                    some, raw_out, left);
@@ -860,7 +846,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
         if (!headed) return;
         const Multiplier::Row pixels[2] = {{rows[0].out, made.data()},
                                            {rows[1].out, made.data() + kPixels * kMade}};
-        multiply(pixels, {}, count, to_pixels[n]);
+        multiply(pixels, count, to_pixels[n]);
         for (int i = 0; i < 2; ++i) {
           float* upper = out->typed_data() + (2 * (n * area + (top + i) * width) + p) * kPair;
           put_pixels(pixels[i].out, head_biases[n], count, upper, upper + width * kPair);
@@ -946,25 +932,24 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
         if (headed)
           multiply({{made.data(), tile.data()},
                     {made.data() + kPixels * kMade, tile.data() + count * features}},
-                   {}, count, from_pixels[n]);
-        Peak peak;
+                   count, from_pixels[n]);
         for (int i = 0; i < 2; ++i) {
           const int64_t row = top + i, pixel = row * width + p;
           float* noise = noise_at(grad_noise2, row, pixel);
           float* g = tile.data() + i * count * features;
           const float* grad = headed ? g : grads[n] + pixel * features;
           if (headed) {
-            peak.see(deactivate(grad, lefts2[n] + pixel * features, head_styles[n], count, features,
-                                g, task.holds(row) ? head_sum : nullptr, noise));
+            deactivate(grad, lefts2[n] + pixel * features, head_styles[n], count, features, g,
+                       task.holds(row) ? head_sum : nullptr, noise);
           } else if (raw_out) {
-            peak.see(survey(grad, count, features, noise));
+            if (noise) sum_features(grad, count, features, noise);
             rows[i].x = grad;
           } else {
-            peak.see(deactivate(grad, outs[n] + pixel * features, nullptr, count, features, g,
-                                nullptr, noise));
+            deactivate(grad, outs[n] + pixel * features, nullptr, count, features, g, nullptr,
+                       noise);
           }
         }
-        multiply(rows, peak, count, matrix2[n]);
+        multiply(rows, count, matrix2[n]);
       });
     };
     const auto first_product = [&](int64_t top) {
@@ -973,16 +958,15 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
         // The transpose of a correlation is one with the kernel turned round.
         depthwise(near, kernel2[n], features, p, count, tile.data());
         Multiplier::Row rows[2] = {};
-        Peak peak;
         for (int i = 0; i < 2; ++i) {
           const int64_t row = top + i, pixel = row * width + p;
           if (!s.has(row)) continue;
           float* g = tile.data() + i * count * features;
-          peak.see(deactivate(g, lefts1[n] + pixel * features, styles2[n], count, features, g,
-                              task.holds(row) ? sum2 : nullptr, noise_at(grad_noise1, row, pixel)));
+          deactivate(g, lefts1[n] + pixel * features, styles2[n], count, features, g,
+                     task.holds(row) ? sum2 : nullptr, noise_at(grad_noise1, row, pixel));
           rows[i] = {g, wide1[row] + int64_t(p) * channels};
         }
-        multiply(rows, peak, count, matrix1[n]);
+        multiply(rows, count, matrix1[n]);
       });
     };
     const auto upsampling = [&](int64_t top) {
