@@ -13,7 +13,8 @@ import pytest
 from emulated import run_on_eight_devices
 
 from stylesr_jax.generators import config_from_dict, config_to_dict, load_generator, native
-from stylesr_jax.generators.mobile import _native_block, _raw_block
+from stylesr_jax.generators.mobile import _blocks, _native_blocks
+from stylesr_jax.generators.native import BlockArguments
 from stylesr_jax.generators.separable import SeparableWeights
 
 needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
@@ -30,9 +31,9 @@ def _layer(key, channels, features):
     )
 
 
-def _arguments(channels, features, height, width, *, count=2, image=False, own_noise=False):
+def _arguments(channels, features, height, width, *, count=2, image=False, own_noise=False, seed=0):
     """Random arguments of a block: x, styles, weights, noise1, noise2."""
-    keys = jax.random.split(jax.random.key(0), 9)
+    keys = jax.random.split(jax.random.key(seed), 9)
     widths = {"up": 4 * channels, "conv1": channels, "conv2": features}
     weights = {
         "conv1": _layer(keys[0], channels, features),
@@ -74,9 +75,17 @@ def _error(found, expected):
     return np.sqrt(np.mean(np.square(found - expected)) / np.mean(np.square(expected)))
 
 
-def _with_gradients(block, args, argnums=(0, 1, 3, 4), raw=native.ACTIVATED):
+def _in_xla(*args):
+    return _blocks((1,), args[0], (BlockArguments(*args[1:]),))
+
+
+def _in_native(*args):
+    return _native_blocks((1,), args[0], (BlockArguments(*args[1:]),))
+
+
+def _with_gradients(run, args, argnums=(0, 1, 3, 4)):
     def loss(*args):
-        out = block(raw, 1, *args)
+        out = run(*args)
         return jnp.sum(jnp.sin(2 * out)), out
 
     (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums, has_aux=True))(*args)
@@ -101,9 +110,8 @@ def _with_gradients(block, args, argnums=(0, 1, 3, 4), raw=native.ACTIVATED):
 def test_native_blocks_are_xlas(channels, features, height, width, image):
     """Any size, also of several tasks; styles' gradients to half precision's rounding."""
     args = _arguments(channels, features, height, width, image=image, own_noise=image)
-    raw = native.Raw(features=width > 8, out=width == 52 and not image)
-    expected, (grad_x, grad_styles, *grad_noise) = _with_gradients(_raw_block, args, raw=raw)
-    out, (found_x, found_styles, *found_noise) = _with_gradients(_native_block, args, raw=raw)
+    expected, (grad_x, grad_styles, *grad_noise) = _with_gradients(_in_xla, args)
+    out, (found_x, found_styles, *found_noise) = _with_gradients(_in_native, args)
     assert out.shape == expected.shape and out.dtype == expected.dtype
     _close(out, expected, rtol=3e-6)
     _mostly_close((found_x, found_noise), (grad_x, grad_noise), rtol=3e-5)
@@ -111,20 +119,50 @@ def test_native_blocks_are_xlas(channels, features, height, width, image):
 
 
 @needs_native
-@pytest.mark.parametrize(("image", "raw"), [(False, (True, True)), (True, (False, False))])
-def test_rounded_products_are_as_precise_as_tensorfloat32(image, raw):
+@pytest.mark.parametrize("image", [True, False])
+def test_rounded_products_are_as_precise_as_tensorfloat32(image):
     """Several blocks of depth, a panel that is not full, some tiles without features."""
-    raw = native.Raw(*raw)
     x, *rest = _arguments(48, 336, 36, 72, image=image)
     args = (x.at[0, :, 40:].set(0.0), *rest)
-    expected, (grad_x, grad_styles) = _with_gradients(_raw_block, args, (0, 1), raw)
+    expected, (grad_x, grad_styles) = _with_gradients(_in_xla, args, (0, 1))
     with jax.default_matmul_precision(ROUNDED):
-        out, (found_x, found_styles) = _with_gradients(_native_block, args, (0, 1), raw)
-        only = jax.jit(partial(_native_block, raw, 1))(*args)
+        out, (found_x, found_styles) = _with_gradients(_in_native, args, (0, 1))
+        only = jax.jit(_in_native)(*args)
     _close(out, expected, rtol=1e-3)
     assert _error(out, expected) < 5e-4 and _error(found_x, grad_x) < 2e-2
     _close(found_styles, grad_styles, rtol=5e-3)
     _close(only, expected, rtol=3e-6)  # nothing is rounded where no gradient is asked for
+
+
+@needs_native
+@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize("precision", [EXACT, ROUNDED])
+def test_blocks_in_turn_are_xlas(precision, image):
+    """What lies between them lacks its activation and, where products are rounded, is short."""
+    x, *first = _arguments(16, 128, 20, 36)
+    _, *second = _arguments(32, 64, 40, 72, seed=1)
+    _, *third = _arguments(16, 32, 80, 144, image=True, seed=2)
+    blocks = [BlockArguments(*args) for args in (first, second, third)][: 3 if image else 2]
+    weights = [block.weights for block in blocks]
+    others = [block._replace(weights=None) for block in blocks]
+
+    def in_turn(run):
+        def call(x, others):
+            each = zip(others, weights, strict=True)
+            whole = tuple(block._replace(weights=weight) for block, weight in each)
+            return run((1,) * len(whole), x, whole)
+
+        return _with_gradients(call, (x, others), (0, 1))
+
+    expected, (grad_x, grads) = in_turn(_blocks)
+    with jax.default_matmul_precision(precision):
+        out, (found_x, found) = in_turn(_native_blocks)
+    exact = precision == EXACT or not native.can_round()
+    _close(out, expected, rtol=1e-5 if exact else 1e-3)
+    assert _error(found_x, grad_x) < (1e-3 if exact else 3e-2)
+    for one, other in zip(found, grads, strict=True):
+        _close(one.styles, other.styles, rtol=5e-3 if exact else 1e-2)
+        assert _error(one.noise1, other.noise1) < 3e-2 and _error(one.noise2, other.noise2) < 3e-2
 
 
 @needs_native
@@ -133,9 +171,9 @@ def test_rounding_of_any_magnitude(size):
     """No overflow, nothing lost above the smallest that float32 holds; infinity is not hidden."""
     x, styles, weights, noise1, noise2 = _arguments(32, 32, 4, 6)
     args = (size * x, styles, weights, 0 * noise1, 0 * noise2)
-    expected, _ = _with_gradients(_raw_block, args, (0,))
+    expected, _ = _with_gradients(_in_xla, args, (0,))
     with jax.default_matmul_precision(ROUNDED):
-        out, _ = _with_gradients(_native_block, args, (0,))
+        out, _ = _with_gradients(_in_native, args, (0,))
     if np.isinf(size):
         assert not jnp.isfinite(out).any()
     else:
@@ -151,7 +189,7 @@ def test_a_weight_that_is_not_finite_is_not_hidden(precision, value):
     spoilt = first._replace(pointwise=first.pointwise.at[3, 5].set(value))
     with jax.default_matmul_precision(precision):
         out, _ = _with_gradients(
-            _native_block, (x, styles, {**weights, "conv1": spoilt}, noise1, noise2), (0,)
+            _in_native, (x, styles, {**weights, "conv1": spoilt}, noise1, noise2), (0,)
         )
     assert not jnp.isfinite(out).any()
 
@@ -162,21 +200,15 @@ def test_nothing_is_rounded_unless_asked_for():
         with jax.default_matmul_precision(name):
             assert not native._rounded()
     with jax.default_matmul_precision(ROUNDED):
-        assert native._rounded()
+        assert native._rounded() == native.can_round()
 
 
 @needs_native
 def test_64_bit_types_elsewhere_change_nothing():
     args = _arguments(16, 16, 4, 4)
-    expected = _with_gradients(_native_block, args, (0,))
+    expected = _with_gradients(_in_native, args, (0,))
     with jax.enable_x64(True):
-        _close(_with_gradients(_native_block, args, (0,)), expected, rtol=1e-6)
-
-
-@needs_native
-def test_a_raw_image_is_refused():
-    with pytest.raises(ValueError, match="activation"):
-        _native_block(native.Raw(out=True), 1, *_arguments(16, 16, 4, 4, image=True))
+        _close(_with_gradients(_in_native, args, (0,)), expected, rtol=1e-6)
 
 
 @needs_native
@@ -194,12 +226,12 @@ def test_a_raw_image_is_refused():
 def test_shapes_that_do_not_fit_are_refused(spoil):
     """Kernels would read beyond the arrays."""
     with pytest.raises(ValueError):
-        _native_block(native.ACTIVATED, 1, *spoil(*_arguments(16, 16, 8, 8)))
+        _in_native(*spoil(*_arguments(16, 16, 8, 8)))
 
 
 @needs_native
 def test_an_empty_batch_has_an_empty_gradient():
-    out, gradients = _with_gradients(_native_block, _arguments(16, 16, 8, 8, count=0))
+    out, gradients = _with_gradients(_in_native, _arguments(16, 16, 8, 8, count=0))
     assert out.shape == (0, 8, 8, 16) and gradients[1]["conv1"].shape == (0, 16)
 
 
@@ -217,8 +249,8 @@ def test_other_precisions_are_xlas(mobile):
 def test_gradients_of_the_weights_come_from_xla():
     args = _arguments(16, 16, 8, 8, image=True)
     everything = tuple(range(5))
-    expected = _with_gradients(_raw_block, args, everything)
-    _close(_with_gradients(_native_block, args, everything), expected, rtol=1e-5)
+    expected = _with_gradients(_in_xla, args, everything)
+    _close(_with_gradients(_in_native, args, everything), expected, rtol=1e-5)
 
 
 @needs_native
@@ -231,14 +263,14 @@ def test_native_blocks_under_vmap(batched):
         for i, arg in enumerate(args)
     ]
     axes = tuple(0 if i in batched else None for i in range(len(args)))
-    run = jax.vmap(partial(_with_gradients, _native_block), in_axes=(axes,))
+    run = jax.vmap(partial(_with_gradients, _in_native), in_axes=(axes,))
     together = run(tuple(stacked))
     for k, factor in enumerate((1.0, 0.7)):
         one = [
             jax.tree.map(lambda a, f=factor: f * a, arg) if i in batched else arg
             for i, arg in enumerate(args)
         ]
-        alone = _with_gradients(_native_block, one)
+        alone = _with_gradients(_in_native, one)
         _close(jax.tree.map(lambda a, k=k: a[k], together), alone, rtol=3e-6)
 
 
@@ -248,8 +280,8 @@ def test_a_nan_stays_in_its_image(precision):
     args = _arguments(32, 32, 40, 8, image=True)
     spoilt = (args[0].at[1, 3, 2, 1].set(jnp.nan), *args[1:])
     with jax.default_matmul_precision(precision):
-        clean = _with_gradients(_native_block, args)
-        out, (grad_x, grad_styles, *_) = _with_gradients(_native_block, spoilt)
+        clean = _with_gradients(_in_native, args)
+        out, (grad_x, grad_styles, *_) = _with_gradients(_in_native, spoilt)
     assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grad_styles["up"][1]).all()
     np.testing.assert_array_equal(out[0], clean[0][0])
     np.testing.assert_array_equal(grad_x[0], clean[1][0][0])
@@ -262,11 +294,11 @@ from functools import partial
 import jax, numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 sys.path.insert(0, sys.argv[1])
-from test_native import _arguments, _native_block, _with_gradients
+from test_native import _arguments, _in_native, _with_gradients
 
 assert jax.local_device_count() == 8
 args = _arguments(16, 32, 40, 20, count=8, image=True, own_noise=True)
-run = partial(_with_gradients, _native_block)
+run = partial(_with_gradients, _in_native)
 spread = jax.jit(jax.shard_map(
     lambda *args: run(args, (0, 1)),
     mesh=Mesh(np.array(jax.devices()), ("starts",)),
@@ -315,9 +347,9 @@ def anew(monkeypatch, tmp_path):
     """`available` as in a new process, with an empty cache folder."""
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **options: None)
-    native.available.cache_clear()
+    native._load.cache_clear()
     yield tmp_path
-    native.available.cache_clear()
+    native._load.cache_clear()
 
 
 @needs_native
@@ -325,7 +357,7 @@ def test_the_library_is_compiled_once(anew, monkeypatch):
     assert native.available()
     (library,) = (anew / "native").iterdir()
     assert library.suffix == ".so" and library.stat().st_size > 10_000
-    native.available.cache_clear()
+    native._load.cache_clear()
     monkeypatch.setattr(native, "_compile", lambda command: pytest.fail("compiled again"))
     assert native.available()
 

@@ -5,7 +5,9 @@ Image Synthesis", 2021.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from itertools import groupby, pairwise
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +18,9 @@ from jax import Array
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators import native
 from stylesr_jax.generators.base import Config, Noise
-from stylesr_jax.generators.layers import SLOPE, leaky_relu
+from stylesr_jax.generators.layers import leaky_relu
 from stylesr_jax.generators.mapping import Dense
-from stylesr_jax.generators.native import ACTIVATED, Raw
+from stylesr_jax.generators.native import BlockArguments, Blocks
 from stylesr_jax.generators.separable import (
     SeparableWeights,
     haar_synthesis,
@@ -27,7 +29,7 @@ from stylesr_jax.generators.separable import (
 )
 from stylesr_jax.generators.strips import Neighbours, map_strips
 
-Params = dict[str, Any]
+Params = Mapping[str, Any]
 
 # Floats in a strip's features, and in the smallest features to be cut. Measured on two cores with
 # 1 MB of second-level cache each: several tensors of a strip stay in the caches, and smaller
@@ -153,54 +155,45 @@ def _block(
     )
 
 
-def _raw_block(raw: Raw, strips: int, x: Array, *args: Any) -> Array:
-    """`_block` where features or output lack their activation."""
-    out = _block(strips, leaky_relu(x) if raw.features else x, *args)
-    return jnp.where(out < 0, out / SLOPE, out) if raw.out else out
+def _blocks(strips: tuple[int, ...], x: Array, blocks: Blocks) -> Array:
+    """One block after the other, computed by XLA, each in so many strips."""
+    for count, block in zip(strips, blocks, strict=True):
+        x = _block(count, x, *block)
+    return x
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _native_block(
-    raw: Raw,
-    strips: int,
-    x: Array,
-    styles: Params,
-    weights: Params,
-    noise1: Array,
-    noise2: Array,
-) -> Array:
-    """`_raw_block` in native code; `strips` is for gradients of weights, which XLA computes."""
-    return native.forward(x, styles, weights, noise1, noise2, raw=raw)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _native_blocks(strips: tuple[int, ...], x: Array, blocks: Blocks) -> Array:
+    """`_blocks` in native code; `strips` is for gradients of weights, which XLA computes."""
+    return native.forward(x, blocks)[0]
 
 
-def _native_block_forward(raw: Raw, strips: int, *args: Any) -> tuple[Array, tuple]:
-    x, styles, weights, noise1, noise2 = jax.tree.map(lambda a: a.value, args)
-    if any(weight.perturbed for weight in jax.tree.leaves(args[2])):
-        out, pull = jax.vjp(partial(_raw_block, raw, strips), x, styles, weights, noise1, noise2)
+def _native_blocks_forward(strips: tuple[int, ...], x: Any, blocks: Any) -> tuple[Array, tuple]:
+    values, known = jax.tree.map(lambda a: a.value, (x, blocks))
+    if any(weight.perturbed for block in blocks for weight in jax.tree.leaves(block.weights)):
+        out, pull = jax.vjp(partial(_blocks, strips), values, known)
         return out, (pull, None)
-    out, left = native.forward(x, styles, weights, noise1, noise2, raw=raw, for_gradient=True)
-    # A noise map whose gradient is wanted goes along for its shape.
-    noise = tuple(m.value if m.perturbed else None for m in args[3:])
-    return out, (None, (x, styles, weights, left, noise))
+    out, left = native.forward(values, known, for_gradient=True)
+    # A noise map goes along, for its shape, only where its gradient is wanted.
+    kept = [
+        block._replace(
+            noise1=block.noise1 if wanted.noise1.perturbed else None,
+            noise2=block.noise2 if wanted.noise2.perturbed else None,
+        )
+        for block, wanted in zip(known, blocks, strict=True)
+    ]
+    return out, (None, (kept, left))
 
 
-def _native_block_backward(raw: Raw, strips: int, saved: tuple, grad: Array) -> tuple:
+def _native_blocks_backward(strips: tuple[int, ...], saved: tuple, grad: Array) -> tuple:
     pull, known = saved
     if pull is not None:
         return pull(grad)
-    x, styles, weights, left, noise = known
-    wanted = (noise[0] is not None, noise[1] is not None)
-    grad_x, grad_styles, *grad_noise = native.backward(
-        x, styles, weights, left, grad, raw=raw, noises=wanted
-    )
-    shared = (
-        None if m is None else g.sum(0, keepdims=True) if len(m) == 1 else g
-        for g, m in zip(grad_noise, noise, strict=True)
-    )
-    return grad_x, grad_styles, None, *shared
+    blocks, left = known
+    return native.backward(blocks, left, grad)
 
 
-_native_block.defvjp(_native_block_forward, _native_block_backward, symbolic_zeros=True)
+_native_blocks.defvjp(_native_blocks_forward, _native_blocks_backward, symbolic_zeros=True)
 
 
 # --- modules --------------------------------------------------------------------------------
@@ -265,40 +258,25 @@ class InputLayer(nn.Module):
 
 
 class Block(nn.Module):
-    """Modulated Haar up-sampling, then two separable layers."""
+    """The arguments of a block: modulated Haar up-sampling, then two separable layers."""
 
+    channels: int
     features: int
-    strips: int
-    native: bool
 
     @nn.compact
     def __call__(
-        self,
-        x: Array,
-        up: Array,
-        style: Array,
-        noise: Noise,
-        image: tuple[Array, Params] | None = None,
-        raw: Raw = ACTIVATED,
-    ) -> Array:
-        """The block's output, or with `image` (see `ToWavelets`) the image made from it.
-
-        x (N, H, W, C), styles (N, w_dim) -> (N, 2H, 2W, features) or (N, 4H, 4W, 3).
-        """
-        channels = x.shape[-1]
-        styles = {"up": Dense(channels, name="up_modulation")(up)}
+        self, up: Array, style: Array, noise: Noise, image: tuple[Array, Params] | None = None
+    ) -> BlockArguments:
+        """Of styles (N, w_dim); with `image` (see `ToWavelets`), those of one made at the end."""
+        styles = {"up": Dense(self.channels, name="up_modulation")(up)}
         weights = {}
-        first = SeparableLayer(channels // 4, self.features, name="conv1")
+        first = SeparableLayer(self.channels // 4, self.features, name="conv1")
         styles["conv1"], weights["conv1"] = first(up)
         second = SeparableLayer(self.features, self.features, name="conv2")
         styles["conv2"], weights["conv2"] = second(style)
         if image is not None:
             styles["image"], weights["image"] = image
-
-        noise1, noise2 = (m if m.ndim == 3 else m[None] for m in noise)
-        args = (x, styles, weights, noise1, noise2)
-        single = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(args))
-        return (_native_block if self.native and single else _raw_block)(raw, self.strips, *args)
+        return BlockArguments(styles, weights, *(m if m.ndim == 3 else m[None] for m in noise))
 
 
 class ToWavelets(nn.Module):
@@ -364,10 +342,7 @@ class MobileSynthesis(nn.Module):
     def setup(self) -> None:
         channels = self.config.channels
         self.input = InputLayer(channels[0])
-        self.blocks = [
-            Block(c, self.config.strips(i + 1), self.config.in_native(i + 1), name=f"block{i}")
-            for i, c in enumerate(channels[1:])
-        ]
+        self.blocks = [Block(*pair, name=f"block{i}") for i, pair in enumerate(pairwise(channels))]
         self.to_image = ToWavelets(channels[-1])
         self.heads = {size: ImageHead(name=f"head{size}") for size in self.config.heads}
 
@@ -381,20 +356,19 @@ class MobileSynthesis(nn.Module):
         image: tuple[Array, Params] | None = None,
     ) -> Array:
         """Blocks `first` to `last - 1`, the last of which may make the image."""
-        raw = ACTIVATED
-        for k in range(first, last):
-            # Between two blocks in native code the second one activates.
-            between = 0 < k < last - 1 and all(map(self.config.in_native, (k, k + 1)))
-            raw = Raw(features=raw.out, out=between)
-            if k == 0:
-                x = self.input(ws[:, 0], noise[0])
-            else:
-                assert x is not None
-                maps = noise[2 * k - 1 : 2 * k + 1]
+        features = self.input(ws[:, 0], noise[0]) if x is None else x
+        for in_native, numbers in groupby(range(max(first, 1), last), self.config.in_native):
+            strips, blocks = [], []
+            for k in numbers:
+                strips.append(self.config.strips(k))
+                styles, maps = (ws[:, 3 * k - 2], ws[:, 3 * k - 1]), noise[2 * k - 1 : 2 * k + 1]
                 head = image if k == last - 1 else None
-                x = self.blocks[k - 1](x, ws[:, 3 * k - 2], ws[:, 3 * k - 1], maps, head, raw)
-        assert x is not None
-        return x
+                blocks.append(self.blocks[k - 1](*styles, maps, head))
+            args = (features, tuple(blocks))
+            single = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(args))
+            run = _native_blocks if in_native and single else _blocks
+            features = run(tuple(strips), *args)
+        return features  # type: ignore[return-value]
 
     def features(
         self, ws: Array, noise: Noise, *, block: int, start: tuple[int, Any] | None = None

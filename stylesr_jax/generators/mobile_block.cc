@@ -128,15 +128,57 @@ inline Bits widen(const uint16_t* p) {
 #endif
 }
 
-// float32 rounded to bfloat16: the sign is exact, the value within 0.4 %.
-inline void pack(uint16_t* p, Vector v) { narrow(p, (reinterpret_cast<Bits>(v) + 0x8000u) >> 16); }
+// Gradient steps may round what goes into a product to integers of 16 bits, of which some
+// processors multiply twice as many in a cycle, and what goes from block to block to 16 bits.
+#if defined(__AVX512VNNI__)
+constexpr bool kRounds = true;
+#else
+constexpr bool kRounds = false;
+#endif
+
+// How numbers are kept in memory. Brain: bfloat16, with any exponent, and within 0.4 %. Half:
+// IEEE's binary16 between 6e-8 and 65504, within 0.05 % above 6e-5; infinite beyond.
+struct Brain {
+  uint16_t bits;
+};
+inline void pack(Brain* p, Vector v) {
+  narrow(&p->bits, (reinterpret_cast<Bits>(v) + 0x8000u) >> 16);
+}
+inline Vector unpack(const Brain* p) { return reinterpret_cast<Vector>(widen(&p->bits) << 16); }
+inline void pack(float* p, Vector v) { store(p, v); }
 inline Vector unpack(const float* p) { return load(p); }
-inline Vector unpack(const uint16_t* p) { return reinterpret_cast<Vector>(widen(p) << 16); }
+#if defined(__AVX512F__)
+struct Half {
+  uint16_t bits;
+};
+inline void pack(Half* p, Vector v) {
+  const __m256i halves = _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), halves);
+}
+inline Vector unpack(const Half* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p));
+  return reinterpret_cast<Vector>(_mm512_cvtph_ps(halves));
+}
+#else
+using Half = float;  // where nothing is rounded
+#endif
 
 // --- arguments --------------------------------------------------------------------------------
 
 using Floats = ffi::Buffer<ffi::F32>;
 using Packed = ffi::Buffer<ffi::U16>;
+using Features = ffi::AnyBuffer;  // F32, or between two blocks that round U16
+
+template <typename Element, typename Buffer>
+inline Element* elements(Buffer& buffer) {
+  return static_cast<Element*>(buffer.untyped_data());
+}
+template <typename Element, typename Buffer>
+inline Element* elements(ffi::Result<Buffer>& result) {
+  return static_cast<Element*>(result->untyped_data());
+}
+
+inline bool packed(const Features& buffer) { return buffer.element_type() == ffi::U16; }
 
 // Asks for the pages of a large result to be huge: the system hands out ordinary ones, which a
 // step would otherwise wait for, one by one. It may refuse.
@@ -151,15 +193,11 @@ void want_huge_pages([[maybe_unused]] ffi::Result<Buffer>& result) {
 #endif
 }
 
-// An array of examples under leading dimensions that broadcast against those of the batch.
-template <typename Buffer>
-class Examples {
+// Where each example begins in an array with leading dimensions that broadcast against the batch.
+class Offsets {
  public:
-  using Element = std::remove_pointer_t<decltype(std::declval<Buffer&>().typed_data())>;
-
-  Examples(Buffer& buffer, size_t rank, ffi::Span<const int64_t> batch, int64_t count)
-      : data_(buffer.typed_data()), offsets_(count, 0) {
-    const auto dims = buffer.dimensions();
+  Offsets(ffi::Span<const int64_t> dims, size_t rank, ffi::Span<const int64_t> batch, int64_t count)
+      : offsets_(count, 0) {
     const size_t leading = dims.size() - rank;
     int64_t size = 1;
     for (size_t i = leading; i < dims.size(); ++i) size *= dims[i];
@@ -170,11 +208,17 @@ class Examples {
         step *= dims[i];
       }
   }
-  Element* operator[](int64_t n) const { return data_ + offsets_[n]; }
+  int64_t operator[](int64_t n) const { return offsets_[n]; }
 
  private:
-  Element* data_;
   std::vector<int64_t> offsets_;
+};
+
+template <typename Element>
+struct Examples {
+  Element* data;
+  Offsets offsets;
+  Element* operator[](int64_t n) const { return data + offsets[n]; }
 };
 
 // The sizes of a block, from those of its layers' outputs (..., H, W), the dimensions of any
@@ -200,8 +244,12 @@ struct Sizes {
     tasks = (height + task_rows - 1) / task_rows;
   }
   template <typename Buffer>
-  Examples<Buffer> examples(Buffer& buffer, size_t rank) const {
-    return {buffer, rank, leading, batch};
+  Offsets offsets(Buffer& buffer, size_t rank) const {
+    return {buffer.dimensions(), rank, leading, batch};
+  }
+  template <typename Element = float, typename Buffer>
+  Examples<Element> examples(Buffer& buffer, size_t rank) const {
+    return {static_cast<Element*>(buffer.untyped_data()), offsets(buffer, rank)};
   }
 
   // The rows [first, end) of image n.
@@ -218,15 +266,9 @@ struct Sizes {
 
 // --- matrix products --------------------------------------------------------------------------
 
-// Gradient steps may round what goes into a product to integers of 16 bits, of which some
-// processors multiply twice as many in a cycle. A tile of the left side is rounded to 13 bits and
-// a sign, in steps of its largest magnitude; a column of the right side so that kDepth magnitudes
-// add up to 18 bits: the sum of kDepth products always fits 32.
-#if defined(__AVX512VNNI__)
-constexpr bool kRounds = true;
-#else
-constexpr bool kRounds = false;
-#endif
+// Where a product is rounded, a tile of the left side is to 13 bits and a sign, in steps of its
+// largest magnitude; a column of the right side so that kDepth magnitudes add up to 18 bits: the
+// sum of kDepth products always fits 32.
 constexpr int kDepth = 128;
 constexpr float kLeft = 8191.0f, kRight = 262144.0f - kDepth / 2, kLargest = 32767.0f;
 
@@ -249,7 +291,8 @@ inline Bits nearest(Vector x) { return reinterpret_cast<Bits>(x + 12582912.0f); 
 class Matrix {
  public:
   Matrix(int inner, int outer, bool rounded)
-      : inner(inner), outer(outer),
+      : inner(inner),
+        outer(outer),
         rounded(kRounds && rounded && inner >= 32 && outer >= 32),  // smaller ones do not gain
         panels_(size_t(inner) * outer / (this->rounded ? 2 : 1)),
         steps_(this->rounded ? outer : 0) {
@@ -383,9 +426,12 @@ void multiply_panel(const Element* x, float step, int pixels, const Matrix& matr
                     float* out) {
   constexpr int many = kAccumulators / 2;
   switch (matrix.panel_width(first) / kLanes) {
-    case 4: return multiply_panel<many / 2, 4>(x, step, pixels, matrix, first, out);
-    case 2: return multiply_panel<many, 2>(x, step, pixels, matrix, first, out);
-    default: multiply_panel<many, 1>(x, step, pixels, matrix, first, out);
+    case 4:
+      return multiply_panel<many / 2, 4>(x, step, pixels, matrix, first, out);
+    case 2:
+      return multiply_panel<many, 2>(x, step, pixels, matrix, first, out);
+    default:
+      multiply_panel<many, 1>(x, step, pixels, matrix, first, out);
   }
 }
 
@@ -468,7 +514,9 @@ class Multiplier {
 class Rows {
  public:
   Rows(const Sizes& sizes, int channels)
-      : sizes_(sizes), channels_(channels), length_(int64_t(sizes.width + 2) * channels),
+      : sizes_(sizes),
+        channels_(channels),
+        length_(int64_t(sizes.width + 2) * channels),
         data_(size_t(kCount + 1) * length_) {
     for (int64_t r = 0; r <= kCount; ++r) {
       float* row = data_.data() + r * length_;
@@ -549,9 +597,10 @@ inline void depthwise(const float* const at[4], const Vector weight[9], size_t c
 constexpr float kSlope = 0.2f;  // leaky ReLU's
 
 // In place: noise and bias added to `width` of the features from `first` on and, unless the next
-// block does it, leaky ReLU; a packed copy is left where it is asked for.
+// block does it, leaky ReLU; a copy goes where it is asked for.
+template <typename Short>
 [[gnu::noinline]] void activate(float* x, const float* noise, const float* bias, int pixels,
-                                int features, int first, int width, bool raw, uint16_t* left) {
+                                int features, int first, int width, bool raw, Short* copy) {
   const Vector slope = all(raw ? 1.0f : kSlope);
   for (int p = 0; p < pixels; ++p) {
     const Vector shift = all(noise[p]);
@@ -559,7 +608,7 @@ constexpr float kSlope = 0.2f;  // leaky ReLU's
       const size_t at = size_t(p) * features + f;
       const Vector y = load(x + at) + shift + load(bias + f), v = y > 0.0f ? y : y * slope;
       store(x + at, v);
-      if (left) pack(left + at, v);
+      if (copy) pack(copy + at, v);
     }
   }
 }
@@ -608,6 +657,10 @@ template <typename Known>
   for (int p = 0; noise_grad && p < pixels; ++p) noise_grad[p] = total(noise_sum[p]);
 }
 
+[[gnu::noinline]] void unpack(const Brain* x, int size, float* to) {
+  for (int i = 0; i < size; i += kLanes) store(to + i, unpack(x + i));
+}
+
 // The noise's gradient alone, where the activation is the next block's.
 [[gnu::noinline]] void sum_features(const float* grad, int pixels, int features,
                                     float* noise_grad) {
@@ -622,14 +675,15 @@ template <typename Known>
 
 // Two rows of 2 * width pixels from a row of bands (width, 4, channels) times `style`, first
 // activated if they come raw.
-[[gnu::noinline]] void synthesise(const float* bands, bool raw, const float* style, int width,
+template <typename Element>
+[[gnu::noinline]] void synthesise(const Element* bands, bool raw, const float* style, int width,
                                   int channels, float* upper, float* lower) {
   const Vector slope = all(raw ? kSlope : 1.0f);
   for (int p = 0; p < width; ++p)
     for (int c = 0; c < channels; c += kLanes) {
       Vector band[4];
       for (int b = 0; b < 4; ++b) {
-        const Vector x = load(bands + size_t(4 * p + b) * channels + c);
+        const Vector x = unpack(bands + size_t(4 * p + b) * channels + c);
         band[b] = (x > 0.0f ? x : x * slope) * load(style + b * channels + c) * 0.5f;
       }
       const Vector top = band[0] + band[1], top_diff = band[2] + band[3];
@@ -644,8 +698,10 @@ template <typename Known>
 
 // The transpose, of two rows of gradients (2, 2 * width, channels). The gradient of the style is
 // added to `sum`.
-[[gnu::noinline]] void analyse(const float* grad, const float* bands, bool raw, const float* style,
-                               int width, int channels, float* grad_bands, float* sum) {
+template <typename Element, typename Result>
+[[gnu::noinline]] void analyse(const float* grad, const Element* bands, bool raw,
+                               const float* style, int width, int channels, Result* grad_bands,
+                               float* sum) {
   const Vector slope = all(raw ? kSlope : 1.0f);
   for (int c = 0; c < channels; c += kLanes) {
     Vector found[4] = {}, factor[4];
@@ -661,9 +717,9 @@ template <typename Known>
                               top_diff - bottom_diff};
       for (int b = 0; b < 4; ++b) {
         const size_t at = size_t(4 * p + b) * channels + c;
-        const Vector x = load(bands + at), g = band[b] * factor[b];
+        const Vector x = unpack(bands + at), g = band[b] * factor[b];
         found[b] += band[b] * (x > 0.0f ? x : x * slope);
-        store(grad_bands + at, x >= 0.0f ? g : g * slope);
+        pack(grad_bands + at, x >= 0.0f ? g : g * slope);
       }
     }
     for (int b = 0; b < 4; ++b) add(sum + b * channels + c, found[b] * 0.5f);
@@ -758,6 +814,10 @@ constexpr int kMade = 16, kHalf = kMade / 2, kPair = 6;
 
 }  // namespace
 
+static ffi::Error other_processor() {
+  return ffi::Error::InvalidArgument("features of 16 bits come from another kind of processor");
+}
+
 // What both calls begin with.
 static auto bind() {
   return ffi::Ffi::Bind()
@@ -765,10 +825,10 @@ static auto bind() {
       .Attr<bool>("rounded")
       .Attr<bool>("raw_in")
       .Attr<bool>("raw_out")
-      .Arg<Floats>()   // x (..., H / 2, W / 2, 4 C)
-      .Arg<Floats>()   // style (..., 4 C)
-      .Arg<Floats>()   // depthwise1 (..., 3, 3, C), for the gradient turned round
-      .Arg<Floats>();  // pointwise1 (..., C, F)
+      .Arg<Features>()  // x (..., H / 2, W / 2, 4 C)
+      .Arg<Floats>()    // style (..., 4 C)
+      .Arg<Floats>()    // depthwise1 (..., 3, 3, C), for the gradient turned round
+      .Arg<Floats>();   // pointwise1 (..., C, F)
 }
 
 // --- forward ----------------------------------------------------------------------------------
@@ -777,17 +837,19 @@ static auto bind() {
 // layer's and `head`, which may be empty, the image's. `out` is the block's output or the image,
 // `left1` and `left2` what each layer put out, where these are asked for. Raw features still lack
 // their activation, which the next block makes up for.
-static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Floats x,
+static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Features x,
                           Floats style, Floats depthwise1, Floats pointwise1, Floats bias1,
                           Floats noise1, Floats depthwise2, Floats pointwise2, Floats bias2,
-                          Floats noise2, Floats head, Floats head_bias, ffi::Result<Floats> out,
+                          Floats noise2, Floats head, Floats head_bias, ffi::Result<Features> out,
                           ffi::Result<Packed> left1, ffi::Result<Packed> left2) {
+  if (!kRounds && (packed(x) || packed(*out))) return other_processor();
   const Sizes s(noise1.dimensions(), out->dimensions(), pointwise1, pool);
   const int channels = s.channels, features = s.features, width = s.width;
   const int64_t area = s.height * width;
-  const bool headed = head.element_count() > 0;
+  const bool headed = head.element_count() > 0, short_out = packed(*out);
   const bool leaves1 = left1->element_count() > 0, leaves2 = left2->element_count() > 0;
-  const auto bands = s.examples(x, 3), styles = s.examples(style, 1);
+  const auto features_at = s.offsets(x, 3);
+  const auto styles = s.examples(style, 1);
   const auto kernel1 = s.examples(depthwise1, 3), kernel2 = s.examples(depthwise2, 3);
   const auto noises1 = s.examples(noise1, 2), noises2 = s.examples(noise2, 2);
   const auto biases1 = s.examples(bias1, 1), biases2 = s.examples(bias2, 1);
@@ -807,10 +869,15 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
     Multiplier multiply(most);
     int64_t next = std::max<int64_t>(task.first - 2, 0);  // row of the input
 
+    const auto from_bands = [&](int64_t row) {
+      const int64_t at = features_at[n] + row * width * channels;
+      const auto make = [&](const auto* bands) {
+        synthesise(bands + at, raw_in, styles[n], width / 2, channels, input[row], input[row + 1]);
+      };
+      packed(x) ? make(elements<Half>(x)) : make(elements<float>(x));
+    };
     const auto first_layer = [&](int64_t top) {  // its rows `top` and `top` + 1
-      for (; next <= std::min(top + 2, s.height - 1); next += 2)
-        synthesise(bands[n] + next * width * channels, raw_in, styles[n], width / 2, channels,
-                   input[next], input[next + 1]);
+      for (; next <= std::min(top + 2, s.height - 1); next += 2) from_bands(next);
       const auto near = input.around(top);
       for_tiles(width, [&](int p, int count) {
         depthwise(near, kernel1[n], channels, p, count, tile.data());
@@ -821,9 +888,9 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
                                          {tile.data() + count * channels, to(top + 1)}};
         multiply(rows, count, matrix1[n], [&](int i, int first, int some) {
           const int64_t pixel = (top + i) * width + p;
-          uint16_t* left = leaves1 && task.holds(top + i)
-                               ? left1->typed_data() + (n * area + pixel) * features
-                               : nullptr;
+          Brain* left = leaves1 && task.holds(top + i)
+                            ? elements<Brain>(left1) + (n * area + pixel) * features
+                            : nullptr;
           activate(rows[i].out, noises1[n] + pixel, biases1[n], count, features, first, some, false,
                    left);
         });
@@ -834,21 +901,24 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
       for_tiles(width, [&](int p, int count) {
         depthwise(near, kernel2[n], features, p, count, tile.data());
         const int64_t pixel = top * width + p, at = (n * area + pixel) * features;
-        float* to = headed ? last.data() : out->typed_data() + at;
-        const int64_t apart = headed ? kPixels * features : width * features;  // from row to row
+        const bool in_place = !headed && !short_out;
+        float* to = in_place ? elements<float>(out) + at : last.data();
+        const int64_t apart = (in_place ? width : kPixels) * features;  // from row to row
         const Multiplier::Row rows[2] = {{tile.data(), to},
                                          {tile.data() + count * features, to + apart}};
         multiply(rows, count, matrix2[n], [&](int i, int first, int some) {
-          uint16_t* left = leaves2 ? left2->typed_data() + at + i * width * features : nullptr;
-          activate(rows[i].out, noises2[n] + pixel + i * width, biases2[n], count, features, first,
-                   some, raw_out, left);
+          const auto finish = [&](auto* copy, bool wanted) {
+            activate(rows[i].out, noises2[n] + pixel + i * width, biases2[n], count, features,
+                     first, some, raw_out, wanted ? copy + at + i * width * features : nullptr);
+          };
+          short_out ? finish(elements<Half>(out), true) : finish(elements<Brain>(left2), leaves2);
         });
         if (!headed) return;
         const Multiplier::Row pixels[2] = {{rows[0].out, made.data()},
                                            {rows[1].out, made.data() + kPixels * kMade}};
         multiply(pixels, count, to_pixels[n]);
         for (int i = 0; i < 2; ++i) {
-          float* upper = out->typed_data() + (2 * (n * area + (top + i) * width) + p) * kPair;
+          float* upper = elements<float>(out) + (2 * (n * area + (top + i) * width) + p) * kPair;
           put_pixels(pixels[i].out, head_biases[n], count, upper, upper + width * kPair);
         }
       });
@@ -873,29 +943,31 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<Floats>()    // noise2 (..., H, W)
         .Arg<Floats>()    // head (..., F, 16) or (..., 0, 16)
         .Arg<Floats>()    // head_bias (..., 16)
-        .Ret<Floats>()    // out (..., H, W, F) or (..., 2 H, 2 W, 3)
+        .Ret<Features>()  // out (..., H, W, F) or (..., 2 H, 2 W, 3)
         .Ret<Packed>()    // left1 (..., H, W, F) or (..., H, W, 0)
         .Ret<Packed>());  // left2, with a head the same, else (..., H, W, 0)
 
 // --- backward ---------------------------------------------------------------------------------
 
 // The gradient from that of `out`, which without a head tells the last activation's slope.
-static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Floats x,
-                           Floats style, Floats depthwise1, Floats pointwise1, Floats style2,
-                           Floats depthwise2, Floats pointwise2, Floats head_style, Floats head,
-                           Floats out, Packed left1, Packed left2, Floats grad,
-                           ffi::Result<Floats> grad_x, ffi::Result<Floats> grad_styles,
+static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out,
+                           Features x, Floats style, Floats depthwise1, Floats pointwise1,
+                           Floats style2, Floats depthwise2, Floats pointwise2, Floats head_style,
+                           Floats head, Floats out, Packed left1, Packed left2, Features grad,
+                           ffi::Result<Features> grad_x, ffi::Result<Floats> grad_styles,
                            ffi::Result<Floats> grad_noise1, ffi::Result<Floats> grad_noise2) {
+  if (!kRounds && (packed(x) || packed(grad))) return other_processor();
   const auto layer = left1.dimensions();
   const Sizes s(layer.first(layer.size() - 1), grad_x->dimensions(), pointwise1, pool);
   const int channels = s.channels, features = s.features, width = s.width;
   const int64_t area = s.height * width;
   const bool headed = head.element_count() > 0;
-  const auto bands = s.examples(x, 3), styles = s.examples(style, 1);
+  const auto x_at = s.offsets(x, 3), grad_at = s.offsets(grad, 3);
+  const auto styles = s.examples(style, 1);
   const auto kernel1 = s.examples(depthwise1, 3), kernel2 = s.examples(depthwise2, 3);
   const auto styles2 = s.examples(style2, 1), head_styles = s.examples(head_style, 1);
-  const auto outs = s.examples(out, 3), grads = s.examples(grad, 3);
-  const auto lefts1 = s.examples(left1, 3), lefts2 = s.examples(left2, 3);
+  const auto outs = s.examples(out, 3);
+  const auto lefts1 = s.examples<Brain>(left1, 3), lefts2 = s.examples<Brain>(left2, 3);
   const Matrices matrix1(pool, pointwise1, s, features, channels, true, rounded);
   const Matrices matrix2(pool, pointwise2, s, features, features, true, rounded);
   const Matrices from_pixels(pool, head, s, headed ? kMade : 0, headed ? features : 0, true, false);
@@ -926,7 +998,8 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
         for (int i = 0; i < 2; ++i) {
           rows[i] = {tile.data() + i * count * features, wide2[top + i] + int64_t(p) * features};
           if (!headed) continue;
-          const float* upper = grads[n] + (2 * (top + i) * width + p) * kPair;
+          const float* upper =
+              elements<float>(grad) + grad_at[n] + (2 * (top + i) * width + p) * kPair;
           take_pixels(upper, upper + width * kPair, count, made.data() + i * kPixels * kMade);
         }
         if (headed)
@@ -937,16 +1010,19 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
           const int64_t row = top + i, pixel = row * width + p;
           float* noise = noise_at(grad_noise2, row, pixel);
           float* g = tile.data() + i * count * features;
-          const float* grad = headed ? g : grads[n] + pixel * features;
+          const int64_t at = grad_at[n] + pixel * features;
           if (headed) {
-            deactivate(grad, lefts2[n] + pixel * features, head_styles[n], count, features, g,
+            deactivate(g, lefts2[n] + pixel * features, head_styles[n], count, features, g,
                        task.holds(row) ? head_sum : nullptr, noise);
-          } else if (raw_out) {
-            if (noise) sum_features(grad, count, features, noise);
-            rows[i].x = grad;
+          } else if (!raw_out) {
+            deactivate(elements<float>(grad) + at, outs[n] + pixel * features, nullptr, count,
+                       features, g, nullptr, noise);
           } else {
-            deactivate(grad, outs[n] + pixel * features, nullptr, count, features, g, nullptr,
-                       noise);
+            if (packed(grad))
+              unpack(elements<Brain>(grad) + at, count * features, g);
+            else
+              rows[i].x = elements<float>(grad) + at;
+            if (noise) sum_features(rows[i].x, count, features, noise);
           }
         }
         multiply(rows, count, matrix2[n]);
@@ -971,9 +1047,14 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
     };
     const auto upsampling = [&](int64_t top) {
       depthwise(wide1.around(top), kernel1[n], channels, 0, width, inner.data());
-      const int64_t at = top * width * channels;
-      analyse(inner.data(), bands[n] + at, raw_in, styles[n], width / 2, channels,
-              grad_x->typed_data() + n * area * channels + at, sum);
+      const int64_t at = x_at[n] + top * width * channels,
+                    to = (n * s.height + top) * width * channels;
+      const auto make = [&](const auto* bands, auto* grad_bands) {
+        analyse(inner.data(), bands + at, raw_in, styles[n], width / 2, channels, grad_bands + to,
+                sum);
+      };
+      packed(x) ? make(elements<Half>(x), elements<Brain>(grad_x))
+                : make(elements<float>(x), elements<float>(grad_x));
     };
     second_product(task.first - 2);
     second_product(task.first);
@@ -1004,8 +1085,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<Floats>()    // out (..., H, W, F) or (..., H, W, 0)
         .Arg<Packed>()    // left1 (..., H, W, F)
         .Arg<Packed>()    // left2 (..., H, W, F) or (..., H, W, 0)
-        .Arg<Floats>()    // grad, as `out` of the forward pass
-        .Ret<Floats>()    // grad_x
+        .Arg<Features>()  // grad, as `out` of the forward pass
+        .Ret<Features>()  // grad_x
         .Ret<Floats>()    // of style, style2 and head_style (..., 4 C + F or 4 C + 2 F)
         .Ret<Floats>()    // grad_noise1 (..., H, W), or empty: not wanted
         .Ret<Floats>());  // grad_noise2, the same
+
+extern "C" const bool rounds = kRounds;

@@ -51,15 +51,20 @@ Params = Mapping[str, Any]
 # --- the library ----------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def available() -> bool:
     """Whether native blocks can be used; compiles and registers them the first time."""
+    return _load() is not None
+
+
+@lru_cache(maxsize=1)
+def _load() -> ctypes.CDLL | None:
+    """The library, compiled if need be and registered, or None."""
     if os.environ.get("STYLESR_NATIVE") == "0":
-        return False
+        return None
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         _log.info("without a C++ compiler, full steps of the default generator take twice as long")
-        return False
+        return None
     try:
         library = ctypes.CDLL(str(_library(compiler)))
         for name, symbol in TARGETS.items():
@@ -67,8 +72,14 @@ def available() -> bool:
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except (OSError, AttributeError, UserError, subprocess.SubprocessError) as error:
         _log.warning("native blocks cannot be used (%s); XLA's, which take longer, are", error)
-        return False
-    return True
+        return None
+    return library
+
+
+def can_round() -> bool:
+    """Whether this processor multiplies rounded numbers faster."""
+    library = _load()
+    return library is not None and ctypes.c_bool.in_dll(library, "rounds").value
 
 
 def _library(compiler: str) -> Path:
@@ -127,28 +138,35 @@ def fits(bands: int, features: int) -> bool:
 # --- calls ----------------------------------------------------------------------------------
 
 
-class Raw(NamedTuple):
-    """Whether a block's features and its output still lack their activation.
+class BlockArguments(NamedTuple):
+    """What a block takes besides features.
 
-    The block that follows makes up for it in passing, which saves a pass over memory.
+    Attributes:
+        styles: "up" (N, 4C), "conv1" (N, C), "conv2" (N, F), perhaps "image" (N, F).
+        weights: "conv1" and "conv2" (`SeparableWeights`), perhaps "image" (`ToWavelets`).
+        noise1, noise2: (1 or N, H, W).
     """
 
-    features: bool = False
-    out: bool = False
+    styles: Params
+    weights: Params
+    noise1: Array
+    noise2: Array
 
 
-ACTIVATED = Raw()
+Blocks = tuple[BlockArguments, ...]
 
 
 class Left(NamedTuple):
-    """What a block leaves for its gradient; the layers' outputs are bfloat16 in uint16.
+    """What a block leaves for its gradient; 16-bit formats are in uint16.
 
     Attributes:
-        out: (N, H, W, F), or with an image or raw (N, H, W, 0).
-        layer1: (N, H, W, F).
-        layer2: (N, H, W, 0), or with an image (N, H, W, F).
+        x: (N, H / 2, W / 2, 4C), its features.
+        out: (N, H, W, F), or where another block activates, or with an image, (N, H, W, 0).
+        layer1: (N, H, W, F), bfloat16.
+        layer2: with an image (N, H, W, F), bfloat16; else (N, H, W, 0).
     """
 
+    x: Array
     out: Array
     layer1: Array
     layer2: Array
@@ -178,8 +196,9 @@ def _head(weights: Params) -> tuple[Array, Array]:
 
 
 def _rounded() -> bool:
-    """Whether products may be rounded: JAX must be told so."""
-    return jax.config.jax_default_matmul_precision in ROUNDED  # type: ignore[attr-defined]
+    """Whether products are rounded: JAX must be told that they may be."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return precision in ROUNDED and can_round()
 
 
 def _image_style(styles: Params) -> Array:
@@ -187,8 +206,9 @@ def _image_style(styles: Params) -> Array:
     return styles.get("image", jnp.zeros((len(styles["up"]), 0), jnp.float32))
 
 
-def _check(x: Array, styles: Params, weights: Params, noise1: Array, noise2: Array) -> None:
+def _check(x: Array, block: BlockArguments) -> None:
     """Raise ValueError for shapes that the kernels, which trust them, would read beyond."""
+    styles, weights, *noises = block
     count, half_height, half_width, bands = x.shape
     features = weights["conv1"].pointwise.shape[1]
     widths = {"up": bands, "conv1": bands // 4, "conv2": features, "image": features}
@@ -197,41 +217,51 @@ def _check(x: Array, styles: Params, weights: Params, noise1: Array, noise2: Arr
             raise ValueError(f"style {name!r} has shape {style.shape}, not {count, widths[name]}")
     if not fits(bands, features):
         raise ValueError(f"{bands} bands and {features} features are not multiples of {LANES}")
-    for noise in (noise1, noise2):
+    for noise in noises:
         size = (2 * half_height, 2 * half_width)
         if noise.shape not in ((1, *size), (count, *size)):
             raise ValueError(f"a noise map has shape {noise.shape[1:]}, not {size}")
 
 
-def forward(
-    x: Array,
-    styles: Params,
-    weights: Params,
-    noise1: Array,
-    noise2: Array,
-    *,
-    raw: Raw = ACTIVATED,
-    for_gradient: bool = False,
-) -> tuple[Array, Left]:
-    """A block's output, or the image.
+def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Array, list[Left]]:
+    """One block after the other: the last one's output, or the image.
+
+    Between two blocks features lack their activation, which the second one makes up for: that
+    saves a pass over memory. Where products are rounded such features are too, to 16 bits.
 
     Args:
-        x: (N, H / 2, W / 2, 4C), features before the up-sampling.
-        styles: "up" (N, 4C), "conv1" (N, C), "conv2" (N, F), perhaps "image" (N, F).
-        weights: "conv1" and "conv2" (`SeparableWeights`), perhaps "image" (`ToWavelets`).
-        noise1, noise2: (1 or N, H, W).
-        raw: which features come without their activation.
-        for_gradient: leave what `backward` needs, and round products if that is faster.
+        x: (N, H / 2, W / 2, 4C), features before the first block's up-sampling.
+        blocks: their arguments; only the last may have an image.
+        for_gradient: leave what `backward` needs, and round if that is faster.
 
     Returns:
         (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs, if it was asked for.
 
     Raises:
-        ValueError: the shapes do not fit one another, or the image is to be raw.
+        ValueError: the shapes do not fit one another.
     """
-    _check(x, styles, weights, noise1, noise2)
-    if raw.out and "image" in styles:
-        raise ValueError("an image has no activation that could be left to others")
+    rounded = for_gradient and _rounded()
+    left = []
+    for i, block in enumerate(blocks):
+        x, kept = _forward(
+            x, block, i > 0, i < len(blocks) - 1, rounded=rounded, for_gradient=for_gradient
+        )
+        left.append(kept)
+    return x, left
+
+
+def _forward(
+    x: Array,
+    block: BlockArguments,
+    raw_in: bool,
+    raw_out: bool,
+    *,
+    rounded: bool,
+    for_gradient: bool,
+) -> tuple[Array, Left]:
+    """One block; raw features lack their activation."""
+    _check(x, block)
+    styles, weights, noise1, noise2 = block
     count, half_height, half_width, _ = x.shape
     height, width = 2 * half_height, 2 * half_width
     first, second = weights["conv1"], weights["conv2"]
@@ -246,7 +276,7 @@ def forward(
     out, layer1, layer2 = jax.ffi.ffi_call(
         FORWARD,
         (
-            jax.ShapeDtypeStruct(image, x.dtype),
+            jax.ShapeDtypeStruct(image, jnp.uint16 if rounded and raw_out else jnp.float32),
             packed(for_gradient),
             packed(for_gradient and headed),
         ),
@@ -264,50 +294,54 @@ def forward(
         second.noise_strength * noise2,
         _image_style(styles)[..., None] * head,
         head_bias,
-        rounded=for_gradient and _rounded(),
-        raw_in=raw.features,
-        raw_out=raw.out,
+        rounded=rounded,
+        raw_in=raw_in,
+        raw_out=raw_out,
     )
-    kept = jnp.zeros((count, height, width, 0), x.dtype) if headed or raw.out else out
-    return out, Left(kept, layer1, layer2)
+    kept = jnp.zeros((count, height, width, 0), jnp.float32) if headed or raw_out else out
+    return out, Left(x, kept, layer1, layer2)
 
 
-def backward(
-    x: Array,
-    styles: Params,
-    weights: Params,
-    left: Left,
-    grad: Array,
-    *,
-    raw: Raw = ACTIVATED,
-    noises: tuple[bool, bool] = (True, True),
-) -> tuple[Array, dict[str, Array], Array, Array]:
+def backward(blocks: Blocks, left: list[Left], grad: Array) -> tuple[Array, Blocks]:
     """The gradient of `forward` with respect to x, the styles and each example's noise.
 
     Args:
-        x, styles, weights: as for `forward`.
+        blocks: as for `forward`; without the noise maps whose gradients are not wanted.
         left: what `forward` left.
         grad: of its output.
-        raw: as for `forward`.
-        noises: which of the noise maps' gradients are wanted.
 
     Returns:
-        Gradients of x, of the styles, and of noise1 and noise2, (N, H, W) or empty.
+        The gradients of x and of the blocks, None for their weights and what is not wanted.
     """
+    found = []
+    for i, (block, kept) in reversed(list(enumerate(zip(blocks, left, strict=True)))):
+        grad, grads = _backward(block, kept, grad, i > 0, i < len(blocks) - 1)
+        found.append(grads)
+    return grad, tuple(reversed(found))
+
+
+def _backward(
+    block: BlockArguments, left: Left, grad: Array, raw_in: bool, raw_out: bool
+) -> tuple[Array, BlockArguments]:
+    """One block; raw features lack their activation."""
+    styles, weights, *noises = block
     count, height, width, _ = left.layer1.shape
     first, second = weights["conv1"], weights["conv2"]
     image = _image_style(styles)
     widths = [styles["up"].shape[1], styles["conv2"].shape[1]]
-    grad_x, grad_styles, grad_noise1, grad_noise2 = jax.ffi.ffi_call(
+    grad_x, grad_styles, *grad_noises = jax.ffi.ffi_call(
         BACKWARD,
         (
-            jax.ShapeDtypeStruct(x.shape, x.dtype),
-            jax.ShapeDtypeStruct((count, sum(widths) + image.shape[1]), x.dtype),
-            *(jax.ShapeDtypeStruct((count, height, width * wanted), x.dtype) for wanted in noises),
+            jax.ShapeDtypeStruct(left.x.shape, left.x.dtype),
+            jax.ShapeDtypeStruct((count, sum(widths) + image.shape[1]), jnp.float32),
+            *(
+                jax.ShapeDtypeStruct((count, height, width * (noise is not None)), jnp.float32)
+                for noise in noises
+            ),
         ),
         vmap_method="expand_dims",
     )(
-        x,
+        left.x,
         _style(styles),
         _each(first.depthwise[::-1, ::-1]),
         _each(first.pointwise),
@@ -321,8 +355,8 @@ def backward(
         left.layer2,
         grad,
         rounded=_rounded(),
-        raw_in=raw.features,
-        raw_out=raw.out,
+        raw_in=raw_in,
+        raw_out=raw_out,
     )
     grad_style, grad_style2, grad_image = jnp.split(grad_styles, [widths[0], sum(widths)], axis=1)
     grad_conv1 = (grad_style * styles["up"]).reshape(count, 4, widths[0] // 4).sum(axis=1)
@@ -332,9 +366,15 @@ def backward(
         "conv2": grad_style2,
         "image": grad_image,
     }
-    return (
-        grad_x,
+
+    def of_noise(noise: Array | None, strength: Array, grad: Array) -> Array | None:
+        if noise is None:
+            return None
+        return strength * (grad.sum(0, keepdims=True) if len(noise) == 1 else grad)
+
+    strengths = (first.noise_strength, second.noise_strength)
+    return grad_x, BlockArguments(
         {name: named[name] for name in styles},
-        first.noise_strength * grad_noise1,
-        second.noise_strength * grad_noise2,
+        None,  # type: ignore[arg-type]
+        *map(of_noise, noises, strengths, grad_noises),  # type: ignore[arg-type]
     )
