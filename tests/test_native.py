@@ -122,7 +122,7 @@ def test_native_blocks_are_xlas(channels, features, height, width, image):
 @pytest.mark.parametrize("image", [True, False])
 def test_rounded_products_are_as_precise_as_tensorfloat32(image):
     """Several blocks of depth, a panel that is not full, some tiles without features."""
-    x, *rest = _arguments(48, 336, 36, 72, image=image)
+    x, *rest = _arguments(64, 352, 36, 72, image=image)
     args = (x.at[0, :, 40:].set(0.0), *rest)
     expected, (grad_x, grad_styles) = _with_gradients(_in_xla, args, (0, 1))
     with jax.default_matmul_precision(ROUNDED):

@@ -274,6 +274,10 @@ constexpr float kLeft = 8191.0f, kRight = 262144.0f - kDepth / 2, kLargest = 327
 
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
+// Where numbers 0 to 31 of a group go: 0 and 16, 1 and 17 and so on make pairs of 16 bits, as two
+// vectors do without any shuffling.
+constexpr int kGroup = 2 * kLanes;
+
 // sum + a * b of the lower and of the upper halves.
 inline Integers multiply_pairs(Integers sum, Integers a, Integers b) {
 #if defined(__AVX512VNNI__)
@@ -287,13 +291,18 @@ inline Integers multiply_pairs(Integers sum, Integers a, Integers b) {
 // The integer nearest to each of x, none of them above 2^21, in the lower bits.
 inline Bits nearest(Vector x) { return reinterpret_cast<Bits>(x + 12582912.0f); }
 
+// Two vectors times `scale`, rounded, as pairs.
+inline Bits pairs(Vector low, Vector high, Vector scale) {
+  return (nearest(low * scale) & 0xffffu) | nearest(high * scale) << 16;
+}
+
 // A matrix (inner, outer) as panels of up to kPanel vectors of columns, each contiguous.
 class Matrix {
  public:
   Matrix(int inner, int outer, bool rounded)
       : inner(inner),
         outer(outer),
-        rounded(kRounds && rounded && inner >= 32 && outer >= 32),  // smaller ones do not gain
+        rounded(kRounds && rounded && inner % kGroup == 0 && outer >= 2 * kLanes),
         panels_(size_t(inner) * outer / (this->rounded ? 2 : 1)),
         steps_(this->rounded ? outer : 0) {
     for (int first = 0; first < outer; first += panel_width(first)) firsts.push_back(first);
@@ -345,9 +354,9 @@ class Matrix {
     const Vector by_sum = kRight / heaviest, by_size = kLargest / largest;
     const Vector scale = by_sum < by_size ? by_sum : by_size;
     store(steps_.data() + column, 1.0f / scale + check);
-    for (int k = 0; k < inner; k += 2, to += width, columns += 2 * step) {
-      const Bits low = nearest(load(columns) * scale), high = nearest(load(columns + step) * scale);
-      *reinterpret_cast<Bits*>(to) = (low & 0xffffu) | high << 16;
+    for (int k = 0; k < inner; k += 2, to += width) {
+      const float* low = columns + (k / kGroup * kGroup + k % kGroup / 2) * step;
+      *reinterpret_cast<Bits*>(to) = pairs(load(low), load(low + kLanes * step), scale);
     }
   }
 
@@ -499,8 +508,9 @@ class Multiplier {
     const float scale = small ? 0.0f : kLeft / largest;
     for (int row = 0; row < 2; ++row) {
       uint16_t* to = halves() + row * size;
-      for (int i = 0; rows[row].out && i < size; i += kLanes)
-        narrow(to + i, nearest(load(rows[row].x + i) * scale));
+      const float* x = rows[row].x;
+      for (int i = 0; rows[row].out && i < size; i += kGroup)
+        *reinterpret_cast<Bits*>(to + i) = pairs(load(x + i), load(x + i + kLanes), all(scale));
     }
     return small ? 0.0f : largest / kLeft;
   }
