@@ -94,6 +94,9 @@ def _key(name: str, static: Mapping[str, Any], leaves: list[Any], tree: Any) -> 
         f"{device.platform} {device.device_kind}",
         *(f"{option}={getattr(jax.config, option)}" for option in OPTIONS),
     ]
+    if any("native=True" in fact for fact in facts):
+        facts.append(f"{native.ready()}")  # or the generator's blocks were XLA's after all
+
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 

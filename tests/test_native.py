@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import shutil
 import subprocess
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import numpy as np
 import pytest
 from emulated import run_on_eight_devices
 
+from stylesr_jax.errors import UserError
 from stylesr_jax.generators import config_from_dict, config_to_dict, load_generator, native
 from stylesr_jax.generators.mobile import _blocks, _native_blocks
 from stylesr_jax.generators.native import BlockArguments
 from stylesr_jax.generators.separable import SeparableWeights
 
-needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
+needs_native = pytest.mark.skipif(not native.ready(), reason="there is no C++ compiler")
 EXACT, ROUNDED = "float32", "tensorfloat32"
 
 
@@ -342,24 +345,29 @@ def test_the_embedded_generator_is_the_same_either_way(mobile):
 # --- with and without a compiler --------------------------------------------------------------
 
 
+def _forget():
+    native._begun.cache_clear()
+    native._loaded.cache_clear()
+
+
 @pytest.fixture
 def anew(monkeypatch, tmp_path):
     """`available` as in a new process, with an empty cache folder."""
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **options: None)
-    native._load.cache_clear()
+    _forget()
     yield tmp_path
-    native._load.cache_clear()
+    _forget()
 
 
 @needs_native
 def test_the_library_is_compiled_once(anew, monkeypatch):
-    assert native.available()
+    assert native.ready()
     (library,) = (anew / "native").iterdir()
     assert library.suffix == ".so" and library.stat().st_size > 10_000
-    native._load.cache_clear()
+    _forget()
     monkeypatch.setattr(native, "_compile", lambda command: pytest.fail("compiled again"))
-    assert native.available()
+    assert native.ready()
 
 
 def test_native_blocks_can_be_turned_off(anew, monkeypatch):
@@ -381,9 +389,32 @@ def test_without_a_compiler_xla_computes_the_blocks(anew, monkeypatch, caplog):
 @pytest.mark.parametrize("compiler", ["false", "/nowhere/c++", "env false"])
 def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, compiler):
     monkeypatch.setenv("CXX", compiler)
-    assert not native.available()
+    assert not native.ready()
     assert f"native blocks cannot be used ({compiler.split()[0]} " in caplog.text
     assert not any(path.suffix == ".so" for path in anew.rglob("*"))
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_compiling_does_not_hold_up_what_comes_before(anew, monkeypatch, mobile, fails):
+    """And what cannot be compiled after all is computed by XLA."""
+    begin = threading.Event()
+    library = native._library
+
+    def slow(compiler):
+        assert begin.wait(60)
+        if fails:
+            raise UserError("no space left")
+        return library(compiler)
+
+    monkeypatch.setattr(native, "_library", slow)
+    monkeypatch.setenv("CXX", shutil.which("c++") or "c++")
+    assert native.available()  # though nothing is compiled yet
+    begin.set()
+    ws = jnp.zeros((1, mobile.num_ws, mobile.w_dim))
+    config = dataclasses.replace(mobile.config, native=True)
+    generator = mobile.replace(config=config)
+    program = jax.make_jaxpr(lambda ws: generator.features(ws, mobile.stored_noise, block=5))(ws)
+    assert (native.FORWARD in str(program)) == native.ready() and not (fails and native.ready())
 
 
 def test_the_compiler_is_asked_again_without_options_it_does_not_know(monkeypatch):

@@ -366,7 +366,8 @@ class MobileSynthesis(nn.Module):
                 blocks.append(self.blocks[k - 1](*styles, maps, head))
             args = (features, tuple(blocks))
             single = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(args))
-            run = _native_blocks if in_native and single else _blocks
+            usable = in_native and single and native.ready()
+            run = _native_blocks if usable else _blocks
             features = run(tuple(strips), *args)
         return features  # type: ignore[return-value]
 

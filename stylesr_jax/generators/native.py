@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -52,21 +53,41 @@ Params = Mapping[str, Any]
 
 
 def available() -> bool:
-    """Whether native blocks can be used; compiles and registers them the first time."""
-    return _load() is not None
+    """Whether native blocks can be expected.
+
+    Where the library is yet to be compiled this begins, beside what the caller does next.
+    """
+    return _begun() is not None
+
+
+def ready() -> bool:
+    """Whether native blocks can be used; waits for the compiler."""
+    return _loaded() is not None
 
 
 @lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | None:
-    """The library, compiled if need be and registered, or None."""
+def _begun() -> Future[Path] | None:
+    """The library's file, once it is there; or None if there is to be none."""
     if os.environ.get("STYLESR_NATIVE") == "0":
         return None
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         _log.info("without a C++ compiler, full steps of the default generator take twice as long")
         return None
+    pool = ThreadPoolExecutor(1)
+    begun = pool.submit(_library, compiler)
+    pool.shutdown(wait=False)
+    return begun
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> ctypes.CDLL | None:
+    """The library, registered, or None if it cannot be had."""
+    begun = _begun()
+    if begun is None:
+        return None
     try:
-        library = ctypes.CDLL(str(_library(compiler)))
+        library = ctypes.CDLL(str(begun.result()))
         for name, symbol in TARGETS.items():
             handler = jax.ffi.pycapsule(getattr(library, symbol))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
@@ -78,7 +99,7 @@ def _load() -> ctypes.CDLL | None:
 
 def can_round() -> bool:
     """Whether this processor multiplies rounded numbers faster."""
-    library = _load()
+    library = _loaded()
     return library is not None and ctypes.c_bool.in_dll(library, "rounds").value
 
 
