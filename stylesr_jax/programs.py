@@ -95,7 +95,8 @@ def _key(name: str, static: Mapping[str, Any], leaves: list[Any], tree: Any) -> 
         *(f"{option}={getattr(jax.config, option)}" for option in OPTIONS),
     ]
     if any("native=True" in fact for fact in facts):
-        facts.append(f"{native.ready()}")  # or the generator's blocks were XLA's after all
+        # Or the generator's blocks are XLA's after all, or round nothing.
+        facts.append(f"{native.ready()} {native.can_round()}")
 
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 

@@ -20,7 +20,7 @@ from stylesr_jax.generators.mobile import _blocks, _native_blocks
 from stylesr_jax.generators.native import BlockArguments
 from stylesr_jax.generators.separable import SeparableWeights
 
-needs_native = pytest.mark.skipif(not native.ready(), reason="there is no C++ compiler")
+needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
 EXACT, ROUNDED = "float32", "tensorfloat32"
 
 
@@ -168,6 +168,62 @@ def test_blocks_in_turn_are_xlas(precision, image):
         assert _error(one.noise1, other.noise1) < 3e-2 and _error(one.noise2, other.noise2) < 3e-2
 
 
+def _two_blocks(count=2):
+    x, *first = _arguments(32, 128, 8, 12, count=count)
+    _, *second = _arguments(32, 32, 16, 24, count=count, image=True, seed=1)
+    weights = [first[1], second[1]]
+
+    def with_gradients(x, styles):
+        def run(x, styles):
+            maps = zip(styles, weights, (first[2:], second[2:]), strict=True)
+            blocks = tuple(BlockArguments(style, weight, *noise) for style, weight, noise in maps)
+            return _native_blocks((1, 1), x, blocks)
+
+        return _with_gradients(run, (x, styles), (0, 1))
+
+    return with_gradients, x, [first[0], second[0]]
+
+
+@needs_native
+@pytest.mark.parametrize("batched", [(0, 0), (None, 0), (0, None)])
+def test_rounded_blocks_in_turn_under_vmap(batched):
+    """What lies between them has the dimensions of whatever is batched."""
+    run, x, styles = _two_blocks()
+    factors = jnp.array([1.0, 0.7, 1.3])
+
+    def one(factor):
+        args = (x, styles)
+        return [
+            jax.tree.map(lambda a: factor * a, arg) if axis == 0 else arg
+            for arg, axis in zip(args, batched, strict=True)
+        ]
+
+    with jax.default_matmul_precision(ROUNDED):
+        together = jax.vmap(run, in_axes=batched)(
+            *(
+                jax.vmap(lambda f, i=i: one(f)[i])(factors) if axis == 0 else one(1.0)[i]
+                for i, axis in enumerate(batched)
+            )
+        )
+        for k, factor in enumerate(factors):
+            alone = run(*one(factor))
+            _close(jax.tree.map(lambda a, k=k: a[k], together), alone, rtol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_rounded_blocks_in_turn_hide_nothing(value):
+    """What is not finite, or beyond binary16, spoils its own image and no other."""
+    run, x, styles = _two_blocks()
+    with jax.default_matmul_precision(ROUNDED):
+        clean = run(x, styles)
+        out, (grad_x, grads) = run(x.at[1].multiply(value), styles)
+    if native.can_round() or not np.isfinite(value):
+        assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grads[0]["up"][1]).all()
+    np.testing.assert_array_equal(out[0], clean[0][0])
+    np.testing.assert_array_equal(grad_x[0], clean[1][0][0])
+
+
 @needs_native
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-32, 1e30, np.inf])
 def test_rounding_of_any_magnitude(size):
@@ -244,8 +300,8 @@ def test_other_precisions_are_xlas(mobile):
     ws = jnp.zeros((1, mobile.num_ws, mobile.w_dim))
     noise = [m.astype(jnp.float16) for m in mobile.stored_noise]
     with jax.numpy_dtype_promotion("standard"):
-        shape = jax.eval_shape(lambda ws: mobile.features(ws, tuple(noise), block=5), ws)
-    assert shape.shape == (1, 64, 64, 512)
+        program = jax.make_jaxpr(lambda ws: mobile.features(ws, tuple(noise), block=5))(ws)
+    assert native.FORWARD not in str(program)
 
 
 @needs_native
@@ -352,7 +408,7 @@ def _forget():
 
 @pytest.fixture
 def anew(monkeypatch, tmp_path):
-    """`available` as in a new process, with an empty cache folder."""
+    """`available` and `ready` as in a new process, with an empty cache folder."""
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **options: None)
     _forget()
@@ -417,16 +473,23 @@ def test_compiling_does_not_hold_up_what_comes_before(anew, monkeypatch, mobile,
     assert (native.FORWARD in str(program)) == native.ready() and not (fails and native.ready())
 
 
-def test_the_compiler_is_asked_again_without_options_it_does_not_know(monkeypatch):
+@pytest.mark.parametrize(
+    ("machine", "option"),
+    [("x86_64", "-march=native"), ("arm64", "-mcpu=native"), ("riscv64", "c++")],
+)
+def test_the_compiler_is_told_of_the_processor(monkeypatch, machine, option):
+    """Once: a compiler that was killed, as by Ctrl-C, does not begin again."""
     asked = []
 
     def run(command, **options):
         asked.append(command[-1])
-        return subprocess.CompletedProcess(command, int(len(asked) == 1), "", "unknown option")
+        return subprocess.CompletedProcess(command, -2, "", "")
 
     monkeypatch.setattr(native.subprocess, "run", run)
-    native._compile(["c++"])
-    assert asked == list(native.MACHINE_OPTIONS)
+    monkeypatch.setattr(native.platform, "machine", lambda: machine)
+    with pytest.raises(UserError, match="c\\+\\+ fails"):
+        native._compile(["c++"])
+    assert asked == [option]
 
 
 def test_a_file_never_decides_for_the_machine(mobile, monkeypatch):

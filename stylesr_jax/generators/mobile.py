@@ -169,11 +169,11 @@ def _native_blocks(strips: tuple[int, ...], x: Array, blocks: Blocks) -> Array:
 
 
 def _native_blocks_forward(strips: tuple[int, ...], x: Any, blocks: Any) -> tuple[Array, tuple]:
-    values, known = jax.tree.map(lambda a: a.value, (x, blocks))
+    features, known = jax.tree.map(lambda a: a.value, (x, blocks))
     if any(weight.perturbed for block in blocks for weight in jax.tree.leaves(block.weights)):
-        out, pull = jax.vjp(partial(_blocks, strips), values, known)
+        out, pull = jax.vjp(partial(_blocks, strips), features, known)
         return out, (pull, None)
-    out, left = native.forward(values, known, for_gradient=True)
+    out, left = native.forward(features, known, for_gradient=True)
     # A noise map goes along, for its shape, only where its gradient is wanted.
     kept = [
         block._replace(
@@ -356,7 +356,8 @@ class MobileSynthesis(nn.Module):
         image: tuple[Array, Params] | None = None,
     ) -> Array:
         """Blocks `first` to `last - 1`, the last of which may make the image."""
-        features = self.input(ws[:, 0], noise[0]) if x is None else x
+        features = self.input(ws[:, 0], noise[0]) if first == 0 else x
+        assert features is not None
         for in_native, numbers in groupby(range(max(first, 1), last), self.config.in_native):
             strips, blocks = [], []
             for k in numbers:

@@ -55,7 +55,7 @@ constexpr int kAccumulators = 12, kColumns = 2;  // of 16
 
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
@@ -118,13 +118,13 @@ class Array {
 
 // The lower halves of 32-bit integers, and 16-bit integers widened.
 inline void narrow(uint16_t* p, Bits bits) {
-  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(bits, Halves);
+  *reinterpret_cast<Shorts*>(p) = __builtin_convertvector(bits, Shorts);
 }
 inline Bits widen(const uint16_t* p) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Bits>(_mm512_cvtepu16_epi32(*reinterpret_cast<const __m256i_u*>(p)));
 #else
-  return __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits);
+  return __builtin_convertvector(*reinterpret_cast<const Shorts*>(p), Bits);
 #endif
 }
 
@@ -274,8 +274,8 @@ constexpr float kLeft = 8191.0f, kRight = 262144.0f - kDepth / 2, kLargest = 327
 
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-// Where numbers 0 to 31 of a group go: 0 and 16, 1 and 17 and so on make pairs of 16 bits, as two
-// vectors do without any shuffling.
+// Of a group the first numbers of either half make a pair of 16 bits, then the second and so on, as
+// two vectors do without any shuffling.
 constexpr int kGroup = 2 * kLanes;
 
 // sum + a * b of the lower and of the upper halves.
@@ -483,7 +483,7 @@ class Multiplier {
       for (int i = 0; i < 2; ++i) {
         if (!rows[i].out) continue;
         if (matrix.rounded)
-          multiply_panel(halves() + i * size, step, pixels, matrix, first, rows[i].out + first);
+          multiply_panel(shorts() + i * size, step, pixels, matrix, first, rows[i].out + first);
         else
           multiply_panel(rows[i].x, step, pixels, matrix, first, rows[i].out + first);
         after(i, first, matrix.panel_width(first));
@@ -494,7 +494,7 @@ class Multiplier {
   }
 
  private:
-  uint16_t* halves() { return reinterpret_cast<uint16_t*>(rounded_.data()); }
+  uint16_t* shorts() { return reinterpret_cast<uint16_t*>(rounded_.data()); }
 
   // Rounds to integers and returns the step between them: NaN if any number is not finite.
   [[gnu::noinline]] float round(const Row (&rows)[2], int size) {
@@ -507,7 +507,7 @@ class Multiplier {
     const bool small = largest < kLeft * std::numeric_limits<float>::min();
     const float scale = small ? 0.0f : kLeft / largest;
     for (int row = 0; row < 2; ++row) {
-      uint16_t* to = halves() + row * size;
+      uint16_t* to = shorts() + row * size;
       const float* x = rows[row].x;
       for (int i = 0; rows[row].out && i < size; i += kGroup)
         *reinterpret_cast<Bits*>(to + i) = pairs(load(x + i), load(x + i + kLanes), all(scale));

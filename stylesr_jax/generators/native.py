@@ -1,12 +1,15 @@
 """Blocks of MobileStyleGAN in native code on CPUs, over twice as fast as XLA's.
 
-`mobile_block.cc` is compiled on first use with the machine's own C++ compiler (or the one that CXX
-names), kept in the cache folder, and called inside jitted programs through `jax.ffi`. Where there
-is no compiler, or with STYLESR_NATIVE=0, the generator computes the same in XLA.
+`mobile_block.cc` is compiled with the machine's own C++ compiler (or the one that CXX names) when a
+generator is first read, beside what else a search begins with; kept in the cache folder, and called
+inside jitted programs through `jax.ffi`. Where there is no compiler, or with STYLESR_NATIVE=0, the
+generator computes the same in XLA.
 
 With JAX_DEFAULT_MATMUL_PRECISION=tensorfloat32, or `jax.default_matmul_precision`, what is
 differentiated is rounded, about as precisely as that: processors with AVX-512 VNNI multiply 16-bit
-integers twice as fast as floats. Images that are only looked at are never rounded.
+integers twice as fast as floats. Features between two blocks are IEEE halves then, infinite above
+65504 and without precision below 6e-8, and their gradients bfloat16. Images that are only looked at
+are never rounded.
 
 XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
 devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
@@ -43,7 +46,7 @@ HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
 ROUNDED = ("tensorfloat32", "TF32_TF32_F32")  # JAX's names of products as precise as these
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
-MACHINE_OPTIONS = ("-march=native", "-mcpu=native")  # what compilers of x86 and of ARM know
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")  # as `platform.machine` names them
 _log = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
@@ -126,15 +129,16 @@ def _compile(command: list[str]) -> None:
     Raises:
         UserError: it fails.
     """
-    for option in MACHINE_OPTIONS:
-        try:
-            run = subprocess.run(
-                [*command, option], capture_output=True, text=True, timeout=300, check=False
-            )
-        except OSError as error:
-            raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
-        if run.returncode == 0:
-            return
+    machine = platform.machine().lower()
+    native = ["-march=native"] if machine in X86 else ["-mcpu=native"] if machine in ARM else []
+    try:
+        run = subprocess.run(
+            [*command, *native], capture_output=True, text=True, timeout=300, check=False
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
+    if run.returncode == 0:
+        return
     rows = run.stderr.strip().splitlines() or ["no message"]
     reason = next((row for row in rows if "error" in row), rows[-1])
     raise UserError(f"{command[0]} fails: {reason}")
@@ -181,7 +185,7 @@ class Left(NamedTuple):
     """What a block leaves for its gradient; 16-bit formats are in uint16.
 
     Attributes:
-        x: (N, H / 2, W / 2, 4C), its features.
+        x: (N, H / 2, W / 2, 4C), its features; after another block raw, and if rounded IEEE halves.
         out: (N, H, W, F), or where another block activates, or with an image, (N, H, W, 0).
         layer1: (N, H, W, F), bfloat16.
         layer2: with an image (N, H, W, F), bfloat16; else (N, H, W, 0).
@@ -259,8 +263,13 @@ def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Ar
         (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs, if it was asked for.
 
     Raises:
-        ValueError: the shapes do not fit one another.
+        ValueError: the shapes do not fit one another, or the features are not float32.
+        RuntimeError: there is no library (see `ready`).
     """
+    if not ready():
+        raise RuntimeError("native blocks cannot be had: ask ready() first")
+    if x.dtype != jnp.float32:  # the kernels trust this too
+        raise ValueError(f"native blocks want float32, not {x.dtype}")
     rounded = for_gradient and _rounded()
     left = []
     for i, block in enumerate(blocks):
