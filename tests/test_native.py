@@ -73,6 +73,21 @@ def _mostly_close(found, expected, *, rtol):
         assert np.mean(np.abs(a - b) > rtol * np.abs(b).max()) < 0.01
 
 
+def _without_weights(blocks):
+    return [block._replace(weights=None) for block in blocks]
+
+
+def _in_turn(run, blocks):
+    """A function of x and what else the blocks take: XLA computes gradients of weights."""
+
+    def call(x, others):
+        each = zip(others, blocks, strict=True)
+        whole = tuple(other._replace(weights=block.weights) for other, block in each)
+        return run((1,) * len(whole), x, whole)
+
+    return call
+
+
 def _error(found, expected):
     """Root of the mean square difference over that of the mean square."""
     return np.sqrt(np.mean(np.square(found - expected)) / np.mean(np.square(expected)))
@@ -146,20 +161,10 @@ def test_blocks_in_turn_are_xlas(precision, image):
     _, *second = _arguments(32, 64, 40, 72, seed=1)
     _, *third = _arguments(16, 32, 80, 144, image=True, seed=2)
     blocks = [BlockArguments(*args) for args in (first, second, third)][: 3 if image else 2]
-    weights = [block.weights for block in blocks]
-    others = [block._replace(weights=None) for block in blocks]
-
-    def in_turn(run):
-        def call(x, others):
-            each = zip(others, weights, strict=True)
-            whole = tuple(block._replace(weights=weight) for block, weight in each)
-            return run((1,) * len(whole), x, whole)
-
-        return _with_gradients(call, (x, others), (0, 1))
-
-    expected, (grad_x, grads) = in_turn(_blocks)
+    args = (x, _without_weights(blocks))
+    expected, (grad_x, grads) = _with_gradients(_in_turn(_blocks, blocks), args, (0, 1))
     with jax.default_matmul_precision(precision):
-        out, (found_x, found) = in_turn(_native_blocks)
+        out, (found_x, found) = _with_gradients(_in_turn(_native_blocks, blocks), args, (0, 1))
     exact = precision == EXACT or not native.can_round()
     _close(out, expected, rtol=1e-5 if exact else 1e-3)
     assert _error(found_x, grad_x) < (1e-3 if exact else 3e-2)
@@ -168,31 +173,27 @@ def test_blocks_in_turn_are_xlas(precision, image):
         assert _error(one.noise1, other.noise1) < 3e-2 and _error(one.noise2, other.noise2) < 3e-2
 
 
-def _two_blocks(count=2):
-    x, *first = _arguments(32, 128, 8, 12, count=count)
-    _, *second = _arguments(32, 32, 16, 24, count=count, image=True, seed=1)
-    weights = [first[1], second[1]]
+def _two_blocks():
+    """A function of x and what else two rounded blocks take, with gradients; and its arguments."""
+    x, *first = _arguments(32, 128, 8, 12)
+    _, *second = _arguments(32, 32, 16, 24, image=True, seed=1)
+    blocks = [BlockArguments(*first), BlockArguments(*second)]
 
-    def with_gradients(x, styles):
-        def run(x, styles):
-            maps = zip(styles, weights, (first[2:], second[2:]), strict=True)
-            blocks = tuple(BlockArguments(style, weight, *noise) for style, weight, noise in maps)
-            return _native_blocks((1, 1), x, blocks)
+    def run(*args):
+        return _with_gradients(_in_turn(_native_blocks, blocks), args, (0, 1))
 
-        return _with_gradients(run, (x, styles), (0, 1))
-
-    return with_gradients, x, [first[0], second[0]]
+    return run, x, _without_weights(blocks)
 
 
 @needs_native
 @pytest.mark.parametrize("batched", [(0, 0), (None, 0), (0, None)])
 def test_rounded_blocks_in_turn_under_vmap(batched):
     """What lies between them has the dimensions of whatever is batched."""
-    run, x, styles = _two_blocks()
+    run, x, others = _two_blocks()
     factors = jnp.array([1.0, 0.7, 1.3])
 
     def one(factor):
-        args = (x, styles)
+        args = (x, others)
         return [
             jax.tree.map(lambda a: factor * a, arg) if axis == 0 else arg
             for arg, axis in zip(args, batched, strict=True)
@@ -214,12 +215,12 @@ def test_rounded_blocks_in_turn_under_vmap(batched):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_rounded_blocks_in_turn_hide_nothing(value):
     """What is not finite, or beyond binary16, spoils its own image and no other."""
-    run, x, styles = _two_blocks()
+    run, x, others = _two_blocks()
     with jax.default_matmul_precision(ROUNDED):
-        clean = run(x, styles)
-        out, (grad_x, grads) = run(x.at[1].multiply(value), styles)
+        clean = run(x, others)
+        out, (grad_x, grads) = run(x.at[1].multiply(value), others)
     if native.can_round() or not np.isfinite(value):
-        assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grads[0]["up"][1]).all()
+        assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grads[0].styles["up"][1]).all()
     np.testing.assert_array_equal(out[0], clean[0][0])
     np.testing.assert_array_equal(grad_x[0], clean[1][0][0])
 

@@ -249,7 +249,7 @@ struct Sizes {
   }
   template <typename Element = float, typename Buffer>
   Examples<Element> examples(Buffer& buffer, size_t rank) const {
-    return {static_cast<Element*>(buffer.untyped_data()), offsets(buffer, rank)};
+    return {elements<Element>(buffer), offsets(buffer, rank)};
   }
 
   // The rows [first, end) of image n.
