@@ -26,6 +26,7 @@ from stylesr_jax.generators import DEFAULT, Generator, load_generator
 from stylesr_jax.generators.base import PULSE_SLOPE
 from stylesr_jax.results import write_json
 from stylesr_jax.runtime import configure, describe_machine
+from stylesr_jax.whitening import draw_w, fit_whitening
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gaussianization"
 MOMENT_DRAWS = 50_000  # for the Gaussians that the flow is compared with
@@ -96,10 +97,10 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Squared norms (draws,) of every transform, on the same fresh w."""
     draw_key, noise_key, moment_key = jax.random.split(key, 3)
-    w = flow.draw_w(draw_key, generator, draws)
+    w = draw_w(draw_key, generator, draws)
     linear = jnp.where(w < 0, PULSE_SLOPE * w, w)
     statistics = generator.statistics
-    full = flow.fit_whitening(moment_key, generator, floor=FULL_FLOOR)
+    full = fit_whitening(moment_key, generator, floor=FULL_FLOOR)
     u = embedded.whiten(w)
     noisy = u + embedded.config.noise * jax.random.normal(noise_key, u.shape)
     transform = jax.jit(flow.Prior.gaussianize_and_log_prob_whitened)

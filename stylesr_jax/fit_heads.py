@@ -38,19 +38,17 @@ def draw_styles(key: "Array", generator: "Generator", whitening: dict[str, Any])
     import jax
     import jax.numpy as jnp
 
-    from stylesr_jax.flow import Whitening
+    from stylesr_jax.whitening import unwhiten, whiten
 
     z_key, psi_key, kind_key, jitter_key, layer_key = jax.random.split(key, 5)
-    whiten = Whitening(whitening)
     w: Any = generator.map_latents(jax.random.normal(z_key, (1, generator.z_dim)))[0]
-    mean: Any = whiten.forward(generator.statistics["w_mean"])
-    drawn: Any = whiten.forward(w)
+    mean, _ = whiten(whitening, generator.statistics["w_mean"])
+    drawn, _ = whiten(whitening, w)
     u = mean + jax.random.uniform(psi_key, (), minval=0.2, maxval=1.1) * (drawn - mean)
     jitter = jax.random.uniform(jitter_key, (), minval=0.1, maxval=0.6)
     jitter = jnp.where(jax.random.uniform(kind_key, ()) < 0.3, 0.0, jitter)
     us = u + jitter * jax.random.normal(layer_key, (generator.num_ws, generator.w_dim))
-    ws: Any = whiten.inverse(us)
-    return ws
+    return unwhiten(whitening, us)[0]
 
 
 def draw_pictures(
@@ -65,7 +63,7 @@ def draw_pictures(
 
     from stylesr_jax import store
     from stylesr_jax.degradations import resize
-    from stylesr_jax.flow import fit_whitening
+    from stylesr_jax.whitening import fit_whitening
 
     whitening_key, draw_key = jax.random.split(key)
     whitening = fit_whitening(whitening_key, generator, floor=1e-2)

@@ -13,8 +13,9 @@ from stylesr_jax.errors import UserError, exit_code
 if TYPE_CHECKING:  # jax and distrax take seconds to import, and --help needs neither
     from jax import Array
 
-    from stylesr_jax.flow import FitConfig, FitState, FlowConfig, Prior
+    from stylesr_jax.flow import FitConfig, FitState, Prior
     from stylesr_jax.generators import Generator
+    from stylesr_jax.masks import FlowConfig
 
 HELD_OUT = 2000
 
@@ -69,9 +70,9 @@ def _load_checkpoint(
 def _shapes(key: "Array", flow_config: "FlowConfig") -> Any:
     import jax
 
-    from stylesr_jax import flow
+    from stylesr_jax.masks import init_flow
 
-    shapes = jax.eval_shape(lambda key: flow.init_flow(key, flow_config), key)
+    shapes = jax.eval_shape(lambda key: init_flow(key, flow_config), key)
     return jax.tree.map(lambda leaf: leaf.shape, shapes)
 
 
@@ -111,6 +112,8 @@ def fit(
     import numpy as np
 
     from stylesr_jax import flow
+    from stylesr_jax.masks import init_flow
+    from stylesr_jax.whitening import fit_whitening
 
     settings = {
         "flow": dataclasses.asdict(flow_config),
@@ -121,7 +124,7 @@ def fit(
         "mapping_sha256": flow.mapping_sha256(generator),
     }
     whitening_key, init_key, held_out_key, draw_key = jax.random.split(key, 4)
-    weights = flow.init_flow(init_key, flow_config) if start is None else start.flow
+    weights = init_flow(init_key, flow_config) if start is None else start.flow
     if jax.tree.map(jnp.shape, weights) != _shapes(init_key, flow_config):
         raise UserError(
             "the prior to start from has other sizes; give --blocks and --width as then"
@@ -137,7 +140,7 @@ def fit(
     elif start is not None:
         whitening = start.whitening
     else:
-        whitening = flow.fit_whitening(
+        whitening = fit_whitening(
             whitening_key, generator, floor=flow_config.floor, draws=whitening_draws
         )
 
@@ -273,7 +276,9 @@ def _run(options: argparse.Namespace) -> Path:
 
     from stylesr_jax import flow, store
     from stylesr_jax.generators import load_generator
+    from stylesr_jax.masks import FlowConfig
     from stylesr_jax.runtime import configure, describe_machine
+    from stylesr_jax.whitening import draw_w
 
     configure()
     generator = load_generator(options.generator)
@@ -292,7 +297,7 @@ def _run(options: argparse.Namespace) -> Path:
     mapping = flow.mapping_sha256(generator)[:12]
     out = options.out or folder / f"prior-{name}-{mapping}.safetensors"
     checkpoint = out.with_name(out.name + ".checkpoint")
-    flow_config = flow.FlowConfig(
+    flow_config = FlowConfig(
         dim=generator.w_dim,
         blocks=options.blocks,
         width=options.width,
@@ -331,7 +336,7 @@ def _run(options: argparse.Namespace) -> Path:
         exact = flow.with_radial(radial_key, exact, generator)
     prior = flow.stored_precision(exact)
     figures = jax.tree.map(float, flow.prior_figures(figure_key, prior, generator))
-    w = flow.draw_w(figure_key, generator, 1000)
+    w = draw_w(figure_key, generator, 1000)
     change = np.abs(np.asarray(prior.log_prob(w) - exact.log_prob(w)))
     figures["rounding_max"] = float(change.max())
     flow.save_prior(

@@ -9,7 +9,7 @@ run on the host in float64. Concrete images with NaN or infinite values are refu
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from jax.typing import ArrayLike
 from stylesr_jax import store
 from stylesr_jax.degradations import Degradation, cubic_taps, taps_matrix
 from stylesr_jax.errors import UserError
-from stylesr_jax.features import Net, Params, embedding_distance, lpips_embedding
+from stylesr_jax.features import Net, Params, embedding_distance, lpips, lpips_embedding
+from stylesr_jax.scoring import at_shape
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -81,13 +82,38 @@ def ssim(a: Array, b: Array, *, data_range: float) -> Array:
             f"got {tuple(a.shape)}"
         )
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean_a, mean_b = _ssim_filter(a), _ssim_filter(b)
-    var_a = _ssim_filter(a * a) - mean_a**2
-    var_b = _ssim_filter(b * b) - mean_b**2
-    cov = _ssim_filter(a * b) - mean_a * mean_b
+    # All through one filter: it compiles in a quarter of the time that five take.
+    means = _ssim_filter(jnp.concatenate([a, b, a * a, b * b, a * b], axis=-1))
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = jnp.split(means, 5, axis=-1)
+    var_a, var_b = mean_aa - mean_a**2, mean_bb - mean_b**2
+    cov = mean_ab - mean_a * mean_b
     luminance = (2.0 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2.0 * cov + c2) / (var_a + var_b + c2)
     return jnp.mean(luminance * structure)
+
+
+class Scores(NamedTuple):
+    """What an image is scored by against its original: scalars, or what stands for them."""
+
+    psnr: Any  # decibels
+    ssim: Any
+    lpips_vgg: Any
+
+
+@jax.jit
+def scores(image: Array, reference: Array, params: Params) -> Scores:
+    """An image against a reference of any size, to which it is resampled; both in [-1, 1].
+
+    image: (H, W, 3), reference: (h, w, 3), params: of "vgg16". Values that are not finite give
+    scores that are not. Raises UserError as `ssim` and `lpips`.
+    """
+    height, width, _ = reference.shape
+    image = at_shape(image, (height, width))
+    return Scores(
+        psnr(image, reference, data_range=2.0),
+        ssim(image, reference, data_range=2.0),
+        lpips(image, reference, net="vgg16", params=params),
+    )
 
 
 class Consistency(NamedTuple):

@@ -82,21 +82,24 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _key(name: str, static: Mapping[str, Any], leaves: list[Any], tree: Any) -> str:
+def _is_native(facts: list[str]) -> bool:
+    """Whether a generator with native blocks is among the arguments."""
+    return any("native=True" in fact for fact in facts)
+
+
+def _key(facts: list[str], leaves: list[Any]) -> str:
     device = _device(leaves)
     facts = [
-        name,
-        *(f"{key}={_name(value)}" for key, value in sorted(static.items())),
-        str(tree),
+        *facts,
         *(str(jax.typeof(leaf)) for leaf in leaves),
         _sources(),
         repr(sorted(versions().items())),  # optax and others are traced in
         f"{device.platform} {device.device_kind}",
         *(f"{option}={getattr(jax.config, option)}" for option in OPTIONS),
     ]
-    if any("native=True" in fact for fact in facts):
+    if _is_native(facts):
         # Or the generator's blocks are XLA's after all, or round nothing.
-        facts.append(f"{native.ready()} {native.can_round()}")
+        facts.append(f"{native.ready()} {native.rounding()}")
 
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
@@ -148,26 +151,39 @@ def _prepare(
 
     assert _folder is not None
     try:
-        name = f"{function.__module__}.{function.__qualname__}"
-        path = _folder / f"{_key(name, static, leaves, tree)}.program"
+        named = [f"{name}={_name(value)}" for name, value in sorted(static.items())]
     except _NoName as error:
         _log.debug("%s has no name to be kept under", error)
         return _compile(jax.jit(flat), leaves)
-    exported = _read(path)
-    if exported is None:
-        try:
-            exported = jax.export.export(jax.jit(flat), disabled_checks=CALLS)(*leaves)
-            data = exported.serialize()
-            with store.atomic_path(path) as temporary:
-                temporary.write_bytes(data)
-        except (ValueError, NotImplementedError, UserError) as error:
-            # A custom call without a promise of stability, or a folder that cannot be written.
-            _log.debug("%s is not kept: %s", path.name, error)
-            return _compile(jax.jit(flat), leaves)
+    facts = [f"{function.__module__}.{function.__qualname__}", *named, str(tree)]
+    try:
+        with native.promised():  # the compiler may still be at work
+            exported = _exported(flat, facts, leaves, _folder)
+        if _is_native(facts) and not native.ready():
+            jax.clear_caches()
+            exported = _exported(flat, facts, leaves, _folder)
+    except (ValueError, NotImplementedError, UserError) as error:
+        # A custom call without a promise of stability, or a folder that cannot be written.
+        _log.debug("%s is not kept: %s", facts[0], error)
+        return _compile(jax.jit(flat), leaves)
     # What a kept program returns is tied to its device; without this it would be compiled once
     # for arguments that are tied, and once for those that are not.
     place = jax.sharding.SingleDeviceSharding(_device(leaves))
     return _compile(jax.jit(exported.call, in_shardings=place, out_shardings=place), leaves)
+
+
+def _exported(
+    flat: Callable[..., Any], facts: list[str], leaves: list[Any], folder: Path
+) -> jax.export.Exported:
+    """The lowered program: read from the folder, or made and kept there."""
+    path = folder / f"{_key(facts, leaves)}.program"
+    exported = _read(path)
+    if exported is None:
+        exported = jax.export.export(jax.jit(flat), disabled_checks=CALLS)(*leaves)
+        data = exported.serialize()
+        with store.atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    return exported
 
 
 def _compile(function: Any, leaves: list[Any]) -> Callable[..., Any]:

@@ -193,12 +193,12 @@ def _begin(
 
 @partial(jax.jit, static_argnames=("stage", "tries", "mesh"))
 def _best_keys(
-    stage: Stage,
     keys: Array,
     indices: Array,
     shared: Shared,
     examples: Example,
     *,
+    stage: Stage,
     tries: int,
     mesh: Mesh | None = None,
 ) -> Array:
@@ -296,7 +296,8 @@ def redraw(shared: Shared, latents: Latents, *, block: int = 0) -> tuple[np.ndar
     One compiled function for one image: the same latents give the same pixels, whatever they
     were searched together with.
     """
-    image = jnp.clip(_render(shared, latents, block=block), -1.0, 1.0)
+    image = programs.call(_render, shared.generator, latents, out=0, block=block)
+    image = jnp.clip(image, -1.0, 1.0)
     return np.asarray(image), np.asarray(_degrade(shared.degradation, image))
 
 
@@ -603,8 +604,16 @@ def _solve_batch(
     done = 0
     tries = int(settings.get("tries", 1))
     if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
-        start_keys = _best_keys(
-            stages[0], start_keys, indices, shared, examples, tries=tries, mesh=mesh
+        start_keys = programs.call(
+            _best_keys,
+            start_keys,
+            indices,
+            shared,
+            examples,
+            out=0,
+            stage=stages[0],
+            tries=tries,
+            mesh=mesh,
         )
         if mesh is not None:
             start_keys = jax.device_put(start_keys, mesh.devices.flat[0])

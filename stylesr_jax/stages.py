@@ -77,9 +77,10 @@ class Stage:
     stop: int | None = None  # the small images' resolution; None renders in full
 
 
-def render(shared: Shared, latents: Latents, *, block: int = 0, stop: int | None = None) -> Array:
+def render(
+    generator: Generator, latents: Latents, *, block: int = 0, stop: int | None = None
+) -> Array:
     """One image (H, W, 3) of decoded latents, or a sketch of `stop` px."""
-    generator = shared.generator
     if latents.synthesis is not None:
         params = {**generator.params, "synthesis": latents.synthesis}
         generator = generator.replace(params=params)  # type: ignore[attr-defined]
@@ -108,7 +109,7 @@ def with_injected(maps: Noise, example: Example) -> Noise:
 def view_of(stage: "Stage", shared: Shared, example: Example, variables: Variables) -> View:
     """One start, decoded and rendered, as a stage's terms see it."""
     latents = decode(stage.coordinates, shared, example, variables)
-    image = render(shared, latents, block=stage.block, stop=stage.stop)
+    image = render(shared.generator, latents, block=stage.block, stop=stage.stop)
     return View(shared, example, latents, image, variables)
 
 
@@ -137,8 +138,8 @@ class _Correct:
 
     def __call__(self, shared: Shared, example: Example, variables: Variables) -> Example:
         latents = decode(self.stage.coordinates, shared, example, variables)
-        whole = render(shared, latents, block=self.stage.block)
-        small = render(shared, latents, block=self.stage.block, stop=self.stage.stop)
+        whole = render(shared.generator, latents, block=self.stage.block)
+        small = render(shared.generator, latents, block=self.stage.block, stop=self.stage.stop)
         correction = degraded(shared, whole) - degraded(shared, small)
         return example._replace(correction=correction)
 

@@ -339,27 +339,20 @@ def _observe(run: _Run, path: Path) -> tuple["Observation", "Degradation", bool]
 
 def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
     """PSNR, SSIM and LPIPS of each solution to the original, both at 256 px (longer side)."""
-    import jax
-
-    from stylesr_jax.features import load_features, lpips
-    from stylesr_jax.metrics import psnr, ssim
+    from stylesr_jax import programs
+    from stylesr_jax.features import load_features
+    from stylesr_jax.metrics import Scores, scores
     from stylesr_jax.scoring import at_shape
 
     height, width = original.shape[:2]
     scale = 256 / max(height, width)
     size = (max(round(height * scale), 16), max(round(width * scale), 16))
-    distance = jax.jit(lambda a, b, params: lpips(a, b, net="vgg16", params=params))
-
     reference, network = at_shape(original, size), load_features("vgg16")
-    images = [at_shape(solution.image, size) for solution in result.solutions]
-    return [
-        {
-            "psnr": float(psnr(image, reference, data_range=2.0)),
-            "ssim": float(ssim(image, reference, data_range=2.0)),
-            "lpips_vgg": float(distance(image, reference, network)),
-        }
-        for image in images
+    found = [
+        programs.call(scores, solution.image, reference, network, out=Scores(0, 0, 0))
+        for solution in result.solutions
     ]
+    return [{name: float(value) for name, value in one._asdict().items()} for one in found]
 
 
 def _device() -> str:

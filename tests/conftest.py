@@ -17,9 +17,10 @@ import pytest
 from untrained import untrained_files
 
 from stylesr_jax import programs
-from stylesr_jax.flow import FlowConfig, Prior, load_prior
+from stylesr_jax.flow import Prior, load_prior
 from stylesr_jax.generators import Generator, generator_from_file, load_generator
 from stylesr_jax.generators.stylegan2 import random_state
+from stylesr_jax.masks import FlowConfig
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

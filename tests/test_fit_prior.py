@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from toy_mapping import toy_generator
 
-from stylesr_jax import fit_prior, flow, store
+from stylesr_jax import fit_prior, flow, masks, store
 from stylesr_jax.errors import UserError
 
 KEY = jax.random.key(11)
-TINY = flow.FlowConfig(dim=3, blocks=2, width=16, noise=0.1)
+TINY = masks.FlowConfig(dim=3, blocks=2, width=16, noise=0.1)
 
 
 def run(*, steps: int = 64, key=KEY, generator=None, chunk: int = 8, **options):
@@ -37,7 +37,7 @@ def test_fit_lowers_the_held_out_loss_and_gaussianizes():
     assert [p.step for p in seen] == [104, 200, 304, 400]
     assert seen[-1].seconds_left == 0
     u = flow.noisy_draws(jax.random.key(1), generator, prior.whitening, 0.1, 5000)
-    identity = flow.init_flow(KEY, TINY)
+    identity = masks.init_flow(KEY, TINY)
     before = float(flow.negative_log_likelihood(identity, TINY, u))
     after = float(flow.negative_log_likelihood(prior.flow, TINY, u))
     assert after < before - 0.2
@@ -85,7 +85,7 @@ def test_fit_goes_on_from_another_prior():
         fit_prior.fit(
             KEY,
             toy_generator(),
-            flow_config=flow.FlowConfig(dim=3, blocks=2, width=8),
+            flow_config=masks.FlowConfig(dim=3, blocks=2, width=8),
             fit_config=flow.FitConfig(steps=8),
             start=first,
         )

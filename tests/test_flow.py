@@ -11,20 +11,21 @@ import pytest
 from scipy import stats
 from toy_mapping import toy_generator
 
-from stylesr_jax import flow, store
+from stylesr_jax import bijectors, flow, masks, store
 from stylesr_jax.errors import UserError
+from stylesr_jax.whitening import draw_w, fit_whitening
 
 KEY = jax.random.key(7)
-SMALL = flow.FlowConfig(dim=6, blocks=3, width=16, log_scale_bound=2.0)
+SMALL = masks.FlowConfig(dim=6, blocks=3, width=16, log_scale_bound=2.0)
 
 
 RADIAL = dataclasses.replace(SMALL, radial=True)
 RADIAL_PARAMS = {"log_gain": jnp.float32(0.2), "exponent": jnp.float32(0.7)}
 
 
-def random_flow(config: flow.FlowConfig, key=KEY, size: float = 0.3):
+def random_flow(config: masks.FlowConfig, key=KEY, size: float = 0.3):
     """A flow whose every entry, masked ones included, is random."""
-    params = flow.init_flow(key, config)
+    params = masks.init_flow(key, config)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     moved = [x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -47,7 +48,7 @@ def random_whitening(dim: int):
     return {name: jnp.asarray(value, jnp.float32) for name, value in parts.items()}
 
 
-def random_prior(config: flow.FlowConfig) -> flow.Prior:
+def random_prior(config: masks.FlowConfig) -> flow.Prior:
     return flow.Prior(random_whitening(config.dim), random_flow(config), config)
 
 
@@ -57,7 +58,7 @@ def test_jacobian_of_each_block_is_triangular(backwards, columns):
     config = dataclasses.replace(SMALL, columns=columns)
     params = random_flow(config, size=1.0)
     for name in params:
-        block = flow.AutoregressiveBlock(params[name], config, backwards=backwards)
+        block = bijectors.AutoregressiveBlock(params[name], config, backwards=backwards)
         jacobian = np.asarray(jax.jacobian(block.forward)(jax.random.normal(KEY, (6,))))
         half, other = (np.triu, np.tril) if backwards else (np.tril, np.triu)
         np.testing.assert_array_equal(other(jacobian, -1 if backwards else 1), 0.0)
@@ -70,24 +71,24 @@ def test_column_groups_do_not_change_the_flow():
     outputs = []
     for columns in (1, 2, 3):
         config = dataclasses.replace(SMALL, columns=columns)
-        wide = flow.init_flow(KEY, dataclasses.replace(config, columns=1))
+        wide = masks.init_flow(KEY, dataclasses.replace(config, columns=1))
         rng = np.random.default_rng(0)
         for block, name in itertools.product(wide.values(), ("hidden", "log_scale", "shift")):
             full = rng.normal(size=(6, 16) if name == "hidden" else (16, 6)).astype(np.float32)
-            groups = flow._layers(config)[name]
+            groups = masks.groups_of(config)[name]
             edges = np.cumsum([0] + [mask.shape[1] for _, mask in groups])
             block[name] = {"bias": block[name]["bias"]} | {
                 f"columns{i}": jnp.asarray(full[:used, edges[i] : edges[i + 1]])
                 for i, (used, _) in enumerate(groups)
             }
-        outputs.append(flow.flow_bijector(wide, config).forward(jnp.linspace(-1.0, 1.0, 6)))
+        outputs.append(bijectors.flow_bijector(wide, config).forward(jnp.linspace(-1.0, 1.0, 6)))
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5)
     np.testing.assert_allclose(outputs[2], outputs[0], rtol=1e-5)
 
 
 def test_a_fresh_flow_is_the_identity():
     u = jax.random.normal(KEY, (5, 6))
-    z, log_det = flow.flow_bijector(flow.init_flow(KEY, SMALL), SMALL).forward_and_log_det(u)
+    z, log_det = bijectors.flow_bijector(masks.init_flow(KEY, SMALL), SMALL).forward_and_log_det(u)
     np.testing.assert_array_equal(z, u)
     np.testing.assert_array_equal(log_det, 0.0)
 
@@ -97,9 +98,9 @@ def test_log_determinants_are_those_of_the_jacobians(config):
     prior = random_prior(config)
     u = jax.random.normal(KEY, (4, 6))
     for bijector in (
-        flow.flow_bijector(prior.flow, config),
-        flow.Whitening(prior.whitening),
-        prior._bijector(),
+        bijectors.flow_bijector(prior.flow, config),
+        bijectors.Whitening(prior.whitening),
+        prior._whole(),
     ):
         jacobians = np.asarray(jax.vmap(jax.jacobian(bijector.forward))(u), np.float64)
         _, expected = np.linalg.slogdet(jacobians)
@@ -111,9 +112,9 @@ def test_forward_and_inverse_agree(config):
     prior = random_prior(config)
     x = 2.0 * jax.random.normal(KEY, (3, 4, 6))
     for bijector in (
-        flow.flow_bijector(prior.flow, config),
-        flow.Whitening(prior.whitening),
-        prior._bijector(),
+        bijectors.flow_bijector(prior.flow, config),
+        bijectors.Whitening(prior.whitening),
+        prior._whole(),
     ):
         y, log_det = bijector.forward_and_log_det(x)
         back, inverse_log_det = bijector.inverse_and_log_det(y)
@@ -136,7 +137,7 @@ def density_on_a_grid(log_prob, reach: float, *, points: int = 1600):
 @pytest.mark.parametrize("radial", [False, True])
 @pytest.mark.parametrize("whitened", [True, False])
 def test_density_integrates_to_one_in_two_dimensions(whitened, radial):
-    config = flow.FlowConfig(dim=2, blocks=3, width=12, radial=radial)
+    config = masks.FlowConfig(dim=2, blocks=3, width=12, radial=radial)
     size = 0.3 if whitened else 0.1  # w is five times denser where it is negative
     prior = flow.Prior(random_whitening(2), random_flow(config, size=size), config)
     log_prob = prior.log_prob_whitened if whitened else prior.log_prob
@@ -147,7 +148,7 @@ def test_density_integrates_to_one_in_two_dimensions(whitened, radial):
 def test_the_two_densities_differ_by_the_log_determinant():
     prior = random_prior(SMALL)
     w = jax.random.normal(KEY, (50, 6))
-    log_det = flow.Whitening(prior.whitening).forward_log_det_jacobian(w)
+    log_det = bijectors.Whitening(prior.whitening).forward_log_det_jacobian(w)
     expected = prior.log_prob_whitened(prior.whiten(w)) + log_det
     np.testing.assert_allclose(prior.log_prob(w), expected, rtol=1e-5, atol=1e-3)
     gradient = jax.grad(lambda w: prior.log_prob(w).sum())(w)
@@ -186,7 +187,7 @@ def test_samples_follow_the_density():
 
 
 def test_samples_fall_where_the_density_says():
-    prior = random_prior(flow.FlowConfig(dim=2, blocks=2, width=8))
+    prior = random_prior(masks.FlowConfig(dim=2, blocks=2, width=8))
     u = np.asarray(jax.jit(lambda p, k: p.whiten(p.sample(k, 20_000)))(prior, KEY))
     axis, density = density_on_a_grid(prior.log_prob_whitened, 40)
     cell = (axis[1] - axis[0]) ** 2
@@ -203,16 +204,16 @@ def test_far_points_have_finite_density_and_gradient():
         assert np.isfinite(value).all()
         assert np.isfinite(gradient).all()
     # The flow's own origin, where the radial scaling has no direction.
-    radial = flow.RadialScaling(RADIAL_PARAMS)
+    radial = bijectors.RadialScaling(RADIAL_PARAMS)
     gradient = jax.grad(radial.forward_log_det_jacobian)(jnp.zeros(6))
     np.testing.assert_array_equal(gradient, 0.0)
 
 
 def test_radial_scaling_spreads_squared_norms_as_a_chi_square():
     generator = toy_generator()
-    whitening = flow.fit_whitening(KEY, generator, floor=1e-2, draws=20_000)
-    config = flow.FlowConfig(dim=3, blocks=1, width=8, noise=0.5)
-    plain = flow.Prior(whitening, flow.init_flow(KEY, config), config)
+    whitening = fit_whitening(KEY, generator, floor=1e-2, draws=20_000)
+    config = masks.FlowConfig(dim=3, blocks=1, width=8, noise=0.5)
+    plain = flow.Prior(whitening, masks.init_flow(KEY, config), config)
     plain.flow["block0"]["shift"]["bias"] += 2.0  # squared norms far from those of noise
     radial = flow.with_radial(KEY, plain, generator)
     u = flow.noisy_draws(jax.random.key(1), generator, whitening, 0.5, 20_000)
@@ -235,9 +236,9 @@ def test_fitted_whitening_whitens_and_floors():
     # A direction without variance, which only the floor keeps finite.
     mix = generator.params["mapping"]["mix"].at[:, 2].set(generator.params["mapping"]["mix"][:, 1])
     generator = dataclasses.replace(generator, params={"mapping": {"mix": mix}})
-    whitening = flow.fit_whitening(KEY, generator, floor=1e-2, draws=20_000)
-    w = flow.draw_w(jax.random.key(1), generator, 20_000)
-    u = np.asarray(flow.Whitening(whitening).forward(w))
+    whitening = fit_whitening(KEY, generator, floor=1e-2, draws=20_000)
+    w = draw_w(jax.random.key(1), generator, 20_000)
+    u = np.asarray(bijectors.Whitening(whitening).forward(w))
     covariance = np.cov(u.T)
     assert np.abs(u.mean(axis=0)).max() < 0.05
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=0.05)
@@ -250,7 +251,7 @@ def test_fitted_whitening_whitens_and_floors():
 
 def test_fit_draws_have_the_noise_and_its_tail():
     generator = toy_generator()
-    config = flow.FlowConfig(dim=3, noise=2.0, tail=0.25, reach=8.0)
+    config = masks.FlowConfig(dim=3, noise=2.0, tail=0.25, reach=8.0)
     # A whitening that shrinks w away leaves the noise alone.
     whitening = {
         "mean": jnp.zeros(3), "matrix": jnp.zeros((3, 3)), "log_det": jnp.zeros(()),
@@ -265,7 +266,7 @@ def test_fit_draws_have_the_noise_and_its_tail():
 
 
 def save_toy_prior(path, generator):
-    config = flow.FlowConfig(dim=generator.w_dim, blocks=2, width=8)
+    config = masks.FlowConfig(dim=generator.w_dim, blocks=2, width=8)
     prior = flow.stored_precision(random_prior(config))
     flow.save_prior(path, prior, generator, header={"noise": config.noise})
     return prior

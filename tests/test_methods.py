@@ -9,9 +9,10 @@ from stylesr_jax import levers, objective, stages
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.features import load_features
-from stylesr_jax.flow import FlowConfig, Prior, fit_whitening, init_flow
+from stylesr_jax.flow import Prior
 from stylesr_jax.generators import Generator, measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.masks import FlowConfig, init_flow
 from stylesr_jax.methods import METHODS, method_named
 from stylesr_jax.objective import Example, Shared
 from stylesr_jax.optimisers import (
@@ -26,6 +27,7 @@ from stylesr_jax.results import read_solutions, save_solutions
 from stylesr_jax.search import Problem, search
 from stylesr_jax.solve import redraw, upsample
 from stylesr_jax.stages import rate_of, stages_of, with_budget
+from stylesr_jax.whitening import fit_whitening
 
 # --- Projections ----------------------------------------------------------------------------
 
@@ -366,7 +368,9 @@ def test_ilo_stages_begin_with_the_image_of_the_last_one(small):
             variables = jax.tree.map(lambda x: 1.1 * x, variables)
         return [
             [
-                stages.render(shared_, stage.coordinates.decode(shared_, v), block=stage.block)
+                stages.render(
+                    shared_.generator, stage.coordinates.decode(shared_, v), block=stage.block
+                )
                 for stage, v in pair
             ]
             for pair in pairs

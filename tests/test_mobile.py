@@ -251,3 +251,11 @@ def test_haar_synthesis_is_orthonormal_and_ordered():
     direction = jax.random.normal(jax.random.key(1), pixels.shape)
     gradient = jax.grad(lambda bands: jnp.sum(direction * haar_synthesis(bands)))(bands)
     np.testing.assert_allclose(gradient, haar_analysis(direction), atol=1e-6)
+
+
+def test_random_noise_is_that_of_one_draw_for_each_map(mobile):
+    key = jax.random.key(5)
+    keys = jax.random.split(key, len(mobile.noise_shapes))
+    maps = jax.jit(lambda key: mobile.random_noise(key))(key)
+    for k, shape, drawn in zip(keys, mobile.noise_shapes, maps, strict=True):
+        np.testing.assert_array_equal(drawn, jax.random.normal(k, shape))

@@ -258,9 +258,9 @@ def test_a_weight_that_is_not_finite_is_not_hidden(precision, value):
 def test_nothing_is_rounded_unless_asked_for():
     for name in (None, "default", "highest", "F32_F32_F32"):
         with jax.default_matmul_precision(name):
-            assert not native._rounded()
+            assert not native.rounding()
     with jax.default_matmul_precision(ROUNDED):
-        assert native._rounded() == native.can_round()
+        assert native.rounding() == native.can_round()
 
 
 @needs_native

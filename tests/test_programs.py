@@ -3,6 +3,7 @@
 import gc
 import mmap
 import platform
+from concurrent.futures import Future
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from stylesr_jax import programs
 from stylesr_jax.flow import load_prior
-from stylesr_jax.generators import load_generator
+from stylesr_jax.generators import load_generator, native
 from stylesr_jax.methods import METHODS
 from stylesr_jax.runtime import mappings, release_memory
 from stylesr_jax.solve import upsample
@@ -165,11 +166,12 @@ def test_a_search_from_kept_programs_is_the_same(folder, tiny_files, monkeypatch
 
     def run():
         settings = {"sketch_steps": 25, "steps": 0}
-        options = {"generator": generator, "prior": prior, "solutions": 1, "settings": settings}
+        options = {"generator": generator, "prior": prior, "solutions": 2, "settings": settings}
         return upsample(image, key=jax.random.key(0), **options).images
 
     first = run()
-    assert len(list(folder.glob("*.program"))) == 1  # for the first chunk and for later ones
+    # The choice of starts, the search (first chunk and later ones alike), the picture.
+    assert len(list(folder.glob("*.program"))) == 3
 
     def export(*args, **options):
         raise AssertionError("the program was not found")
@@ -185,3 +187,37 @@ def test_every_method_has_a_name(name):
     method = METHODS[name]
     for stage in method.stages(method.settings):
         assert programs._name(stage)
+
+
+@pytest.fixture(scope="module")
+def native_features():
+    """A call of a program with native blocks, and what it returns in XLA."""
+    generator = load_generator()
+    if not native.ready():
+        pytest.skip("there is no C++ compiler")
+    ws = jnp.tile(generator.statistics["w_mean"], (1, generator.num_ws, 1))
+    plain = generator.replace(config=generator.config.portable())
+    return lambda: programs.call(_features, generator, ws, out=0), _features(plain, ws)
+
+
+@jax.jit
+def _features(generator, ws):
+    return generator.features(ws, generator.stored_noise, block=5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tracing_does_not_wait_for_the_compiler(folder, monkeypatch, native_features, fails):
+    """Nor does a compiler that fails after all leave a program that cannot run."""
+    call, expected = native_features
+    asked, library = [], native._loaded()
+
+    def loaded():
+        asked.append(len(list(folder.glob("*.program"))))
+        return None if fails else library
+
+    _features.clear_cache()
+    monkeypatch.setattr(native, "_loaded", loaded)
+    monkeypatch.setattr(native, "_begun", Future)  # never done
+    np.testing.assert_allclose(call(), expected, atol=1e-4)
+    assert asked[0] == 1  # what is traced by then
+    assert len(list(folder.glob("*.program"))) == 1 + fails

@@ -22,8 +22,8 @@ from benchmarks.studies import (
 )
 from stylesr_jax.degradations import parse
 from stylesr_jax.evaluation import picture_path
-from stylesr_jax.flow import FlowConfig
 from stylesr_jax.generators.stylegan2 import random_state
+from stylesr_jax.masks import FlowConfig
 from stylesr_jax.methods import METHODS
 from stylesr_jax.scoring import Sizes
 from stylesr_jax.stages import stages_of

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from stylesr_jax import store
-from stylesr_jax.flow import FlowConfig, Prior, fit_whitening, init_flow, save_prior
+from stylesr_jax.flow import Prior, save_prior
 from stylesr_jax.generators import Generator, config_to_dict, measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare
+from stylesr_jax.masks import FlowConfig, init_flow
+from stylesr_jax.whitening import fit_whitening
 
 
 def untrained_files(

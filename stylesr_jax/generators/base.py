@@ -1,11 +1,14 @@
 """What every generator offers: a pytree of weights with two functions, M(z) and G(ws, noise)."""
 
 import dataclasses
+from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -14,6 +17,7 @@ from stylesr_jax.generators.layers import leaky_relu
 from stylesr_jax.generators.mapping import Mapping
 
 Noise = tuple[Array, ...]
+DRAWN_TOGETHER = 64 * 64  # random noise maps of up to so many pixels
 PULSE_SLOPE = 5.0  # PULSE's transform is leaky ReLU with this slope: it undoes M's last layer
 
 
@@ -124,7 +128,18 @@ class Generator:
     def random_noise(self, key: Array) -> Noise:
         """Fresh standard normal noise maps, one (h, w) per noisy layer."""
         keys = jax.random.split(key, max(len(self.noise_shapes), 1))
-        return tuple(jax.random.normal(k, s) for k, s in zip(keys, self.noise_shapes, strict=False))
+        areas = [height * width for height, width in self.noise_shapes]
+        # Every draw takes the compiler 0.2 s, so that small ones are the beginnings of larger ones.
+        sizes = [max(area, DRAWN_TOGETHER) for area in areas]
+        maps: list[Array] = []
+        for size, group in groupby(range(len(areas)), key=sizes.__getitem__):
+            which = list(group)
+            draws = jax.vmap(partial(jax.random.normal, shape=(size,)))(keys[np.asarray(which)])
+            maps += [
+                draw[: areas[i]].reshape(self.noise_shapes[i])
+                for i, draw in zip(which, draws, strict=True)
+            ]
+        return tuple(maps)
 
     def map_latents(self, z: Array, labels: Array | None = None) -> Array:
         """w = M(z).

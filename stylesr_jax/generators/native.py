@@ -23,8 +23,10 @@ import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -55,17 +57,34 @@ Params = Mapping[str, Any]
 # --- the library ----------------------------------------------------------------------------
 
 
+_promised: ContextVar[bool] = ContextVar("_promised", default=False)
+
+
 def available() -> bool:
     """Whether native blocks can be expected.
 
     Where the library is yet to be compiled this begins, beside what the caller does next.
     """
-    return _begun() is not None
+    begun = _begun()
+    return begun is not None and not (begun.done() and _loaded() is None)
 
 
 def ready() -> bool:
     """Whether native blocks can be used; waits for the compiler."""
-    return _loaded() is not None
+    return available() if _promised.get() else _loaded() is not None
+
+
+@contextmanager
+def promised() -> Iterator[None]:
+    """In here what is available is taken to be ready, so that tracing does not wait.
+
+    Who traces so asks `ready` out here before compiling, and if it is not, traces anew.
+    """
+    token = _promised.set(True)
+    try:
+        yield
+    finally:
+        _promised.reset(token)
 
 
 @lru_cache(maxsize=1)
@@ -220,7 +239,7 @@ def _head(weights: Params) -> tuple[Array, Array]:
     return _pixels(weights["image"]["weight"]), _pixels(weights["image"]["bias"][None])
 
 
-def _rounded() -> bool:
+def rounding() -> bool:
     """Whether products are rounded: JAX must be told that they may be."""
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return precision in ROUNDED and can_round()
@@ -270,7 +289,7 @@ def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Ar
         raise RuntimeError("native blocks cannot be had: ask ready() first")
     if x.dtype != jnp.float32:  # the kernels trust this too
         raise ValueError(f"native blocks want float32, not {x.dtype}")
-    rounded = for_gradient and _rounded()
+    rounded = for_gradient and rounding()
     left = []
     for i, block in enumerate(blocks):
         x, kept = _forward(
@@ -384,7 +403,7 @@ def _backward(
         left.layer1,
         left.layer2,
         grad,
-        rounded=_rounded(),
+        rounded=rounding(),
         raw_in=raw_in,
         raw_out=raw_out,
     )
