@@ -728,11 +728,18 @@ def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -
 
 
 def _run_all(args: argparse.Namespace, console: _Console) -> int:
-    from stylesr_jax.stages import full_steps, sketched
+    from stylesr_jax import native_library
 
     paths, mistaken = _inputs(args.inputs, console)
     out = Path(args.out)
     _check_writable(out)
+    if (args.generator or "mobile").startswith("mobile"):
+        native_library.begun()  # before JAX is imported: all else waits for it in a first run
+
+    from stylesr_jax.runtime import configure
+    from stylesr_jax.stages import full_steps, sketched
+
+    configure()
     process, processes = join(args)
     run = _prepare(args, console)
     canvas = _likely_canvas(paths[0], args.lr_size)
@@ -836,8 +843,10 @@ def _redraw(args: argparse.Namespace, console: _Console) -> int:
     from stylesr_jax.methods import method_named
     from stylesr_jax.objective import Shared
     from stylesr_jax.results import read_solutions
+    from stylesr_jax.runtime import configure
     from stylesr_jax.solve import default_degradation, redraw, redraw_direct
 
+    configure()
     config = read_solutions(args.source).config
     path = generator_path(args.generator or config["generator"])
     if store.sha256(path) != config["weights_sha256"]:
@@ -870,9 +879,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--out DIR is missing")
     console = _Console(quiet=args.quiet, as_json=args.json)
     try:
-        from stylesr_jax.runtime import configure
-
-        configure()
         return _redraw(args, console) if args.source else _run_all(args, console)
     except UserError as error:
         console.error(str(error))

@@ -26,8 +26,8 @@ for name in sys.argv[2:]:
 
 LOAD = """
 from stylesr_jax import load_generator, load_prior
-from stylesr_jax.generators import native
-assert native.SOURCE.is_file()
+from stylesr_jax import native_library
+assert native_library.SOURCE.is_file()
 generator = load_generator()
 prior = load_prior(generator)
 print(generator.name, generator.resolution, *generator.config.heads)

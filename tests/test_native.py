@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from emulated import run_on_eight_devices
 
+from stylesr_jax import native_library
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators import config_from_dict, config_to_dict, load_generator, native
 from stylesr_jax.generators.mobile import _blocks, _native_blocks
@@ -403,7 +404,7 @@ def test_the_embedded_generator_is_the_same_either_way(mobile):
 
 
 def _forget():
-    native._begun.cache_clear()
+    native_library.begun.cache_clear()
     native._loaded.cache_clear()
 
 
@@ -420,10 +421,11 @@ def anew(monkeypatch, tmp_path):
 @needs_native
 def test_the_library_is_compiled_once(anew, monkeypatch):
     assert native.ready()
+    assert native_library.include_dir() == jax.ffi.include_dir()
     (library,) = (anew / "native").iterdir()
     assert library.suffix == ".so" and library.stat().st_size > 10_000
     _forget()
-    monkeypatch.setattr(native, "_compile", lambda command: pytest.fail("compiled again"))
+    monkeypatch.setattr(native_library, "_compile", lambda command: pytest.fail("compiled again"))
     assert native.ready()
 
 
@@ -436,7 +438,7 @@ def test_native_blocks_can_be_turned_off(anew, monkeypatch):
 
 
 def test_without_a_compiler_xla_computes_the_blocks(anew, monkeypatch, caplog):
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native_library.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with caplog.at_level(logging.INFO, "stylesr_jax"):
         assert not native.available()
@@ -455,7 +457,7 @@ def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, compiler):
 def test_compiling_does_not_hold_up_what_comes_before(anew, monkeypatch, mobile, fails):
     """And what cannot be compiled after all is computed by XLA."""
     begin = threading.Event()
-    library = native._library
+    library = native_library._library
 
     def slow(compiler):
         assert begin.wait(60)
@@ -463,7 +465,7 @@ def test_compiling_does_not_hold_up_what_comes_before(anew, monkeypatch, mobile,
             raise UserError("no space left")
         return library(compiler)
 
-    monkeypatch.setattr(native, "_library", slow)
+    monkeypatch.setattr(native_library, "_library", slow)
     monkeypatch.setenv("CXX", shutil.which("c++") or "c++")
     assert native.available()  # though nothing is compiled yet
     begin.set()
@@ -486,10 +488,10 @@ def test_the_compiler_is_told_of_the_processor(monkeypatch, machine, option):
         asked.append(command[-1])
         return subprocess.CompletedProcess(command, -2, "", "")
 
-    monkeypatch.setattr(native.subprocess, "run", run)
-    monkeypatch.setattr(native.platform, "machine", lambda: machine)
+    monkeypatch.setattr(native_library.subprocess, "run", run)
+    monkeypatch.setattr(native_library.platform, "machine", lambda: machine)
     with pytest.raises(UserError, match="c\\+\\+ fails"):
-        native._compile(["c++"])
+        native_library._compile(["c++"])
     assert asked == [option]
 
 

@@ -302,7 +302,7 @@ class Matrix {
   Matrix(int inner, int outer, bool rounded)
       : inner(inner),
         outer(outer),
-        rounded(kRounds && rounded && inner % kGroup == 0 && outer >= 2 * kLanes),
+        rounded(kRounds && rounded && inner % kGroup == 0 && outer % (2 * kLanes) == 0),
         panels_(size_t(inner) * outer / (this->rounded ? 2 : 1)),
         steps_(this->rounded ? outer : 0) {
     for (int first = 0; first < outer; first += panel_width(first)) firsts.push_back(first);
@@ -420,13 +420,13 @@ inline void multiply(const uint16_t* x, float step, const Matrix& matrix, int fi
   }
 }
 
-// P pixels at a time, then fewer, until none are left.
+// P pixels at a time, then fewer, until none of an even number are left.
 template <int P, int N, typename Element>
 void multiply_panel(const Element* x, float step, int pixels, const Matrix& matrix, int first,
                     float* out) {
   for (; pixels >= P; pixels -= P, x += P * matrix.inner, out += P * matrix.outer)
     multiply<P, N>(x, step, matrix, first, out);
-  constexpr int fewer = P > 8 ? 8 : P > 4 ? 4 : P / 2;
+  constexpr int fewer = P > 8 ? 8 : P > 4 ? 4 : P > 2 ? 2 : 0;
   if constexpr (fewer > 0) multiply_panel<fewer, N>(x, step, pixels, matrix, first, out);
 }
 
@@ -440,7 +440,8 @@ void multiply_panel(const Element* x, float step, int pixels, const Matrix& matr
     case 2:
       return multiply_panel<many, 2>(x, step, pixels, matrix, first, out);
     default:
-      multiply_panel<many, 1>(x, step, pixels, matrix, first, out);
+      if constexpr (std::is_same_v<Element, float>)
+        multiply_panel<many, 1>(x, step, pixels, matrix, first, out);
   }
 }
 

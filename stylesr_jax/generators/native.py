@@ -1,9 +1,7 @@
 """Blocks of MobileStyleGAN in native code on CPUs, over twice as fast as XLA's.
 
-`mobile_block.cc` is compiled with the machine's own C++ compiler (or the one that CXX names) when a
-generator is first read, beside what else a search begins with; kept in the cache folder, and called
-inside jitted programs through `jax.ffi`. Where there is no compiler, or with STYLESR_NATIVE=0, the
-generator computes the same in XLA.
+`native_library` compiles `mobile_block.cc`, which is called inside jitted programs through
+`jax.ffi`. Where there is no compiler the generator computes the same in XLA.
 
 With JAX_DEFAULT_MATMUL_PRECISION=tensorfloat32, or `jax.default_matmul_precision`, what is
 differentiated is rounded, about as precisely as that: processors with AVX-512 VNNI multiply 16-bit
@@ -16,39 +14,27 @@ devices, want `config.portable()`. The engine's `shard_map` keeps every call on 
 """
 
 import ctypes
-import hashlib
 import logging
-import os
-import platform
-import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from stylesr_jax import store
+from stylesr_jax import native_library
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.separable import haar_synthesis
 
-SOURCE = Path(__file__).with_name("mobile_block.cc")
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
 HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
 ROUNDED = ("tensorfloat32", "TF32_TF32_F32")  # JAX's names of products as precise as these
-COMPILERS = ("c++", "g++", "clang++")
-OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
-X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")  # as `platform.machine` names them
 _log = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
@@ -65,7 +51,7 @@ def available() -> bool:
 
     Where the library is yet to be compiled this begins, beside what the caller does next.
     """
-    begun = _begun()
+    begun = native_library.begun()
     return begun is not None and not (begun.done() and _loaded() is None)
 
 
@@ -88,24 +74,9 @@ def promised() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _begun() -> Future[Path] | None:
-    """The library's file, once it is there; or None if there is to be none."""
-    if os.environ.get("STYLESR_NATIVE") == "0":
-        return None
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        _log.info("without a C++ compiler, full steps of the default generator take twice as long")
-        return None
-    pool = ThreadPoolExecutor(1)
-    begun = pool.submit(_library, compiler)
-    pool.shutdown(wait=False)
-    return begun
-
-
-@lru_cache(maxsize=1)
 def _loaded() -> ctypes.CDLL | None:
     """The library, registered, or None if it cannot be had."""
-    begun = _begun()
+    begun = native_library.begun()
     if begun is None:
         return None
     try:
@@ -123,55 +94,6 @@ def can_round() -> bool:
     """Whether this processor multiplies rounded numbers faster."""
     library = _loaded()
     return library is not None and ctypes.c_bool.in_dll(library, "rounds").value
-
-
-def _library(compiler: str) -> Path:
-    """The compiled library in the cache folder, made if it is not there.
-
-    Raises:
-        UserError: it cannot be compiled, or the folder cannot be written.
-    """
-    include = jax.ffi.include_dir()
-    facts = [SOURCE.read_text(), compiler, include, version("jaxlib"), *_processor()]
-    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
-    path = store.cache_dir() / "native" / f"{name}.so"
-    if not path.is_file():
-        with store.atomic_path(path) as temporary:
-            files = ["-isystem", include, str(SOURCE), "-o", str(temporary)]
-            _compile([*shlex.split(compiler), *OPTIONS, *files])
-    return path
-
-
-def _compile(command: list[str]) -> None:
-    """Run the compiler for this very processor.
-
-    Raises:
-        UserError: it fails.
-    """
-    machine = platform.machine().lower()
-    native = ["-march=native"] if machine in X86 else ["-mcpu=native"] if machine in ARM else []
-    try:
-        run = subprocess.run(
-            [*command, *native], capture_output=True, text=True, timeout=300, check=False
-        )
-    except OSError as error:
-        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
-    if run.returncode == 0:
-        return
-    rows = run.stderr.strip().splitlines() or ["no message"]
-    reason = next((row for row in rows if "error" in row), rows[-1])
-    raise UserError(f"{command[0]} fails: {reason}")
-
-
-def _processor() -> list[str]:
-    """What tells processors with different instructions apart."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            known = ("model name", "flags", "Features")
-            rows = {row for row in file if row.startswith(known)}
-    except OSError:
-        rows = set()
-    return [platform.machine(), platform.processor(), *sorted(rows)]
 
 
 def fits(bands: int, features: int) -> bool:

@@ -1,0 +1,99 @@
+"""The native blocks' library: compiled in the background, and kept in the cache folder.
+
+The machine's own C++ compiler, or the one that CXX names, is called when the library is first asked
+for; with STYLESR_NATIVE=0 it never is. This module does not import JAX: compiling takes ten seconds
+of a first run, and begins before that.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from stylesr_jax import store
+from stylesr_jax.errors import UserError
+
+SOURCE = Path(__file__).with_name("generators") / "mobile_block.cc"
+COMPILERS = ("c++", "g++", "clang++")
+OPTIONS = ("-O3", "-std=c++17", "-fno-exceptions", "-shared", "-fPIC")
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")  # as `platform.machine` names them
+_log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def begun() -> Future[Path] | None:
+    """The library's file, once it is there; or None if there is to be none."""
+    if os.environ.get("STYLESR_NATIVE") == "0":
+        return None
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        _log.info("without a C++ compiler, full steps of the default generator take twice as long")
+        return None
+    pool = ThreadPoolExecutor(1)
+    begun = pool.submit(_library, compiler)
+    pool.shutdown(wait=False)
+    return begun
+
+
+def include_dir() -> str:
+    """`jax.ffi.include_dir()`, for which JAX need not be imported."""
+    spec = find_spec("jaxlib")
+    folders = (spec and spec.submodule_search_locations) or [""]
+    return str(Path(folders[0]) / "include")
+
+
+def _library(compiler: str) -> Path:
+    """The compiled library in the cache folder, made if it is not there.
+
+    Raises:
+        UserError: it cannot be compiled, or the folder cannot be written.
+    """
+    include = include_dir()
+    facts = [SOURCE.read_text(), compiler, include, version("jaxlib"), *_processor()]
+    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+    path = store.cache_dir() / "native" / f"{name}.so"
+    if not path.is_file():
+        with store.atomic_path(path) as temporary:
+            files = ["-isystem", include, str(SOURCE), "-o", str(temporary)]
+            _compile([*shlex.split(compiler), *OPTIONS, *files])
+    return path
+
+
+def _compile(command: list[str]) -> None:
+    """Run the compiler for this very processor.
+
+    Raises:
+        UserError: it fails.
+    """
+    machine = platform.machine().lower()
+    native = ["-march=native"] if machine in X86 else ["-mcpu=native"] if machine in ARM else []
+    try:
+        run = subprocess.run(
+            [*command, *native], capture_output=True, text=True, timeout=300, check=False
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
+    if run.returncode == 0:
+        return
+    rows = run.stderr.strip().splitlines() or ["no message"]
+    reason = next((row for row in rows if "error" in row), rows[-1])
+    raise UserError(f"{command[0]} fails: {reason}")
+
+
+def _processor() -> list[str]:
+    """What tells processors with different instructions apart."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            known = ("model name", "flags", "Features")
+            rows = {row for row in file if row.startswith(known)}
+    except OSError:
+        rows = set()
+    return [platform.machine(), platform.processor(), *sorted(rows)]
