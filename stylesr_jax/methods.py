@@ -195,6 +195,7 @@ RLS_PAPER: Mapping[str, Value] = {
     "lambda_g": 2e-4,
     "lambda_c": 0.01,
     "tries": 1,
+    "racers": 1,
     "noise": "stored",
     "spread": 1.0,
     "spread_first": 0.0,
@@ -222,7 +223,9 @@ RLS = Method(
         "lambda_w": 0.05,
         "lambda_g": 0.0,
         "lambda_c": 0.03,
-        "tries": 32,  # starts drawn for a solution, of which the nearest to the input is taken
+        "tries": 32,  # starts drawn for a solution, of which the nearest to the input are taken:
+        "racers": 3,  # so many, which race for "race_steps"; that with the least loss is searched
+        "race_steps": 20,
         "spread": 0.7,
         "spread_first": 0.0,
         "noise": "own",  # maps of their own for further solutions, or the generator's "stored" ones

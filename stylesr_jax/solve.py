@@ -31,6 +31,7 @@ from stylesr_jax.stages import (
     choose,
     decode,
     problem_of,
+    race_steps,
     render,
     sketched,
     stages_of,
@@ -191,7 +192,7 @@ def _begin(
     return start(keys, indices, shared, examples, previous)
 
 
-@partial(jax.jit, static_argnames=("stage", "tries", "mesh"))
+@partial(jax.jit, static_argnames=("stage", "tries", "kept", "mesh"))
 def _best_keys(
     keys: Array,
     indices: Array,
@@ -200,17 +201,28 @@ def _best_keys(
     *,
     stage: Stage,
     tries: int,
+    kept: int,
     mesh: Mesh | None = None,
 ) -> Array:
-    """Of `tries` keys derived from each start's own, that whose start is nearest to the input."""
-    run = partial(_nearest, stage, tries)
+    """Of `tries` keys derived from each start's own those whose starts are nearest to the input.
+
+    Returns:
+        (B, kept) keys, the nearest first.
+    """
+    run = partial(_nearest, stage, tries, kept)
     if mesh is not None:
         run = spread(run, mesh, (P(STARTS), P(STARTS), P(), P(STARTS)), P(STARTS))
     return run(keys, indices, shared, examples)
 
 
 def _nearest(
-    stage: Stage, tries: int, keys: Array, indices: Array, shared: Shared, examples: Example
+    stage: Stage,
+    tries: int,
+    kept: int,
+    keys: Array,
+    indices: Array,
+    shared: Shared,
+    examples: Example,
 ) -> Array:
     def best(key: Array, index: Array, example: Example) -> Array:
         tried = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(tries))
@@ -221,9 +233,44 @@ def _nearest(
 
         at_once = None if stage.stop is None else SKETCHES_AT_ONCE  # full images take memory
         distances = jax.lax.map(distance, tried, batch_size=at_once)
-        return tried[jnp.argmin(jnp.where(jnp.isfinite(distances), distances, jnp.inf))]
+        return tried[jnp.argsort(jnp.where(jnp.isfinite(distances), distances, jnp.inf))[:kept]]
 
     return jax.vmap(best)(keys, indices, examples)
+
+
+def _race(
+    stage: Stage,
+    keys: Array,
+    indices: Array,
+    search_keys: Array,
+    *,
+    steps: int,
+    report: Callable[[int, dict[str, np.ndarray]], None],
+    shared: Shared,
+    examples: Example,
+    **options: Any,
+) -> Array:
+    """Of each start's keys (B, racers) that with the lowest loss after a short search: (B,).
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; nobody has won.
+    """
+    losses = []
+    for racer in range(keys.shape[1]):
+        result = search(
+            problem_of(stage),
+            shared=shared,
+            examples=examples,
+            variables=_begin(stage.coordinates, keys[:, racer], indices, shared, examples, None),
+            keys=search_keys,
+            steps=steps,
+            on_progress=lambda step, _, terms, racer=racer: report(racer * steps + step, terms),
+            **options,
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        losses.append(np.where(np.isfinite(result.loss), result.loss, np.inf))
+    return keys[np.arange(len(keys)), np.argmin(losses, axis=0)]
 
 
 _decode = jax.jit(decode, static_argnames=("coordinates",))
@@ -602,9 +649,16 @@ def _solve_batch(
     result: SearchResult | None = None
     variables: Any = None
     done = 0
-    tries = int(settings.get("tries", 1))
-    if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
-        start_keys = programs.call(
+
+    def report(done: int, terms: dict[str, np.ndarray]) -> None:
+        if on_progress is not None:
+            means = {name: float(np.mean(value)) for name, value in terms.items()}
+            on_progress(jobs[0][0], jobs[0][1], done, total, means)
+
+    tries, racers = int(settings.get("tries", 1)), int(settings.get("racers", 1))
+    # An image's first start is the only one there is.
+    if max(tries, racers) > 1 and int(indices.max()) > 0:
+        nearest = programs.call(
             _best_keys,
             start_keys,
             indices,
@@ -612,21 +666,33 @@ def _solve_batch(
             examples,
             out=0,
             stage=stages[0],
-            tries=tries,
+            tries=max(tries, racers),
+            kept=racers,
             mesh=mesh,
         )
         if mesh is not None:
-            start_keys = jax.device_put(start_keys, mesh.devices.flat[0])
+            nearest = jax.device_put(nearest, mesh.devices.flat[0])
+        start_keys = nearest[:, 0]
+        if racers > 1:
+            done = race_steps(settings)
+            total += done
+            start_keys = _race(
+                stages[0],
+                nearest,
+                indices,
+                search_keys,
+                steps=int(settings["race_steps"]),
+                report=report,
+                shared=shared,
+                examples=examples,
+                chunk=chunk,
+                mesh=mesh,
+            )
     for number, stage in enumerate(stages):
         release_memory()
         variables = _begin(stage.coordinates, start_keys, indices, shared, examples, variables)
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
-
-        def report(step: int, _: int, terms: dict[str, np.ndarray], done: int = done) -> None:
-            if on_progress is not None:
-                means = {name: float(np.mean(value)) for name, value in terms.items()}
-                on_progress(jobs[0][0], jobs[0][1], done + step, total, means)
 
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
         result = search(
@@ -638,7 +704,7 @@ def _solve_batch(
             steps=int(settings[stage.steps]),
             chunk=chunk,
             mesh=mesh,
-            on_progress=report,
+            on_progress=lambda step, _, terms, done=done: report(done + step, terms),
         )
         variables = result.variables if mesh is None else jax.device_get(result.variables)
         histories.append(result.history)

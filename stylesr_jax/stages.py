@@ -278,13 +278,20 @@ def full_steps(stages: tuple[Stage, ...], settings: Mapping[str, Value]) -> floa
     return sum(c * int(settings[s.steps]) for c, s in zip(costs, stages, strict=True))
 
 
+def race_steps(settings: Mapping[str, Value]) -> int:
+    """Steps with which starts race for each solution but an image's first; 0 without a race."""
+    racers = int(settings.get("racers", 1))
+    return racers * int(settings["race_steps"]) if racers > 1 else 0
+
+
 def with_budget(
     method: Method, settings: Mapping[str, Value], evaluations: int
 ) -> dict[str, Value]:
     """The settings with the steps of all stages scaled to sum to `evaluations`.
 
     Stages that share one setting keep sharing it; if the sum cannot be met exactly it is the
-    nearest below, but no stage has fewer steps than 1. A method without stages is left as it is.
+    nearest below, but no stage has fewer steps than 1. A method without stages is left as it is,
+    and nobody races for a start: that would be beyond the budget.
     """
     names = [stage.steps for stage in method.stages(settings)]
     total = sum(int(settings[name]) for name in names)
@@ -296,7 +303,8 @@ def with_budget(
         change = max(rest // names.count(name), 1 - scaled[name])
         scaled[name] += change
         rest -= change * names.count(name)
-    return {**settings, **scaled}
+    alone = {"racers": 1} if race_steps(settings) else {}
+    return {**settings, **scaled, **alone}
 
 
 def traced_settings(settings: Mapping[str, Value]) -> dict[str, Array]:

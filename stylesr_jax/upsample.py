@@ -601,11 +601,13 @@ class _Work:
         """Search for inputs of one canvas and hand the results to the writing thread."""
         from stylesr_jax.batching import within_memory
         from stylesr_jax.solve import key_of, solve
+        from stylesr_jax.stages import race_steps
 
         run, clock = self.run, list[tuple[float, int, int]]()
 
         def on_progress(image: int, index: int, step: int, steps: int, terms: Any) -> None:
-            clock.append((time.monotonic(), image, index * steps + step))
+            before = index * steps - min(index, 1) * race_steps(run.settings)  # the first has none
+            clock.append((time.monotonic(), image, before + step))
             label = f"{group[image].path.name} {index + 1}/{run.args.solutions}"
             self.console.progress(label, step, steps, terms)
 
@@ -737,7 +739,7 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
         native_library.begun()  # before JAX is imported: all else waits for it in a first run
 
     from stylesr_jax.runtime import configure
-    from stylesr_jax.stages import full_steps, sketched
+    from stylesr_jax.stages import full_steps, race_steps, sketched
 
     configure()
     process, processes = join(args)
@@ -752,7 +754,8 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     if per_step is None:
         share = full_steps(stages, run.settings) / max(steps, 1)
         per_step = share * _guessed_seconds_per_step(run.generator)
-    seconds = per_step * len(paths) * args.solutions * steps + 20  # 20 for compiling
+    each = args.solutions * steps + (args.solutions - 1) * race_steps(run.settings)
+    seconds = per_step * len(paths) * each + 20  # 20 for compiling
     estimate = f"about {_duration(seconds)}" + ("" if known else " (a first guess)")
     console.say(
         "start",

@@ -10,6 +10,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.methods import method_named
 from stylesr_jax.objective import Shared
 from stylesr_jax.results import read_solutions, save_solutions
+from stylesr_jax.search import search
 from stylesr_jax.solve import key_of, observe, redraw, solve, upsample
 
 
@@ -51,7 +52,7 @@ def test_solutions_differ_and_do_not_depend_on_their_number(tiny, tiny_prior, ta
 
 
 def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prior, target):
-    still = {"sketch_steps": 0, "steps": 1, "learning_rate": 0.0, "noise": "stored"}
+    still = {"sketch_steps": 0, "steps": 1, "learning_rate": 0.0, "noise": "stored", "racers": 1}
     found = [
         _upsample(target, tiny, tiny_prior, solutions=4, settings={**still, "tries": tries})
         for tries in (1, 4, 16)
@@ -63,6 +64,50 @@ def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prio
         np.array([solution.terms["l1"] for solution in result.solutions[1:]]) for result in found
     )
     assert (many <= few * (1.0 + 1e-5)).all() and many.mean() < 0.95 * one.mean()
+
+
+def test_the_start_that_wins_a_race_is_searched(tiny, tiny_prior, target):
+    few = {"sketch_steps": 0, "steps": 25, "tries": 16, "race_steps": 25}
+    alone, raced = (
+        _upsample(target, tiny, tiny_prior, solutions=4, settings={**few, "racers": racers})
+        for racers in (1, 16)
+    )
+    np.testing.assert_array_equal(alone.images[0], raced.images[0])  # it has one start only
+    before, after = (np.array([one.loss for one in r.solutions[1:]]) for r in (alone, raced))
+    assert (after <= before).all() and after.mean() < before.mean()  # the nearest is among them
+
+
+def test_a_start_whose_loss_is_not_finite_wins_no_race(tiny, tiny_prior, target, monkeypatch):
+    races = []
+
+    def spy(*args, **options):
+        result = search(*args, **options)
+        if options["steps"] == 3:
+            races.append(options["variables"]["latent"])
+            if len(races) == 1:
+                result = result._replace(loss=np.full_like(result.loss, np.nan))
+        else:
+            begun.append(options["variables"]["latent"])
+        return result
+
+    begun: list = []
+    monkeypatch.setattr("stylesr_jax.solve.search", spy)
+    settings = {"sketch_steps": 0, "steps": 1, "racers": 2, "race_steps": 3}
+    _upsample(target, tiny, tiny_prior, settings=settings)
+    assert len(races) == 2 and len(begun) == 2
+    np.testing.assert_array_equal(begun[1], races[1])
+    assert np.abs(races[0] - races[1]).max() > 0.1
+
+
+def test_ctrl_c_in_a_race_keeps_earlier_solutions(tiny, tiny_prior, target):
+    def stop(image, solution, step, steps, terms):
+        assert steps == (4 if solution == 0 else 4 + 2 * 3)
+        if solution == 1:
+            raise KeyboardInterrupt
+
+    settings = {"sketch_steps": 0, "steps": 4, "racers": 2, "race_steps": 3}
+    result = _upsample(target, tiny, tiny_prior, settings=settings, on_progress=stop)
+    assert result.interrupted and len(result.solutions) == 1
 
 
 @pytest.mark.slow
@@ -143,7 +188,7 @@ def test_interruption_keeps_what_was_found(tiny, tiny_prior, target):
         tiny,
         tiny_prior,
         solutions=4,
-        settings={"sketch_steps": 0, "steps": 40},
+        settings={"sketch_steps": 0, "steps": 40, "racers": 1},
         on_progress=interrupt,
     )
     assert result.interrupted and len(result.solutions) == 2
