@@ -225,7 +225,7 @@ RLS = Method(
         "lambda_c": 0.03,
         "tries": 32,  # starts drawn for a solution, of which the nearest to the input are taken:
         "racers": 3,  # so many, which race for "race_steps"; that with the least loss is searched
-        "race_steps": 20,
+        "race_steps": 10,
         "spread": 0.7,
         "spread_first": 0.0,
         "noise": "own",  # maps of their own for further solutions, or the generator's "stored" ones

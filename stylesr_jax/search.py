@@ -335,6 +335,7 @@ def search(
     steps: int,
     chunk: int = 10,
     mesh: Mesh | None = None,
+    close: bool = True,
     on_progress: Progress | None = None,
 ) -> SearchResult:
     """Run a search to its end, or to Ctrl-C, and return the best of each start.
@@ -350,6 +351,8 @@ def search(
             `refresh` has its own.
         mesh: devices to spread the starts over, along its axis "starts"; B is a multiple of
             their number, and no problem with a `couple` may be spread.
+        close: evaluate the variables after the last update too, which a problem that keeps the
+            last ones needs for its result's loss and terms; the history does not have them.
         on_progress: called after each chunk.
 
     Returns:
@@ -386,7 +389,9 @@ def search(
                 break
     except KeyboardInterrupt:
         interrupted = True
-    if problem.pick is not None:
+    if not close:
+        pass
+    elif problem.pick is not None:
         state = _close(problem, shared, examples, state, mesh=mesh)
     elif not interrupted or (problem.keep == "last" and done):
         after, terms = run(total + 1, state)

@@ -250,7 +250,7 @@ def _race(
     examples: Example,
     **options: Any,
 ) -> Array:
-    """Of each start's keys (B, racers) that with the lowest loss after a short search: (B,).
+    """Of each start's keys (B, racers) that with the lowest loss at a short search's end: (B,).
 
     Raises:
         KeyboardInterrupt: Ctrl-C; nobody has won.
@@ -264,12 +264,14 @@ def _race(
             variables=_begin(stage.coordinates, keys[:, racer], indices, shared, examples, None),
             keys=search_keys,
             steps=steps,
+            close=False,
             on_progress=lambda step, _, terms, racer=racer: report(racer * steps + step, terms),
             **options,
         )
         if result.interrupted:
             raise KeyboardInterrupt
-        losses.append(np.where(np.isfinite(result.loss), result.loss, np.inf))
+        loss = sum(values[-1] for values in result.history.values())
+        losses.append(np.where(np.isfinite(loss) & (result.failed_at < 0), loss, np.inf))
     return keys[np.arange(len(keys)), np.argmin(losses, axis=0)]
 
 

@@ -199,7 +199,7 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
             f"Of these, {', '.join(early.values())} stop early, with a sketch of the image, which "
             "costs a fraction of a full one. Not counted: the full image every 20 such steps, the "
             "sketches of starts that were drawn, and for an image's further solutions the race of "
-            "the nearest three, 20 such steps each."
+            "the nearest three, 10 such steps each."
         )
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})

@@ -85,7 +85,8 @@ def test_a_start_whose_loss_is_not_finite_wins_no_race(tiny, tiny_prior, target,
         if options["steps"] == 3:
             races.append(options["variables"]["latent"])
             if len(races) == 1:
-                result = result._replace(loss=np.full_like(result.loss, np.nan))
+                lost = {name: np.full_like(v, np.nan) for name, v in result.history.items()}
+                result = result._replace(history=lost)
         else:
             begun.append(options["variables"]["latent"])
         return result
