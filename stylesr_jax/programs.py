@@ -87,6 +87,14 @@ def _is_native(facts: list[str]) -> bool:
     return any("native=True" in fact for fact in facts)
 
 
+def _was_in_vain(facts: list[str]) -> bool:
+    """Whether a trace trusted in native blocks that cannot be had; it is forgotten then."""
+    if not _is_native(facts) or native.ready():
+        return False
+    jax.clear_caches()
+    return True
+
+
 def _key(facts: list[str], leaves: list[Any]) -> str:
     device = _device(leaves)
     facts = [
@@ -159,12 +167,12 @@ def _prepare(
     try:
         with native.promised():  # the compiler may still be at work
             exported = _exported(flat, facts, leaves, _folder)
-        if _is_native(facts) and not native.ready():
-            jax.clear_caches()
+        if _was_in_vain(facts):
             exported = _exported(flat, facts, leaves, _folder)
     except (ValueError, NotImplementedError, UserError) as error:
         # A custom call without a promise of stability, or a folder that cannot be written.
         _log.debug("%s is not kept: %s", facts[0], error)
+        _was_in_vain(facts)
         return _compile(jax.jit(flat), leaves)
     # What a kept program returns is tied to its device; without this it would be compiled once
     # for arguments that are tied, and once for those that are not.

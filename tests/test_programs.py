@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax import native_library, programs
+from stylesr_jax import native_library, programs, store
+from stylesr_jax.errors import UserError
 from stylesr_jax.flow import load_prior
 from stylesr_jax.generators import load_generator, native
 from stylesr_jax.methods import METHODS
@@ -205,8 +206,10 @@ def _features(generator, ws):
     return generator.features(ws, generator.stored_noise, block=5)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_tracing_does_not_wait_for_the_compiler(folder, monkeypatch, native_features, fails):
+@pytest.mark.parametrize(("fails", "writable"), [(False, True), (True, True), (True, False)])
+def test_tracing_does_not_wait_for_the_compiler(
+    folder, monkeypatch, native_features, fails, writable
+):
     """Nor does a compiler that fails after all leave a program that cannot run."""
     call, expected = native_features
     asked, library = [], native._loaded()
@@ -215,9 +218,14 @@ def test_tracing_does_not_wait_for_the_compiler(folder, monkeypatch, native_feat
         asked.append(len(list(folder.glob("*.program"))))
         return None if fails else library
 
+    def unwritable(path):
+        raise UserError("cannot write")
+
+    if not writable:
+        monkeypatch.setattr(store, "atomic_path", unwritable)
     _features.clear_cache()
     monkeypatch.setattr(native, "_loaded", loaded)
     monkeypatch.setattr(native_library, "begun", Future)  # never done
     np.testing.assert_allclose(call(), expected, atol=1e-4)
-    assert asked[0] == 1  # what is traced by then
-    assert len(list(folder.glob("*.program"))) == 1 + fails
+    assert asked[0] == writable  # what is traced by then
+    assert len(list(folder.glob("*.program"))) == (1 + fails) * writable
