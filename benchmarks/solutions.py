@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, starts: int, batch: int) -> dict[str, A
         return time.perf_counter() - began
 
     stages = one.method.stages(one.settings)
-    run(with_budget(one.method, one.settings, len(stages)), batch)  # compiles
+    run(with_budget(one.method, one.settings, len(stages)), max(batch, 2))  # compiles
     seconds = sorted(run(one.settings, starts) for _ in range(options.repeats))
     median = float(np.median(seconds))
     return {

@@ -17,7 +17,6 @@ from stylesr_jax.masks import (
     bounded,
     dense_matrix,
     groups_of,
-    log_mean_square,
     log_radius,
     masked_dense,
     prefixes,
@@ -138,6 +137,11 @@ class RadialScaling(distrax.Bijector):
         log_factor = self._log_gain + (self._exponent - 1.0) / 2.0 * log_rho
         x = y * jnp.exp(-log_factor)[..., None]
         return x, -(y.shape[-1] * log_factor + jnp.log(self._exponent))
+
+
+def log_mean_square(x: Array) -> Array:
+    """log of ||x||^2 / dim, finite with finite gradients at the origin too."""
+    return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)
 
 
 class Whitening(distrax.Bijector):

@@ -28,7 +28,7 @@ from jax import Array
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.masks import FlowConfig, log_mean_square
+from stylesr_jax.masks import FlowConfig
 from stylesr_jax.whitening import draw_w, unwhiten, whiten
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ PROBE_TOLERANCE = 1e-3  # relative to the largest probe coordinate
 
 
 def _bijectors() -> ModuleType:
-    """The module that needs distrax, which takes a second to import: searches kept do not."""
+    """The module of distrax, which takes a second to import: kept programs do without."""
     with jax.ensure_compile_time_eval():  # what it computes is no part of a program being traced
         from stylesr_jax import bijectors
 
@@ -59,7 +59,7 @@ class Prior:
 
     Attributes:
         whitening: "mean" (dim,), "matrix" and "inverse" (dim, dim), "log_det" ().
-        flow: see `init_flow`; with `config.radial` also "radial": {"log_gain", "exponent"}.
+        flow: see `masks.init_flow`; with `config.radial` also "radial": {"log_gain", "exponent"}.
         config: the sizes, and the noise that the flow was fitted with.
     """
 
@@ -249,7 +249,7 @@ def with_radial(key: Array, prior: Prior, generator: Generator, *, draws: int = 
     @jax.jit
     def logs(key: Array, prior: Prior, generator: Generator) -> Array:
         u = noisy_draws(key, generator, prior.whitening, noise, batch)
-        return log_mean_square(prior.gaussianize_and_log_prob_whitened(u)[0])
+        return _bijectors().log_mean_square(prior.gaussianize_and_log_prob_whitened(u)[0])
 
     keys = jax.random.split(key, -(-draws // batch))
     found = jnp.concatenate([logs(k, blocks, generator) for k in keys])

@@ -37,7 +37,7 @@ class FlowConfig:
         reach: up to how many times wider.
         floor: the least eigenvalue of the covariance of leaky_relu(w, 5) that whitening divides
             by.
-        radial: whether a `RadialScaling` follows the blocks, see `with_radial`.
+        radial: whether a `bijectors.RadialScaling` follows the blocks, see `flow.with_radial`.
     """
 
     dim: int
@@ -155,8 +155,3 @@ def dense_matrix(
 def bounded(x: Array, bound: float) -> Array:
     """x near zero, within plus and minus `bound` everywhere."""
     return bound * jnp.tanh(x / bound)
-
-
-def log_mean_square(x: Array) -> Array:
-    """log of ||x||^2 / dim, finite with finite gradients at the origin too."""
-    return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)

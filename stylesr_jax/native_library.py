@@ -38,9 +38,16 @@ def begun() -> Future[Path] | None:
         _log.info("without a C++ compiler, full steps of the default generator take twice as long")
         return None
     pool = ThreadPoolExecutor(1)
-    begun = pool.submit(_library, compiler)
+    library = pool.submit(_library, compiler)
     pool.shutdown(wait=False)
-    return begun
+    return library
+
+
+def begin_early() -> None:
+    """`begun` before JAX can say which device there is, where that is likely a CPU."""
+    wanted = os.environ.get("JAX_PLATFORMS", "cpu").startswith("cpu")
+    if wanted and find_spec("jax_plugins") is None and find_spec("libtpu") is None:
+        begun()
 
 
 def include_dir() -> str:
@@ -57,7 +64,7 @@ def _library(compiler: str) -> Path:
         UserError: it cannot be compiled, or the folder cannot be written.
     """
     include = include_dir()
-    facts = [SOURCE.read_text(), compiler, include, version("jaxlib"), *_processor()]
+    facts = [SOURCE.read_text(), compiler, *OPTIONS, include, version("jaxlib"), *_processor()]
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
     path = store.cache_dir() / "native" / f"{name}.so"
     if not path.is_file():

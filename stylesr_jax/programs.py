@@ -87,9 +87,9 @@ def _is_native(facts: list[str]) -> bool:
     return any("native=True" in fact for fact in facts)
 
 
-def _was_in_vain(facts: list[str]) -> bool:
-    """Whether a trace trusted in native blocks that cannot be had; it is forgotten then."""
-    if not _is_native(facts) or native.ready():
+def _broken(promise: bool, facts: list[str]) -> bool:
+    """Whether native blocks that were promised to a trace cannot be had; it is forgotten then."""
+    if not promise or not _is_native(facts) or native.ready():
         return False
     jax.clear_caches()
     return True
@@ -164,15 +164,16 @@ def _prepare(
         _log.debug("%s has no name to be kept under", error)
         return _compile(jax.jit(flat), leaves)
     facts = [f"{function.__module__}.{function.__qualname__}", *named, str(tree)]
+    promise = False
     try:
-        with native.promised():  # the compiler may still be at work
+        with native.promised() as promise:  # the compiler may still be at work
             exported = _exported(flat, facts, leaves, _folder)
-        if _was_in_vain(facts):
+        if _broken(promise, facts):
             exported = _exported(flat, facts, leaves, _folder)
     except (ValueError, NotImplementedError, UserError) as error:
         # A custom call without a promise of stability, or a folder that cannot be written.
         _log.debug("%s is not kept: %s", facts[0], error)
-        _was_in_vain(facts)
+        _broken(promise, facts)
         return _compile(jax.jit(flat), leaves)
     # What a kept program returns is tied to its device; without this it would be compiled once
     # for arguments that are tied, and once for those that are not.

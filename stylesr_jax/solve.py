@@ -32,6 +32,7 @@ from stylesr_jax.stages import (
     decode,
     problem_of,
     race_steps,
+    racers,
     render,
     sketched,
     stages_of,
@@ -43,6 +44,7 @@ MAX_LOW = 256  # px: what is larger is no low-resolution observation
 MIN_LOW = 4
 SKETCHES_AT_ONCE = 8  # of the starts tried for a solution
 LEVERS_KEY = 2**20  # folded into a start's key for the levers' noise; stages fold in 0, 1, ...
+RACE_KEY = 2**21  # and for races
 
 # image, solution, step, steps, terms of the step
 Progress = Callable[[int, int, int, int, dict[str, float]], None]
@@ -192,8 +194,8 @@ def _begin(
     return start(keys, indices, shared, examples, previous)
 
 
-@partial(jax.jit, static_argnames=("stage", "tries", "kept", "mesh"))
-def _best_keys(
+@partial(jax.jit, static_argnames=("stage", "tries", "mesh"))
+def _nearest_keys(
     keys: Array,
     indices: Array,
     shared: Shared,
@@ -201,30 +203,23 @@ def _best_keys(
     *,
     stage: Stage,
     tries: int,
-    kept: int,
     mesh: Mesh | None = None,
 ) -> Array:
-    """Of `tries` keys derived from each start's own those whose starts are nearest to the input.
+    """`tries` keys derived from each start's own, by how near to the input their starts are.
 
     Returns:
-        (B, kept) keys, the nearest first.
+        (B, tries) keys, the nearest first.
     """
-    run = partial(_nearest, stage, tries, kept)
+    run = partial(_by_distance, stage, tries)
     if mesh is not None:
         run = spread(run, mesh, (P(STARTS), P(STARTS), P(), P(STARTS)), P(STARTS))
     return run(keys, indices, shared, examples)
 
 
-def _nearest(
-    stage: Stage,
-    tries: int,
-    kept: int,
-    keys: Array,
-    indices: Array,
-    shared: Shared,
-    examples: Example,
+def _by_distance(
+    stage: Stage, tries: int, keys: Array, indices: Array, shared: Shared, examples: Example
 ) -> Array:
-    def best(key: Array, index: Array, example: Example) -> Array:
+    def ordered(key: Array, index: Array, example: Example) -> Array:
         tried = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(tries))
 
         def distance(one: Array) -> Array:
@@ -233,9 +228,9 @@ def _nearest(
 
         at_once = None if stage.stop is None else SKETCHES_AT_ONCE  # full images take memory
         distances = jax.lax.map(distance, tried, batch_size=at_once)
-        return tried[jnp.argsort(jnp.where(jnp.isfinite(distances), distances, jnp.inf))[:kept]]
+        return tried[jnp.argsort(jnp.where(jnp.isfinite(distances), distances, jnp.inf))]
 
-    return jax.vmap(best)(keys, indices, examples)
+    return jax.vmap(ordered)(keys, indices, examples)
 
 
 def _race(
@@ -657,32 +652,26 @@ def _solve_batch(
             means = {name: float(np.mean(value)) for name, value in terms.items()}
             on_progress(jobs[0][0], jobs[0][1], done, total, means)
 
-    tries, racers = int(settings.get("tries", 1)), int(settings.get("racers", 1))
-    # An image's first start is the only one there is.
-    if max(tries, racers) > 1 and int(indices.max()) > 0:
-        nearest = programs.call(
-            _best_keys,
-            start_keys,
-            indices,
-            shared,
-            examples,
-            out=0,
-            stage=stages[0],
-            tries=max(tries, racers),
-            kept=racers,
-            mesh=mesh,
-        )
-        if mesh is not None:
-            nearest = jax.device_put(nearest, mesh.devices.flat[0])
-        start_keys = nearest[:, 0]
-        if racers > 1:
-            done = race_steps(settings)
-            total += done
+    def keys_of(number: int) -> Array:
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
+
+    tries = int(settings.get("tries", 1))
+    if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
+        args = (start_keys, indices, shared, examples)
+        if mesh is None:
+            tried = programs.call(_nearest_keys, *args, out=0, stage=stages[0], tries=tries)
+        else:
+            tried = _nearest_keys(*args, stage=stages[0], tries=tries, mesh=mesh)
+            tried = jax.device_put(tried, mesh.devices.flat[0])
+        start_keys = tried[:, 0]
+        done = race_steps(settings)
+        total += done
+        if done:
             start_keys = _race(
                 stages[0],
-                nearest,
+                tried[:, : racers(settings)],
                 indices,
-                search_keys,
+                keys_of(RACE_KEY),
                 steps=int(settings["race_steps"]),
                 report=report,
                 shared=shared,
@@ -696,13 +685,12 @@ def _solve_batch(
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
 
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
         result = search(
             problem_of(stage),
             shared=shared,
             examples=examples,
             variables=variables,
-            keys=keys,
+            keys=keys_of(number),
             steps=int(settings[stage.steps]),
             chunk=chunk,
             mesh=mesh,

@@ -278,10 +278,15 @@ def full_steps(stages: tuple[Stage, ...], settings: Mapping[str, Value]) -> floa
     return sum(c * int(settings[s.steps]) for c, s in zip(costs, stages, strict=True))
 
 
+def racers(settings: Mapping[str, Value]) -> int:
+    """How many of a solution's tries race for it; 1 is no race."""
+    tried = min(int(settings.get("racers", 1)), int(settings.get("tries", 1)))
+    return tried if tried > 1 and settings["starts"] == "own" else 1
+
+
 def race_steps(settings: Mapping[str, Value]) -> int:
     """Steps with which starts race for each solution but an image's first; 0 without a race."""
-    racers = int(settings.get("racers", 1))
-    return racers * int(settings["race_steps"]) if racers > 1 else 0
+    return racers(settings) * int(settings["race_steps"]) if racers(settings) > 1 else 0
 
 
 def with_budget(

@@ -21,7 +21,7 @@ from stylesr_jax.evaluation import (
     save_features,
 )
 from stylesr_jax.scoring import FRECHET, MEASURES, Scorer, mean_scores
-from stylesr_jax.stages import sketched, stages_of
+from stylesr_jax.stages import race_steps, sketched, stages_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,6 +135,7 @@ def about(plan: Plan, images: int) -> dict[str, Any]:
                 "preset": one.preset,
                 "evaluations": one.evaluations,
                 "sketched": _sketched_steps(plan, one),
+                "raced": race_steps(one.settings) if plan.solutions > 1 else 0,
                 "settings": dict(one.settings),
             }
             for one in plan.variants
@@ -197,9 +198,18 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
     if early:
         notes.append(
             f"Of these, {', '.join(early.values())} stop early, with a sketch of the image, which "
-            "costs a fraction of a full one. Not counted: the full image every 20 such steps, the "
-            "sketches of starts that were drawn, and for an image's further solutions the race of "
-            "the nearest three, 10 such steps each."
+            "costs a fraction of a full one. Not counted: the full image every 20 such steps, and "
+            "the sketches of starts that were drawn and not taken."
+        )
+    raced = {
+        label: f"{entry['raced']} for {label}"
+        for label, entry in facts["variants"].items()
+        if entry.get("raced")
+    }
+    if raced:
+        notes.append(
+            f"Nor are the steps with which starts raced for each solution but an image's first: "
+            f"{', '.join(raced.values())}."
         )
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})

@@ -736,7 +736,7 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     out = Path(args.out)
     _check_writable(out)
     if (args.generator or "mobile").startswith("mobile"):
-        native_library.begun()  # before JAX is imported: all else waits for it in a first run
+        native_library.begin_early()  # before JAX is imported: all else waits for it at first
 
     from stylesr_jax.runtime import configure
     from stylesr_jax.stages import full_steps, race_steps, sketched

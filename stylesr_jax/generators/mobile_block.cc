@@ -424,6 +424,7 @@ inline void multiply(const uint16_t* x, float step, const Matrix& matrix, int fi
 template <int P, int N, typename Element>
 void multiply_panel(const Element* x, float step, int pixels, const Matrix& matrix, int first,
                     float* out) {
+  static_assert(P % 2 == 0, "rows have an even number of pixels");
   for (; pixels >= P; pixels -= P, x += P * matrix.inner, out += P * matrix.outer)
     multiply<P, N>(x, step, matrix, first, out);
   constexpr int fewer = P > 8 ? 8 : P > 4 ? 4 : P > 2 ? 2 : 0;
@@ -436,7 +437,7 @@ void multiply_panel(const Element* x, float step, int pixels, const Matrix& matr
   constexpr int many = kAccumulators / 2;
   switch (matrix.panel_width(first) / kLanes) {
     case 4:
-      return multiply_panel<many / 2, 4>(x, step, pixels, matrix, first, out);
+      return multiply_panel<many / 4 * 2, 4>(x, step, pixels, matrix, first, out);
     case 2:
       return multiply_panel<many, 2>(x, step, pixels, matrix, first, out);
     default:

@@ -43,7 +43,7 @@ Params = Mapping[str, Any]
 # --- the library ----------------------------------------------------------------------------
 
 
-_promised: ContextVar[bool] = ContextVar("_promised", default=False)
+_promised: ContextVar[bool | None] = ContextVar("_promised", default=None)
 
 
 def available() -> bool:
@@ -57,18 +57,21 @@ def available() -> bool:
 
 def ready() -> bool:
     """Whether native blocks can be used; waits for the compiler."""
-    return available() if _promised.get() else _loaded() is not None
+    promise = _promised.get()
+    return _loaded() is not None if promise is None else promise
 
 
 @contextmanager
-def promised() -> Iterator[None]:
-    """In here what is available is taken to be ready, so that tracing does not wait.
+def promised() -> Iterator[bool]:
+    """In here what is available at first is taken to be ready, so that tracing does not wait.
 
-    Who traces so asks `ready` out here before compiling, and if it is not, traces anew.
+    Yields that promise. Who traces so asks `ready` out here before compiling, and traces anew if
+    the promise was not kept.
     """
-    token = _promised.set(True)
+    promise = available()
+    token = _promised.set(promise)
     try:
-        yield
+        yield promise
     finally:
         _promised.reset(token)
 
