@@ -195,7 +195,6 @@ RLS_PAPER: Mapping[str, Value] = {
     "lambda_g": 2e-4,
     "lambda_c": 0.01,
     "tries": 1,
-    "racers": 1,
     "noise": "stored",
     "spread": 1.0,
     "spread_first": 0.0,
@@ -224,7 +223,7 @@ RLS = Method(
         "lambda_g": 0.0,
         "lambda_c": 0.03,
         "tries": 32,  # starts drawn for a solution, of which the nearest to the input are taken:
-        "racers": 3,  # so many, which race for "race_steps"; that with the least loss is searched
+        "racers": 1,  # so many, which race for "race_steps"; that with the least loss is searched
         "race_steps": 10,
         "spread": 0.7,
         "spread_first": 0.0,
@@ -232,13 +231,20 @@ RLS = Method(
     },
     presets={
         "fast": {"sketch_steps": 120, "steps": 0},  # one program less to compile
-        "best": {"sketch_steps": 200, "polish_steps": 300, "steps": 40, "learning_rate": 0.01},
+        "best": {
+            "sketch_steps": 200,
+            "polish_steps": 300,
+            "steps": 40,
+            "learning_rate": 0.01,
+            "racers": 3,
+        },
         # Starts further from the mean; polishing brings them as near to the input as the default's.
         "diverse": {
             "sketch_steps": 100,
             "polish_steps": 100,
             "learning_rate": 0.01,
             "spread": 1.0,
+            "racers": 3,
         },
         "paper": RLS_PAPER,
         # The ablations of the published method.
