@@ -5,7 +5,7 @@ import logging
 import shutil
 import subprocess
 import threading
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -413,9 +413,10 @@ def anew(monkeypatch, tmp_path):
     """`available` and `ready` as in a new process, with an empty cache folder."""
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **options: None)
-    _forget()
-    yield tmp_path
-    _forget()
+    for module, name in ((native_library, "begun"), (native, "_loaded")):
+        known = getattr(module, name)  # what this process has registered stays known
+        monkeypatch.setattr(module, name, lru_cache(maxsize=1)(known.__wrapped__))
+    return tmp_path
 
 
 @needs_native

@@ -15,11 +15,11 @@ devices, want `config.portable()`. The engine's `shard_map` keeps every call on 
 
 import ctypes
 import logging
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from subprocess import SubprocessError
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +87,7 @@ def _loaded() -> ctypes.CDLL | None:
         for name, symbol in TARGETS.items():
             handler = jax.ffi.pycapsule(getattr(library, symbol))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    except (OSError, AttributeError, UserError, subprocess.SubprocessError) as error:
+    except (OSError, AttributeError, RuntimeError, UserError, SubprocessError) as error:
         _log.warning("native blocks cannot be used (%s); XLA's, which take longer, are", error)
         return None
     return library
