@@ -135,9 +135,10 @@ def call(function: Callable[..., Any], *args: Any, out: Any, **static: Any) -> A
         function: a jitted function of this package, at its module's top level.
         args: pytrees of arrays.
         out: pytree with the structure of the result.
-        static: its static arguments.
+        static: its static arguments. With a "mesh" it is called as it is: what is kept is for
+            one device.
     """
-    if _folder is None:
+    if _folder is None or static.get("mesh") is not None:
         return function(*args, **static)
     leaves, tree = jax.tree.flatten(args)
     types_ = tuple(jax.typeof(leaf) for leaf in leaves)

@@ -370,10 +370,8 @@ def search(
 
     def run(total: Array, state: SearchState) -> tuple[SearchState, Terms]:
         args = (shared, examples, keys, total, state)
-        if mesh is not None:
-            return advance(*args, problem=problem, length=chunk, mesh=mesh)
         out = (state, state.best_terms)
-        return programs.call(advance, *args, out=out, problem=problem, length=chunk)
+        return programs.call(advance, *args, out=out, problem=problem, length=chunk, mesh=mesh)
 
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False

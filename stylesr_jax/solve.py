@@ -658,10 +658,8 @@ def _solve_batch(
     tries = int(settings.get("tries", 1))
     if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
         args = (start_keys, indices, shared, examples)
-        if mesh is None:
-            tried = programs.call(_nearest_keys, *args, out=0, stage=stages[0], tries=tries)
-        else:
-            tried = _nearest_keys(*args, stage=stages[0], tries=tries, mesh=mesh)
+        tried = programs.call(_nearest_keys, *args, out=0, stage=stages[0], tries=tries, mesh=mesh)
+        if mesh is not None:
             tried = jax.device_put(tried, mesh.devices.flat[0])
         start_keys = tried[:, 0]
         done = race_steps(settings)

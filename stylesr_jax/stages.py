@@ -286,7 +286,8 @@ def racers(settings: Mapping[str, Value]) -> int:
 
 def race_steps(settings: Mapping[str, Value]) -> int:
     """Steps with which starts race for each solution but an image's first; 0 without a race."""
-    return racers(settings) * int(settings["race_steps"]) if racers(settings) > 1 else 0
+    count = racers(settings)
+    return count * int(settings["race_steps"]) if count > 1 else 0
 
 
 def with_budget(

@@ -150,6 +150,12 @@ def _sketched_steps(plan: Plan, one: Variant) -> int:
     return sum(int(one.settings[stage.steps]) for stage in stages if stage.stop is not None)
 
 
+def _phrases(facts: Mapping[str, Any], name: str, text: str) -> str:
+    """`text` about each variant of which the fact `name` is not 0, with commas between."""
+    variants = facts["variants"].items()
+    return ", ".join(text.format(label=label, **v) for label, v in variants if v.get(name))
+
+
 def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] = ()) -> str:
     """The summary as a table with a paragraph that says what its numbers are."""
     facts, table = summary["about"], summary["table"]
@@ -190,26 +196,18 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
         f"{sizes['niqe']} px; low-res L1 and PSNR compare the solution, degraded as the search "
         "assumes, with its input on [-1, 1].",
     ]
-    early = {
-        label: f"{entry['sketched']} of the {entry['evaluations']} of {label}"
-        for label, entry in facts["variants"].items()
-        if entry.get("sketched")
-    }
+    early = _phrases(facts, "sketched", "{sketched} of the {evaluations} of {label}")
     if early:
         notes.append(
-            f"Of these, {', '.join(early.values())} stop early, with a sketch of the image, which "
+            f"Of these, {early} stop early, with a sketch of the image, which "
             "costs a fraction of a full one. Not counted: the full image every 20 such steps, and "
             "the sketches of starts that were drawn and not taken."
         )
-    raced = {
-        label: f"{entry['raced']} for {label}"
-        for label, entry in facts["variants"].items()
-        if entry.get("raced")
-    }
+    raced = _phrases(facts, "raced", "{raced} for {label}")
     if raced:
         notes.append(
-            f"Nor are the steps with which starts raced for each solution but an image's first: "
-            f"{', '.join(raced.values())}."
+            "Nor are the steps with which starts raced for each solution but an image's first: "
+            f"{raced}."
         )
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
