@@ -50,8 +50,8 @@ def search_bytes(
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-    examples = jax.eval_shape(
-        partial(solve._examples, **solve.example_options(settings, generator)),
+    examples, _, _ = jax.eval_shape(
+        partial(solve._draw, **solve.draw_options(settings, generator)),
         keys,
         array(dtype=jnp.int32),
         array(side, side, 3),
@@ -62,8 +62,10 @@ def search_bytes(
     )
     most, variables = 0, None
     for stage in sketched(stages_of(method, settings), generator, side):
-        start = partial(solve._begin, stage.coordinates)
-        variables = jax.eval_shape(start, keys, array(dtype=jnp.int32), shared, examples, variables)
+        start = partial(solve._begin, coordinates=stage.coordinates)
+        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        begun = (keys, array(dtype=jnp.int32), shared, examples, variables, keys, number)
+        variables, _ = jax.eval_shape(start, *begun)
         problem = problem_of(stage)
         state = jax.eval_shape(partial(begin, problem), shared, examples, variables)
         total = jax.ShapeDtypeStruct((), jnp.int32)

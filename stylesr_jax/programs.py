@@ -10,9 +10,12 @@ as a lambda, is traced as usual.
 
 import dataclasses
 import hashlib
+import json
 import logging
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ CALLS = [jax.export.DisabledSafetyCheck.custom_call(name) for name in native.TAR
 _log = logging.getLogger(__name__)
 _folder: Path | None = None
 _ready: dict[Any, Callable[..., Any]] = {}
+_foreseen: dict[str, Future[Callable[..., Any] | None]] = {}  # by key, until they are called
+_called: dict[str, None] = {}  # keys, in order, until a program is called again
+_noting = False
 
 
 def keep_in(folder: Path | None) -> None:
@@ -82,17 +88,22 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _is_native(facts: list[str]) -> bool:
+def _may_be_native(facts: list[str]) -> bool:
     """Whether a generator with native blocks is among the arguments."""
     return any("native=True" in fact for fact in facts)
 
 
-def _broken(promise: bool, facts: list[str]) -> bool:
+def _broken(promise: bool, exported: jax.export.Exported) -> bool:
     """Whether native blocks that were promised to a trace cannot be had; it is forgotten then."""
-    if not promise or not _is_native(facts) or native.ready():
+    if not promise or not _is_native(exported) or native.ready():
         return False
     jax.clear_caches()
     return True
+
+
+def _is_native(exported: jax.export.Exported) -> bool:
+    """Whether native blocks are called."""
+    return any(name.encode() in exported.mlir_module_serialized for name in native.TARGETS)
 
 
 def _key(facts: list[str], leaves: list[Any]) -> str:
@@ -105,7 +116,7 @@ def _key(facts: list[str], leaves: list[Any]) -> str:
         f"{device.platform} {device.device_kind}",
         *(f"{option}={getattr(jax.config, option)}" for option in OPTIONS),
     ]
-    if _is_native(facts):
+    if _may_be_native(facts):
         # Or the generator's blocks are XLA's after all, or round nothing.
         facts.append(f"{native.ready()} {native.rounding()}")
 
@@ -128,68 +139,107 @@ def _read(path: Path) -> Any:
         return None
 
 
-def call(function: Callable[..., Any], *args: Any, out: Any, **static: Any) -> Any:
+def call(
+    function: Callable[..., Any], *args: Any, out: Any = None, keep: bool = True, **static: Any
+) -> Any:
     """`function(*args, **static)`, from a kept program where one is found.
 
     Args:
         function: a jitted function of this package, at its module's top level.
         args: pytrees of arrays.
-        out: pytree with the structure of the result.
-        static: its static arguments. With a "mesh" it is called as it is: what is kept is for
-            one device.
+        out: pytree with the structure of the result; None if it has dictionaries, lists and
+            tuples only.
+        keep: False calls it as it is; for meshes, as what is kept is for one device.
+        static: its static arguments.
     """
-    if _folder is None or static.get("mesh") is not None:
+    if _folder is None or not keep:
         return function(*args, **static)
     leaves, tree = jax.tree.flatten(args)
     types_ = tuple(jax.typeof(leaf) for leaf in leaves)
     options = tuple(getattr(jax.config, name) for name in OPTIONS)
-    known = (function, tuple(sorted(static.items())), tree, types_, options, _folder)
+    flat = out is not None
+    known = (function, tuple(sorted(static.items())), tree, types_, flat, options, _folder)
     run = _ready.get(known)
-    if run is None:
-        run = _ready[known] = _prepare(function, leaves, tree, static)
-    return jax.tree.unflatten(jax.tree.structure(out), run(*leaves))
+    if run is not None:
+        _note_no_more()
+    else:
+        run = _ready[known] = _prepare(function, leaves, tree, static, flat=flat)
+    found = run(*leaves)
+    return jax.tree.unflatten(jax.tree.structure(out), found) if flat else found
 
 
 def _prepare(
-    function: Callable[..., Any], leaves: list[Any], tree: Any, static: Mapping[str, Any]
+    function: Callable[..., Any],
+    leaves: list[Any],
+    tree: Any,
+    static: Mapping[str, Any],
+    *,
+    flat: bool,
 ) -> Callable[..., Any]:
-    """The function on flat lists of arrays: read, or traced and kept."""
+    """The function on a flat list of arrays, perhaps returning one: read, or traced and kept."""
 
-    def flat(*leaves: Any) -> Any:
-        return jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves), **static))
+    def on_leaves(*leaves: Any) -> Any:
+        found = function(*jax.tree.unflatten(tree, leaves), **static)
+        return jax.tree.leaves(found) if flat else found
 
     assert _folder is not None
     try:
         named = [f"{name}={_name(value)}" for name, value in sorted(static.items())]
     except _NoName as error:
         _log.debug("%s has no name to be kept under", error)
-        return _compile(jax.jit(flat), leaves)
-    facts = [f"{function.__module__}.{function.__qualname__}", *named, str(tree)]
+        return _compile(jax.jit(on_leaves), leaves)
+    facts = [f"{function.__module__}.{function.__qualname__}", *named, str(tree), str(flat)]
+    # The compiler may still be at work.
+    tracing = native.promised() if _may_be_native(facts) else nullcontext(False)
     promise = False
     try:
-        with native.promised() as promise:  # the compiler may still be at work
-            exported = _exported(flat, facts, leaves, _folder)
-        if _broken(promise, facts):
-            exported = _exported(flat, facts, leaves, _folder)
+        with tracing as promise:
+            key = _key(facts, leaves)
+            if (run := _fetch(key)) is not None:
+                return run
+            exported = _exported(on_leaves, key, leaves, _folder)
+        if _broken(promise, exported):
+            key = _key(facts, leaves)
+            exported = _exported(on_leaves, key, leaves, _folder)
     except (ValueError, NotImplementedError, UserError) as error:
         # A custom call without a promise of stability, or a folder that cannot be written.
         _log.debug("%s is not kept: %s", facts[0], error)
-        _broken(promise, facts)
-        return _compile(jax.jit(flat), leaves)
-    # What a kept program returns is tied to its device; without this it would be compiled once
-    # for arguments that are tied, and once for those that are not.
+        if promise and not native.ready():
+            jax.clear_caches()
+        return _compile(jax.jit(on_leaves), leaves)
+    _note(key)
+    return _placed(exported, leaves)
+
+
+def _placed(exported: jax.export.Exported, leaves: list[Any]) -> Callable[..., Any]:
+    """A kept program, compiled."""
+    # What it returns is tied to its device; without this it would be compiled once for arguments
+    # that are tied, and once for those that are not.
     place = jax.sharding.SingleDeviceSharding(_device(leaves))
-    return _compile(jax.jit(exported.call, in_shardings=place, out_shardings=place), leaves)
+    run = _without_lapack(exported).call
+    return _compile(jax.jit(run, in_shardings=place, out_shardings=place), leaves)
+
+
+def _without_lapack(exported: jax.export.Exported) -> jax.export.Exported:
+    """The program, for which JAX need not make LAPACK ready if it is not called.
+
+    Before any call of a program for CPUs JAX imports SciPy, for LAPACK: a quarter of a second. So
+    it is told of no platform, and not to look; that it is the right one is in the program's key.
+    """
+    if b"lapack" in exported.mlir_module_serialized:
+        return exported
+    checks = (*exported.disabled_safety_checks, jax.export.DisabledSafetyCheck.platform())
+    return dataclasses.replace(exported, platforms=("any",), disabled_safety_checks=checks)
 
 
 def _exported(
-    flat: Callable[..., Any], facts: list[str], leaves: list[Any], folder: Path
+    function: Callable[..., Any], key: str, leaves: list[Any], folder: Path
 ) -> jax.export.Exported:
     """The lowered program: read from the folder, or made and kept there."""
-    path = folder / f"{_key(facts, leaves)}.program"
+    path = folder / f"{key}.program"
     exported = _read(path)
     if exported is None:
-        exported = jax.export.export(jax.jit(flat), disabled_checks=CALLS)(*leaves)
+        exported = jax.export.export(jax.jit(function), disabled_checks=CALLS)(*leaves)
         data = exported.serialize()
         with store.atomic_path(path) as temporary:
             temporary.write_bytes(data)
@@ -201,3 +251,73 @@ def _compile(function: Any, leaves: list[Any]) -> Callable[..., Any]:
     compiled = function.lower(*leaves).compile()
     release_memory()
     return compiled
+
+
+# --- before they are called -----------------------------------------------------------------
+
+
+@contextmanager
+def foreseen(kind: str) -> Iterator[None]:
+    """Load in the background what the last process of this kind called, and note what is called.
+
+    That is, until it called one for the second time: by then it was computing, with all cores.
+
+    Args:
+        kind: a text that processes which call the same programs share.
+    """
+    global _noting
+    if _folder is None:
+        yield
+        return
+    path = _folder / f"{hashlib.sha256(kind.encode()).hexdigest()}.called"
+    keys: list[str] = []
+    with suppress(OSError, ValueError):
+        keys = json.loads(path.read_text())
+    pool = ThreadPoolExecutor(1)
+    _foreseen.update({key: pool.submit(_load, key, _folder) for key in keys})
+    pool.shutdown(wait=False)
+    _called.clear()
+    _noting = True
+    try:
+        yield
+    finally:
+        _noting = False
+        for waiting in _foreseen.values():
+            waiting.cancel()
+        _foreseen.clear()
+        if _called and list(_called) != keys:
+            with suppress(UserError), store.atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(list(_called)))
+
+
+def _load(key: str, folder: Path) -> Callable[..., Any] | None:
+    """A kept program for the first device, or None if it cannot be had."""
+    exported = _read(folder / f"{key}.program")
+    if exported is None or (_is_native(exported) and not native.ready()):
+        return None
+    return _placed(exported, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in exported.in_avals])
+
+
+def _fetch(key: str) -> Callable[..., Any] | None:
+    """What was loaded before it was called, if it was."""
+    waiting = _foreseen.pop(key, None)
+    if waiting is None:
+        return None
+    try:
+        run = waiting.result()
+    except Exception as error:  # whatever it is, the program is read again, and may say more
+        _log.debug("%s cannot be loaded beforehand: %s", key, error)
+        return None
+    if run is not None:
+        _note(key)
+    return run
+
+
+def _note(key: str) -> None:
+    if _noting:
+        _called[key] = None
+
+
+def _note_no_more() -> None:
+    global _noting
+    _noting = False

@@ -1,9 +1,11 @@
 """Settings of the process that commands share: JAX's compilation cache, memory, versions."""
 
 import ctypes
+import gc
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from stylesr_jax import store
@@ -27,6 +29,18 @@ def configure() -> None:
         jax.config.update("jax_compilation_cache_dir", str(store.cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python looks for no garbage in here: where modules are imported all that is made stays."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def release_memory() -> None:

@@ -370,8 +370,9 @@ def search(
 
     def run(total: Array, state: SearchState) -> tuple[SearchState, Terms]:
         args = (shared, examples, keys, total, state)
+        options = {"problem": problem, "length": chunk, "mesh": mesh}
         out = (state, state.best_terms)
-        return programs.call(advance, *args, out=out, problem=problem, length=chunk, mesh=mesh)
+        return programs.call(advance, *args, out=out, keep=mesh is None, **options)
 
     records: list[dict[str, np.ndarray]] = []
     done, interrupted = 0, False

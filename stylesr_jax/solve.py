@@ -174,24 +174,22 @@ def key_of(seed: int, name: str) -> Array:
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "big"))
 
 
-@jax.jit
-def _start_keys(key: Array, index: Array) -> tuple[Array, Array]:
-    start, search_key = jax.random.split(jax.random.fold_in(key, index))
-    return start, search_key
-
-
 @partial(jax.jit, static_argnames=("coordinates",))
 def _begin(
-    coordinates: Coordinates,
     keys: Array,
     indices: Array,
     shared: Shared,
     examples: Example,
     previous: Any,
-) -> Any:
-    """The variables of a batch of starts, leading axis B."""
+    search_keys: Array,
+    number: Array,
+    *,
+    coordinates: Coordinates,
+) -> tuple[Any, Array]:
+    """A batch's variables for a stage, leading axis B, and the keys (B,) of its search."""
     start = jax.vmap(coordinates.start, in_axes=(0, 0, None, 0, 0))
-    return start(keys, indices, shared, examples, previous)
+    own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
+    return start(keys, indices, shared, examples, previous), own
 
 
 @partial(jax.jit, static_argnames=("stage", "tries", "mesh"))
@@ -236,13 +234,14 @@ def _by_distance(
 def _race(
     stage: Stage,
     keys: Array,
-    indices: Array,
+    indices: np.ndarray,
     search_keys: Array,
     *,
     steps: int,
     report: Callable[[int, dict[str, np.ndarray]], None],
     shared: Shared,
     examples: Example,
+    mesh: Mesh | None,
     **options: Any,
 ) -> Array:
     """Of each start's keys (B, racers) that with the lowest loss at a short search's end: (B,).
@@ -252,15 +251,20 @@ def _race(
     """
     losses = []
     for racer in range(keys.shape[1]):
+        start = (keys[:, racer], indices, shared, examples, None, search_keys, np.uint32(RACE_KEY))
+        variables, own_keys = programs.call(
+            _begin, *start, keep=mesh is None, coordinates=stage.coordinates
+        )
         result = search(
             problem_of(stage),
             shared=shared,
             examples=examples,
-            variables=_begin(stage.coordinates, keys[:, racer], indices, shared, examples, None),
-            keys=search_keys,
+            variables=variables,
+            keys=own_keys,
             steps=steps,
             close=False,
             on_progress=lambda step, _, terms, racer=racer: report(racer * steps + step, terms),
+            mesh=mesh,
             **options,
         )
         if result.interrupted:
@@ -273,8 +277,8 @@ def _race(
 _decode = jax.jit(decode, static_argnames=("coordinates",))
 
 
-@partial(jax.jit, static_argnames=("layers", "noisy", "inject", "own_noise"))
-def _examples(
+@partial(jax.jit, static_argnames=("layers", "noisy", "inject", "own_noise", "own_starts", "later"))
+def _draw(
     keys: Array,
     indices: Array,
     targets: Array,
@@ -287,14 +291,26 @@ def _examples(
     noisy: bool,
     inject: bool,
     own_noise: bool,
-) -> Example:
-    """Examples with the noise on their references and in their layers that settings ask for."""
+    own_starts: bool,
+    later: bool = True,
+) -> tuple[Example, Array, Array]:
+    """Examples with the noise on their references and in their layers that settings ask for.
+
+    `keys` (B,) are the images', `indices` (B,) number an image's solutions; `later` says that
+    there is one that is not its image's first.
+
+    Returns:
+        The examples, a key for each start and one for each search; (B,).
+    """
     generator = shared.generator
 
     def one(
         key: Array, index: Array, target: Array, mask: Array, group: Array, noise_mask: Array
-    ) -> Example:
-        target_key, layer_key = jax.random.split(key)
+    ) -> tuple[Example, Array, Array]:
+        start_key, search_key = jax.random.split(jax.random.fold_in(key, index))
+        if not own_starts:
+            start_key, _ = jax.random.split(jax.random.fold_in(key, 0))
+        target_key, layer_key = jax.random.split(jax.random.fold_in(search_key, LEVERS_KEY))
         injected = None
         if noisy:
             std = shared.settings["noise_std"]
@@ -303,17 +319,20 @@ def _examples(
             std = shared.settings["inject_noise"]
             injected = injected_noise(layer_key, generator, layers, std)
         if own_noise:
-            drawn = generator.random_noise(jax.random.fold_in(layer_key, 1))
-            share = jnp.where(index == 0, 0.0, 1.0)  # the first solution has the stored maps
-            change = [share * (a - b) for a, b in zip(drawn, generator.stored_noise, strict=True)]
+            change = [jnp.zeros_like(noise) for noise in generator.stored_noise]
+            if later:  # the first solution has the stored maps
+                drawn = generator.random_noise(jax.random.fold_in(layer_key, 1))
+                share = jnp.where(index == 0, 0.0, 1.0)
+                pairs = zip(drawn, generator.stored_noise, strict=True)
+                change = [share * (a - b) for a, b in pairs]
             injected = tuple(change if injected is None else map(jnp.add, injected, change))
-        return Example(target, mask, group, injected)
+        return Example(target, mask, group, injected), start_key, search_key
 
     return jax.vmap(one)(keys, indices, targets, masks, groups, noise_masks)
 
 
-def example_options(settings: Mapping[str, Value], generator: Generator) -> dict[str, Any]:
-    """The static arguments of `_examples` that settings stand for.
+def draw_options(settings: Mapping[str, Value], generator: Generator) -> dict[str, Any]:
+    """The static arguments of `_draw` that settings stand for.
 
     Raises:
         UserError: the layers to inject noise in are not the generator's.
@@ -323,6 +342,7 @@ def example_options(settings: Mapping[str, Value], generator: Generator) -> dict
         "noisy": bool(settings["noise_std"]),
         "inject": bool(settings["inject_noise"]),
         "own_noise": settings.get("noise") == "own",
+        "own_starts": choose(settings, "starts", {"own": True, "same": False}),
     }
 
 
@@ -364,6 +384,16 @@ def device_mesh(count: int | None = None) -> Mesh | None:
 DATA_KEY = 2**31  # folded into an image's key for what its data suffer
 
 
+@partial(jax.jit, static_argnames=("size", "low_size"))
+def _shrink(original: Array, size: tuple[int, int], low_size: tuple[int, int]) -> Array:
+    """An original (H, W, 3) brought to a size and then to a low one; in [-1, 1]."""
+    return jnp.clip(resize(_brought(original, size), low_size), -1.0, 1.0)
+
+
+def _brought(original: Array, size: tuple[int, int]) -> Array:
+    return jnp.clip(resize(original, size), -1.0, 1.0)
+
+
 def degrade_original(
     original: np.ndarray,
     key: Array,
@@ -388,11 +418,13 @@ def degrade_original(
         UserError: the degradation does not fit the image.
     """
     size = scaled_size(original.shape, resolution)
-    large = jnp.clip(resize(jnp.asarray(original), size), -1.0, 1.0)
+    if degradation is None:
+        observation = observe(_shrink(original, size, scaled_size(original.shape, lr_size)))
+        return observation, default_degradation(observation)
+    large = _brought(jnp.asarray(original), size)
     key = jax.random.fold_in(key, DATA_KEY)
-    suffered = degradation or Bicubic(size=scaled_size(original.shape, lr_size))
-    observation = observe(np.clip(np.asarray(suffered.degrade(key, large)), -1.0, 1.0))
-    if not truth or degradation is None:
+    observation = observe(np.clip(np.asarray(degradation.degrade(key, large)), -1.0, 1.0))
+    if not truth:
         return observation, default_degradation(observation)
     return observation, told(observation, degradation, key, resolution=resolution)
 
@@ -484,8 +516,10 @@ def solve(
     shared = Shared(generator, prior, degradation, perceptual, numbers)
     stages = stages_of(method, settings)
     stages = sketched(stages, generator, observations[0].target.shape[0])
-    options = example_options(settings, generator)
-    own_starts = choose(settings, "starts", {"own": True, "same": False})
+    options = draw_options(settings, generator)
+    injects = options["inject"] or options["own_noise"]
+    any_: Any = 0  # what matters is the structure
+    drawn = (Example(any_, any_, any_, generator.stored_noise if injects else None), any_, any_)
     if settings["diversity"]:
         batch, mesh = solutions, None
     at_once = batch * (1 if mesh is None else mesh.size)
@@ -498,26 +532,28 @@ def solve(
         some = wanted + [wanted[-1]] * (at_once - len(wanted))  # one size is compiled once
         began = time.monotonic()
         observed = [observations[i] for i, _ in some]
-        pairs = [_start_keys(keys[i], jnp.uint32(s)) for i, s in some]
-        examples = _examples(
-            jnp.stack([jax.random.fold_in(key, LEVERS_KEY) for _, key in pairs]),
-            jnp.asarray([s for _, s in some], jnp.int32),
-            jnp.stack([jnp.asarray(o.target) for o in observed]),
-            jnp.stack([jnp.asarray(o.mask) for o in observed]),
-            jnp.asarray([i for i, _ in some], jnp.int32),
-            jnp.stack([jnp.asarray(_on_canvas(noise_mask, o)) for o in observed]),
+        examples, start_keys, search_keys = programs.call(
+            _draw,
+            jnp.stack([keys[i] for i, _ in some]),
+            np.array([s for _, s in some], np.int32),
+            np.stack([o.target for o in observed]),
+            np.stack([o.mask for o in observed]),
+            np.array([i for i, _ in some], np.int32),
+            np.stack([_on_canvas(noise_mask, o) for o in observed]),
             shared,
+            out=drawn,
+            keep=mesh is None,
+            later=any(s > 0 for _, s in some),
             **options,
         )
-        first_key = [_start_keys(keys[i], jnp.uint32(0))[0] for i, _ in some]
         try:
             solved, interrupted = _solve_batch(
                 some,
                 observed,
                 examples,
-                jnp.stack([key for key, _ in pairs] if own_starts else first_key),
-                jnp.asarray([s if own_starts else 0 for _, s in some], jnp.int32),
-                jnp.stack([key for _, key in pairs]),
+                start_keys,
+                np.array([s if options["own_starts"] else 0 for _, s in some], np.int32),
+                search_keys,
                 shared=shared,
                 stages=stages,
                 settings=settings,
@@ -627,7 +663,7 @@ def _solve_batch(
     observations: Sequence[Observation],
     examples: Example,
     start_keys: Array,
-    indices: Array,
+    indices: np.ndarray,
     search_keys: Array,
     *,
     shared: Shared,
@@ -652,13 +688,11 @@ def _solve_batch(
             means = {name: float(np.mean(value)) for name, value in terms.items()}
             on_progress(jobs[0][0], jobs[0][1], done, total, means)
 
-    def keys_of(number: int) -> Array:
-        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
-
     tries = int(settings.get("tries", 1))
     if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
         args = (start_keys, indices, shared, examples)
-        tried = programs.call(_nearest_keys, *args, out=0, stage=stages[0], tries=tries, mesh=mesh)
+        options = {"stage": stages[0], "tries": tries, "mesh": mesh}
+        tried = programs.call(_nearest_keys, *args, out=0, keep=mesh is None, **options)
         if mesh is not None:
             tried = jax.device_put(tried, mesh.devices.flat[0])
         start_keys = tried[:, 0]
@@ -669,7 +703,7 @@ def _solve_batch(
                 stages[0],
                 tried[:, : racers(settings)],
                 indices,
-                keys_of(RACE_KEY),
+                search_keys,
                 steps=int(settings["race_steps"]),
                 report=report,
                 shared=shared,
@@ -679,7 +713,10 @@ def _solve_batch(
             )
     for number, stage in enumerate(stages):
         release_memory()
-        variables = _begin(stage.coordinates, start_keys, indices, shared, examples, variables)
+        start = (start_keys, indices, shared, examples, variables, search_keys, np.uint32(number))
+        variables, own_keys = programs.call(
+            _begin, *start, keep=mesh is None, coordinates=stage.coordinates
+        )
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
 
@@ -688,7 +725,7 @@ def _solve_batch(
             shared=shared,
             examples=examples,
             variables=variables,
-            keys=keys_of(number),
+            keys=own_keys,
             steps=int(settings[stage.steps]),
             chunk=chunk,
             mesh=mesh,

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import safetensors.numpy
 from stylesr_jax.errors import UserError
 
 HEADER_KEY = "stylesr_jax"
+DEFAULT = "mobile-ffhq-1024"  # the embedded generator
 
 
 @contextmanager
@@ -64,6 +66,27 @@ _UMASK = _umask()  # once: threads that read it at the same time would set each 
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
+    begun = _hashing.pop(_version(path), None)
+    return _sha256(path) if begun is None else begun.result()
+
+
+def begin_sha256(path: str | os.PathLike[str]) -> None:
+    """Let a thread begin with what `sha256` is soon asked for; Python need not wait for it."""
+    pool = ThreadPoolExecutor(1)
+    _hashing[_version(path)] = pool.submit(_sha256, path)
+    pool.shutdown(wait=False)
+
+
+_hashing: dict[tuple[Any, ...], Future[str]] = {}
+
+
+def _version(path: str | os.PathLike[str]) -> tuple[Any, ...]:
+    """What changes with a file."""
+    found = os.stat(path)
+    return (os.fspath(path), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -730,20 +730,35 @@ def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -
 
 
 def _run_all(args: argparse.Namespace, console: _Console) -> int:
-    from stylesr_jax import native_library
+    from stylesr_jax import native_library, store
+    from stylesr_jax.runtime import configure, uncollected
 
     paths, mistaken = _inputs(args.inputs, console)
-    out = Path(args.out)
-    _check_writable(out)
-    if (args.generator or "mobile").startswith("mobile"):
-        native_library.begin_early()  # before JAX is imported: all else waits for it at first
+    _check_writable(Path(args.out))
+    if args.generator in (None, store.DEFAULT):  # before JAX is imported, which takes a second
+        native_library.begin_early()
+        with suppress(UserError):  # it is raised where the weights are needed
+            store.begin_sha256(store.find_weights(f"{store.DEFAULT}.safetensors"))
+    # What decides which programs are called, but for an input's own size.
+    kind = {**vars(args), **dict.fromkeys(("inputs", "out", "seed", "steps", "quiet", "json"))}
+    with ExitStack() as stack:
+        with uncollected():
+            from stylesr_jax import programs
 
-    from stylesr_jax.runtime import configure
+            configure()
+            process, processes = join(args)
+            stack.enter_context(programs.foreseen(repr(sorted(kind.items()))))
+            run = _prepare(args, console)
+        code = _run_prepared(run, paths, console, process, processes)
+    return code or (2 if mistaken else 0)
+
+
+def _run_prepared(
+    run: _Run, paths: list[Path], console: _Console, process: int, processes: int
+) -> int:
     from stylesr_jax.stages import full_steps, race_steps, sketched
 
-    configure()
-    process, processes = join(args)
-    run = _prepare(args, console)
+    args, out = run.args, Path(run.args.out)
     canvas = _likely_canvas(paths[0], args.lr_size)
     stages = sketched(run.method.stages(run.settings), run.generator, canvas)
     steps = sum(int(run.settings[stage.steps]) for stage in stages)
@@ -771,8 +786,7 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
     )
     work = list(zip(paths, _folders(paths, out), strict=True))
     first = len(work) * process // processes  # processes begin at different places
-    code = _Work(run, work[first:] + work[:first], console, rates).do()
-    return code or (2 if mistaken else 0)
+    return _Work(run, work[first:] + work[:first], console, rates).do()
 
 
 def _inputs(texts: Sequence[str], console: _Console) -> tuple[list[Path], int]:

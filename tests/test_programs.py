@@ -3,6 +3,9 @@
 import gc
 import mmap
 import platform
+import subprocess
+import sys
+import threading
 from concurrent.futures import Future
 from functools import partial
 
@@ -28,10 +31,9 @@ def _powers(x, tree, *, power, how=None):
     return {"sum": sum(v**power for v in tree.values()) + x, "x": x}
 
 
-def _call(power=2, how=None):
+def _call(power=2, how=None, **options):
     tree = {"a": jnp.arange(3.0), "b": jnp.ones(3)}
-    out = {"sum": 0, "x": 0}
-    return programs.call(_powers, jnp.ones(3), tree, out=out, power=power, how=how)
+    return programs.call(_powers, jnp.ones(3), tree, power=power, how=how, **options)
 
 
 @pytest.fixture
@@ -67,6 +69,18 @@ def test_a_kept_program_is_not_traced_again(folder):
     assert TRACES == []
     np.testing.assert_array_equal(first["sum"], again["sum"])
     np.testing.assert_array_equal(first["sum"], [2.0, 3.0, 6.0])
+
+
+def test_a_structure_that_cannot_be_kept_is_given(folder):
+    plain, given = _call(), _call(out={"sum": 0, "x": 0})
+    np.testing.assert_array_equal(plain["sum"], given["sum"])
+    assert plain.keys() == given.keys() and TRACES == [2]  # the jitted function was traced once
+    assert len(list(folder.glob("*.program"))) == 2
+
+
+def test_what_is_not_to_be_kept_is_called_as_it_is(folder):
+    np.testing.assert_array_equal(_call(keep=False)["sum"], [2.0, 3.0, 6.0])
+    assert not list(folder.iterdir())
 
 
 def test_other_static_values_are_other_programs(folder):
@@ -154,6 +168,83 @@ def test_programs_that_are_let_go_give_their_mappings_back(folder, monkeypatch):
     assert taken >= 40 and let_go() - before < taken / 4
 
 
+@pytest.fixture
+def loaded(monkeypatch):
+    """Whether programs were loaded by the main thread, one after the other."""
+    seen, placed = [], programs._placed
+
+    def note(*args):
+        seen.append(threading.current_thread() is threading.main_thread())
+        return placed(*args)
+
+    monkeypatch.setattr(programs, "_placed", note)
+    return seen
+
+
+def _as_another_process(kind, *powers):
+    """Call programs in a process of this kind."""
+    _forget()
+    with programs.foreseen(kind):
+        return [np.asarray(_call(power)["sum"]) for power in powers]
+
+
+def test_what_the_last_process_called_is_loaded_beforehand(folder, loaded):
+    first = _as_another_process("a", 2, 3)
+    again = _as_another_process("a", 3, 2)
+    assert TRACES == [] and loaded == [True, True, False, False]
+    np.testing.assert_array_equal(first, again[::-1])
+    _as_another_process("b", 2)
+    assert loaded[4:] == [True]  # another kind calls other programs
+
+
+def test_what_is_called_after_a_repetition_is_not_loaded_beforehand(folder, loaded):
+    _as_another_process("a", 2, 2, 3)
+    _as_another_process("a", 2, 2, 3)
+    assert loaded == [True, True, False, True]
+
+
+def test_what_is_not_called_again_is_loaded_beforehand_no_more(folder, loaded):
+    _as_another_process("a", 2, 3)
+    _as_another_process("a", 4)
+    del loaded[:]
+    _as_another_process("a", 4)
+    assert loaded == [False]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no list", b'["unknown"]'])
+def test_damaged_notes_and_programs_cost_time_only(folder, damage):
+    first = _as_another_process("a", 2)
+    (notes,) = folder.glob("*.called")
+    notes.write_bytes(damage)
+    np.testing.assert_array_equal(_as_another_process("a", 2), first)
+    next(folder.glob("*.program")).write_bytes(damage)
+    np.testing.assert_array_equal(_as_another_process("a", 2), first)
+    assert TRACES == [2]
+
+
+LAPACK = """
+import sys, tempfile
+from functools import partial
+from pathlib import Path
+import jax
+import jax.numpy as jnp
+from stylesr_jax import programs
+
+double = jax.jit(lambda x: 2.0 * x)
+double.__qualname__ = "double"
+cholesky = jax.jit(jnp.linalg.cholesky)
+programs.keep_in(Path(tempfile.mkdtemp()))
+assert programs.call(double, jnp.eye(3)).sum() == 6.0
+assert "scipy" not in sys.modules
+assert programs.call(cholesky, 4.0 * jnp.eye(3), out=0).sum() == 6.0
+assert "scipy" in sys.modules
+"""
+
+
+def test_lapack_is_made_ready_only_for_programs_that_call_it():
+    subprocess.run([sys.executable, "-c", LAPACK], check=True)
+
+
 def test_nothing_is_kept_without_a_folder(tmp_path):
     _forget()
     np.testing.assert_array_equal(_call()["sum"], [2.0, 3.0, 6.0])
@@ -171,8 +262,9 @@ def test_a_search_from_kept_programs_is_the_same(folder, tiny_files, monkeypatch
         return upsample(image, key=jax.random.key(0), **options).images
 
     first = run()
-    # The choice of starts, the search (first chunk and later ones alike), the picture.
-    assert len(list(folder.glob("*.program"))) == 3
+    # The first solution's noise and the second's, beginning, the choice of starts, the search
+    # (first chunk and later ones alike), the picture.
+    assert len(list(folder.glob("*.program"))) == 6
 
     def export(*args, **options):
         raise AssertionError("the program was not found")

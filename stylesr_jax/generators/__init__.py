@@ -12,8 +12,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Config, Generator, measure_statistics
 from stylesr_jax.generators.heads import with_known_heads
 from stylesr_jax.generators.mobile import MobileConfig
-
-DEFAULT = "mobile-ffhq-1024"
+from stylesr_jax.store import DEFAULT
 
 __all__ = [
     "DEFAULT",

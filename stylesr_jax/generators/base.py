@@ -17,7 +17,7 @@ from stylesr_jax.generators.layers import leaky_relu
 from stylesr_jax.generators.mapping import Mapping
 
 Noise = tuple[Array, ...]
-DRAWN_TOGETHER = 64 * 64  # random noise maps of up to so many pixels
+DRAWN_TOGETHER = 256 * 256  # random noise maps of up to so many pixels
 PULSE_SLOPE = 5.0  # PULSE's transform is leaky ReLU with this slope: it undoes M's last layer
 
 
