@@ -48,11 +48,22 @@ def _solve_on_meshes(
 
 
 @pytest.mark.parametrize(
-    ("sketch_steps", "devices"), [(0, "08"), pytest.param(4, "0128", marks=pytest.mark.slow)]
+    ("method", "settings", "devices"),
+    [
+        ("csgm", {"steps": 4}, "08"),
+        *(
+            pytest.param(
+                "rls",
+                {"sketch_steps": sketch_steps, "steps": 4, "tries": 9},
+                "0128",
+                marks=pytest.mark.slow,
+            )
+            for sketch_steps in (0, 4)
+        ),
+    ],
 )
-def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path, sketch_steps, devices):
-    settings = {"sketch_steps": sketch_steps, "steps": 4, "tries": 9}
-    found = _solve_on_meshes(tiny_files, tmp_path / "rls.npz", "rls", settings, devices)
+def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path, method, settings, devices):
+    found = _solve_on_meshes(tiny_files, tmp_path / "found.npz", method, settings, devices)
     assert found["8"].shape == (6, 32, 32, 3)
     assert np.unique(np.round(found["8"], 3), axis=0).shape[0] == 6  # six different pictures
     # The programs are compiled for different numbers of devices and round differently.

@@ -125,6 +125,7 @@ def test_a_diverging_fit_says_what_to_do():
         )
 
 
+@pytest.mark.slow  # three processes; `fit` is interrupted and resumed in one above
 def test_command_killed_and_resumed_writes_a_prior_that_is_found(tmp_path):
     """SIGKILL in the middle, --resume, against one uninterrupted run of the same command."""
     environment = os.environ | {"STYLESR_CACHE": str(tmp_path / "cache")}

@@ -134,8 +134,14 @@ def density_on_a_grid(log_prob, reach: float, *, points: int = 1600):
     return axis, np.exp(np.asarray(jax.jit(log_prob)(grid), np.float64))
 
 
-@pytest.mark.parametrize("radial", [False, True])
-@pytest.mark.parametrize("whitened", [True, False])
+@pytest.mark.parametrize(
+    ("whitened", "radial"),
+    [
+        (False, True),
+        *(pytest.param(*v, marks=pytest.mark.slow) for v in ((True, True), (False, False))),
+        (True, False),
+    ],
+)
 def test_density_integrates_to_one_in_two_dimensions(whitened, radial):
     config = masks.FlowConfig(dim=2, blocks=3, width=12, radial=radial)
     size = 0.3 if whitened else 0.1  # w is five times denser where it is negative

@@ -16,7 +16,7 @@ from stylesr_jax.search import advance, begin
 from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
 
 ACCELERATORS = ("cuda", "tpu")
-SLOW = ("ilo", "langevin")  # four stages; RLS's stage twice
+SLOW = ("ilo", "langevin", "rls+")  # four stages; RLS's stages and more
 SEARCHES = [
     pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
     for name, method in METHODS.items()

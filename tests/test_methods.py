@@ -287,7 +287,11 @@ def _upsample(generator, name, prior=None, **options):
 ALL_LEVERS = {"noise_std": 0.05, "inject_noise": 0.02, "diversity": 0.02}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    # RLS+ and Langevin sampling begin as RLS does, and take twice as long.
+    [pytest.param(n, marks=pytest.mark.slow if n in ("rls+", "langevin") else ()) for n in METHODS],
+)
 def test_every_method_runs_with_all_levers_and_its_file_redraws_the_pixels(
     name, small, prior, tmp_path
 ):

@@ -66,10 +66,10 @@ def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prio
 
 
 def test_the_start_that_wins_a_race_is_searched(tiny, tiny_prior, target):
-    few = {"sketch_steps": 0, "steps": 25, "tries": 16, "race_steps": 25}
+    few = {"sketch_steps": 0, "steps": 20, "tries": 8, "race_steps": 20}
     alone, raced = (
-        _upsample(target, tiny, tiny_prior, solutions=4, settings={**few, "racers": racers})
-        for racers in (1, 16)
+        _upsample(target, tiny, tiny_prior, solutions=3, settings={**few, "racers": racers})
+        for racers in (1, 8)
     )
     np.testing.assert_array_equal(alone.images[0], raced.images[0])  # it has one start only
     before, after = (np.array([one.loss for one in r.solutions[1:]]) for r in (alone, raced))
