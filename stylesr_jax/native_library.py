@@ -11,12 +11,15 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
@@ -26,11 +29,18 @@ COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-std=c++17", "-fno-exceptions", "-shared", "-fPIC")
 X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")  # as `platform.machine` names them
 _log = logging.getLogger(__name__)
+_lock = Lock()
+_running: subprocess.Popen[str] | None = None
+
+
+def begun() -> Future[Path] | None:
+    """The library's file, once it is there; or None if there is to be none."""
+    with _lock:
+        return _begun()
 
 
 @lru_cache(maxsize=1)
-def begun() -> Future[Path] | None:
-    """The library's file, once it is there; or None if there is to be none."""
+def _begun() -> Future[Path] | None:
     if os.environ.get("STYLESR_NATIVE") == "0":
         return None
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
@@ -48,6 +58,13 @@ def begin_early() -> None:
     wanted = os.environ.get("JAX_PLATFORMS", "cpu").startswith("cpu")
     if wanted and find_spec("jax_plugins") is None and find_spec("libtpu") is None:
         begun()
+
+
+def give_up() -> None:
+    """Stop the compiler if it is at work, for a process that ends and would wait for it."""
+    if _running is not None:
+        _stop(_running)
+        _begun.cache_clear()  # should it go on after all
 
 
 def include_dir() -> str:
@@ -80,19 +97,36 @@ def _compile(command: list[str]) -> None:
     Raises:
         UserError: it fails.
     """
+    global _running
     machine = platform.machine().lower()
     native = ["-march=native"] if machine in X86 else ["-mcpu=native"] if machine in ARM else []
     try:
-        run = subprocess.run(
-            [*command, *native], capture_output=True, text=True, timeout=300, check=False
+        run = _running = subprocess.Popen(
+            [*command, *native],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # with the processes that the compiler starts
         )
     except OSError as error:
         raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
+    try:
+        _, errors = run.communicate(timeout=300)
+    finally:
+        _stop(run)
+        _running = None
     if run.returncode == 0:
         return
-    rows = run.stderr.strip().splitlines() or ["no message"]
+    rows = errors.strip().splitlines() or ["no message"]
     reason = next((row for row in rows if "error" in row), rows[-1])
     raise UserError(f"{command[0]} fails: {reason}")
+
+
+def _stop(run: subprocess.Popen[str]) -> None:
+    """Kill a process, and what it started, unless it has ended."""
+    if run.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL) if hasattr(os, "killpg") else run.kill()
 
 
 def _processor() -> list[str]:

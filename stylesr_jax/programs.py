@@ -106,16 +106,19 @@ def _is_native(exported: jax.export.Exported) -> bool:
     return any(name.encode() in exported.mlir_module_serialized for name in native.TARGETS)
 
 
-def _key(facts: list[str], leaves: list[Any]) -> str:
-    device = _device(leaves)
-    facts = [
-        *facts,
-        *(str(jax.typeof(leaf)) for leaf in leaves),
+def _circumstances(device: Any) -> list[str]:
+    """What decides every program on a device."""
+    return [
         _sources(),
         repr(sorted(versions().items())),  # optax and others are traced in
         f"{device.platform} {device.device_kind}",
         *(f"{option}={getattr(jax.config, option)}" for option in OPTIONS),
     ]
+
+
+def _key(facts: list[str], leaves: list[Any]) -> str:
+    types_ = (str(jax.typeof(leaf)) for leaf in leaves)
+    facts = [*facts, *types_, *_circumstances(_device(leaves))]
     if _may_be_native(facts):
         # Or the generator's blocks are XLA's after all, or round nothing.
         facts.append(f"{native.ready()} {native.rounding()}")
@@ -195,19 +198,20 @@ def _prepare(
     try:
         with tracing as promise:
             key = _key(facts, leaves)
-            if (run := _fetch(key)) is not None:
+            if (run := _fetch(key, leaves)) is not None:
                 return run
             exported = _exported(on_leaves, key, leaves, _folder)
         if _broken(promise, exported):
             key = _key(facts, leaves)
             exported = _exported(on_leaves, key, leaves, _folder)
-    except (ValueError, NotImplementedError, UserError) as error:
-        # A custom call without a promise of stability, or a folder that cannot be written.
+    except (ValueError, TypeError, NotImplementedError, UserError) as error:
+        # A custom call without a promise of stability, a result of another structure, or a folder
+        # that cannot be written.
         _log.debug("%s is not kept: %s", facts[0], error)
         if promise and not native.ready():
             jax.clear_caches()
         return _compile(jax.jit(on_leaves), leaves)
-    _note(key)
+    _note(key, leaves)
     return _placed(exported, leaves)
 
 
@@ -226,7 +230,7 @@ def _without_lapack(exported: jax.export.Exported) -> jax.export.Exported:
     Before any call of a program for CPUs JAX imports SciPy, for LAPACK: a quarter of a second. So
     it is told of no platform, and not to look; that it is the right one is in the program's key.
     """
-    if b"lapack" in exported.mlir_module_serialized:
+    if exported.platforms != ("cpu",) or b"lapack" in exported.mlir_module_serialized:
         return exported
     checks = (*exported.disabled_safety_checks, jax.export.DisabledSafetyCheck.platform())
     return dataclasses.replace(exported, platforms=("any",), disabled_safety_checks=checks)
@@ -269,10 +273,10 @@ def foreseen(kind: str) -> Iterator[None]:
     if _folder is None:
         yield
         return
-    path = _folder / f"{hashlib.sha256(kind.encode()).hexdigest()}.called"
-    keys: list[str] = []
-    with suppress(OSError, ValueError):
-        keys = json.loads(path.read_text())
+    facts = [kind, *_circumstances(jax.local_devices()[0])]
+    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    path = _folder / f"{name}.called"
+    keys = _noted(path)
     pool = ThreadPoolExecutor(1)
     _foreseen.update({key: pool.submit(_load, key, _folder) for key in keys})
     pool.shutdown(wait=False)
@@ -290,6 +294,15 @@ def foreseen(kind: str) -> Iterator[None]:
                 temporary.write_text(json.dumps(list(_called)))
 
 
+def _noted(path: Path) -> list[str]:
+    """The keys in a file; none if it holds something else."""
+    with suppress(OSError, ValueError):
+        keys = json.loads(path.read_text())
+        if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
+            return keys
+    return []
+
+
 def _load(key: str, folder: Path) -> Callable[..., Any] | None:
     """A kept program for the first device, or None if it cannot be had."""
     exported = _read(folder / f"{key}.program")
@@ -298,10 +311,10 @@ def _load(key: str, folder: Path) -> Callable[..., Any] | None:
     return _placed(exported, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in exported.in_avals])
 
 
-def _fetch(key: str) -> Callable[..., Any] | None:
-    """What was loaded before it was called, if it was."""
+def _fetch(key: str, leaves: list[Any]) -> Callable[..., Any] | None:
+    """What was loaded, or is being loaded, before it was called; None for other devices."""
     waiting = _foreseen.pop(key, None)
-    if waiting is None:
+    if waiting is None or waiting.cancel() or not _on_first(leaves):
         return None
     try:
         run = waiting.result()
@@ -309,12 +322,17 @@ def _fetch(key: str) -> Callable[..., Any] | None:
         _log.debug("%s cannot be loaded beforehand: %s", key, error)
         return None
     if run is not None:
-        _note(key)
+        _note(key, leaves)
     return run
 
 
-def _note(key: str) -> None:
-    if _noting:
+def _on_first(leaves: list[Any]) -> bool:
+    """Whether arrays are on the device that programs are loaded for before they are called."""
+    return _device(leaves) == jax.local_devices()[0]
+
+
+def _note(key: str, leaves: list[Any]) -> None:
+    if _noting and _on_first(leaves):
         _called[key] = None
 
 

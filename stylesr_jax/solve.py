@@ -384,16 +384,6 @@ def device_mesh(count: int | None = None) -> Mesh | None:
 DATA_KEY = 2**31  # folded into an image's key for what its data suffer
 
 
-@partial(jax.jit, static_argnames=("size", "low_size"))
-def _shrink(original: Array, size: tuple[int, int], low_size: tuple[int, int]) -> Array:
-    """An original (H, W, 3) brought to a size and then to a low one; in [-1, 1]."""
-    return jnp.clip(resize(_brought(original, size), low_size), -1.0, 1.0)
-
-
-def _brought(original: Array, size: tuple[int, int]) -> Array:
-    return jnp.clip(resize(original, size), -1.0, 1.0)
-
-
 def degrade_original(
     original: np.ndarray,
     key: Array,
@@ -418,13 +408,11 @@ def degrade_original(
         UserError: the degradation does not fit the image.
     """
     size = scaled_size(original.shape, resolution)
-    if degradation is None:
-        observation = observe(_shrink(original, size, scaled_size(original.shape, lr_size)))
-        return observation, default_degradation(observation)
-    large = _brought(jnp.asarray(original), size)
+    large = jnp.clip(resize(jnp.asarray(original), size), -1.0, 1.0)
     key = jax.random.fold_in(key, DATA_KEY)
-    observation = observe(np.clip(np.asarray(degradation.degrade(key, large)), -1.0, 1.0))
-    if not truth:
+    suffered = degradation or Bicubic(size=scaled_size(original.shape, lr_size))
+    observation = observe(np.clip(np.asarray(suffered.degrade(key, large)), -1.0, 1.0))
+    if not truth or degradation is None:
         return observation, default_degradation(observation)
     return observation, told(observation, degradation, key, resolution=resolution)
 
@@ -532,21 +520,21 @@ def solve(
         some = wanted + [wanted[-1]] * (at_once - len(wanted))  # one size is compiled once
         began = time.monotonic()
         observed = [observations[i] for i, _ in some]
-        examples, start_keys, search_keys = programs.call(
-            _draw,
-            jnp.stack([keys[i] for i, _ in some]),
-            np.array([s for _, s in some], np.int32),
-            np.stack([o.target for o in observed]),
-            np.stack([o.mask for o in observed]),
-            np.array([i for i, _ in some], np.int32),
-            np.stack([_on_canvas(noise_mask, o) for o in observed]),
-            shared,
-            out=drawn,
-            keep=mesh is None,
-            later=any(s > 0 for _, s in some),
-            **options,
-        )
         try:
+            examples, start_keys, search_keys = programs.call(
+                _draw,
+                jnp.stack([keys[i] for i, _ in some]),
+                np.array([s for _, s in some], np.int32),
+                np.stack([o.target for o in observed]),
+                np.stack([o.mask for o in observed]),
+                np.array([i for i, _ in some], np.int32),
+                np.stack([_on_canvas(noise_mask, o) for o in observed]),
+                shared,
+                out=drawn,
+                keep=mesh is None,
+                later=options["own_noise"] and any(s > 0 for _, s in some),
+                **options,
+            )
             solved, interrupted = _solve_batch(
                 some,
                 observed,

@@ -367,6 +367,7 @@ def _device() -> str:
 def _report(
     run: _Run, one: "_Input", result: "Result", original: "np.ndarray | None"
 ) -> dict[str, Any]:
+    from stylesr_jax.generators.native import blocks_of
     from stylesr_jax.runtime import versions
 
     observation = result.observation
@@ -379,6 +380,7 @@ def _report(
         "preset": run.args.preset,
         "generator": run.generator.name,
         "device": _device(),
+        "blocks": blocks_of(run.generator),
         "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,
@@ -731,7 +733,6 @@ def _write_folder(run: _Run, one: _Input, result: "Result", console: _Console) -
 
 def _run_all(args: argparse.Namespace, console: _Console) -> int:
     from stylesr_jax import native_library, store
-    from stylesr_jax.runtime import configure, uncollected
 
     paths, mistaken = _inputs(args.inputs, console)
     _check_writable(Path(args.out))
@@ -739,6 +740,16 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
         native_library.begin_early()
         with suppress(UserError):  # it is raised where the weights are needed
             store.begin_sha256(store.find_weights(f"{store.DEFAULT}.safetensors"))
+    try:
+        code = _run_configured(args, paths, console)
+    finally:
+        native_library.give_up()
+    return code or (2 if mistaken else 0)
+
+
+def _run_configured(args: argparse.Namespace, paths: list[Path], console: _Console) -> int:
+    from stylesr_jax.runtime import configure, uncollected
+
     # What decides which programs are called, but for an input's own size.
     kind = {**vars(args), **dict.fromkeys(("inputs", "out", "seed", "steps", "quiet", "json"))}
     with ExitStack() as stack:
@@ -749,8 +760,7 @@ def _run_all(args: argparse.Namespace, console: _Console) -> int:
             process, processes = join(args)
             stack.enter_context(programs.foreseen(repr(sorted(kind.items()))))
             run = _prepare(args, console)
-        code = _run_prepared(run, paths, console, process, processes)
-    return code or (2 if mistaken else 0)
+        return _run_prepared(run, paths, console, process, processes)
 
 
 def _run_prepared(

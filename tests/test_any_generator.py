@@ -50,8 +50,8 @@ SMALL += ("--whitening-draws", "2000", "--quiet")
 @pytest.mark.parametrize(
     ("name", "label"),
     [
-        ("ada_pytorch_skip_32.pkl", None),
-        pytest.param("tf_legacy_generator_only_32.pkl", None, marks=pytest.mark.slow),
+        ("tf_legacy_generator_only_32.pkl", None),
+        pytest.param("ada_pytorch_skip_32.pkl", None, marks=pytest.mark.slow),
         pytest.param("rosinality_32.pt", None, marks=pytest.mark.slow),
         pytest.param("ada_pytorch_conditional_32.pkl", 1, marks=pytest.mark.slow),
     ],

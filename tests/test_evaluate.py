@@ -271,7 +271,8 @@ def test_truth_that_does_not_fit_is_refused(tiny, tiny_prior, tmp_path):
         prepare(plan, tmp_path / "wide.png")
 
 
-@pytest.mark.parametrize("truth", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("truth", [False, True])
 def test_grey_data_are_searched_for(tiny, tiny_prior, folder, tmp_path, truth):
     spec = parse("bicubic(8)|grey")
     plan = _plan(tiny, tiny_prior, folder, tmp_path, degradation=spec, truth=truth)

@@ -46,6 +46,7 @@ def test_fit_lowers_the_held_out_loss_and_gaussianizes():
     assert norm2.mean() == pytest.approx(3, abs=0.3)
 
 
+@pytest.mark.slow
 def test_same_key_same_prior_other_key_other_prior():
     first, again, other = run(), run(), run(key=jax.random.key(12))
     jax.tree.map(np.testing.assert_array_equal, first, again)

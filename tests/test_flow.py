@@ -323,6 +323,7 @@ def embedded(mobile):
     return SimpleNamespace(generator=mobile, prior=flow.load_prior(mobile))
 
 
+@pytest.mark.slow
 def test_embedded_prior_describes_fresh_noisy_draws(embedded):
     figures = jax.tree.map(float, flow.prior_figures(KEY, embedded.prior, embedded.generator))
     assert figures["norm2_mean"] == pytest.approx(512, abs=6)
@@ -355,7 +356,7 @@ def test_embedded_prior_has_finite_gradients_where_searches_go(embedded):
 
 def test_embedded_prior_samples_look_like_mapped_latents(embedded):
     prior = embedded.prior
-    sampled = prior.whiten(jax.jit(lambda p, k: p.sample(k, 200))(prior, KEY))
+    sampled = prior.whiten(jax.jit(lambda p, k: p.sample(k, 64))(prior, KEY))
     noise = prior.config.noise
     drawn = flow.noisy_draws(KEY, embedded.generator, prior.whitening, noise, 2000)
     # Medians: a share of the samples comes from the wider noise of the fit's tail.

@@ -510,6 +510,7 @@ def test_hostile_archives(what):
     expect_error(ARCHIVES[what]())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_is_bounded():
     """Every hostile file above, in a process of its own that may not use much memory."""

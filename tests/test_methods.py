@@ -384,6 +384,7 @@ def test_ilo_stages_begin_with_the_image_of_the_last_one(small):
         np.testing.assert_allclose(before, after, atol=1e-3 * float(jnp.abs(before).max()))
 
 
+@pytest.mark.slow
 def test_interrupting_an_early_stage_gives_whole_solutions(small):
     def interrupt(image, solution, step, steps, terms):
         raise KeyboardInterrupt

@@ -2,9 +2,10 @@
 
 import dataclasses
 import logging
+import os
 import shutil
-import subprocess
 import threading
+import time
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -404,7 +405,7 @@ def test_the_embedded_generator_is_the_same_either_way(mobile):
 
 
 def _forget():
-    native_library.begun.cache_clear()
+    native_library._begun.cache_clear()
     native._loaded.cache_clear()
 
 
@@ -413,7 +414,7 @@ def anew(monkeypatch, tmp_path):
     """`available` and `ready` as in a new process, with an empty cache folder."""
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **options: None)
-    for module, name in ((native_library, "begun"), (native, "_loaded")):
+    for module, name in ((native_library, "_begun"), (native, "_loaded")):
         known = getattr(module, name)  # what this process has registered stays known
         monkeypatch.setattr(module, name, lru_cache(maxsize=1)(known.__wrapped__))
     return tmp_path
@@ -454,7 +455,7 @@ def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, compiler):
     assert not any(path.suffix == ".so" for path in anew.rglob("*"))
 
 
-@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("fails", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiling_does_not_hold_up_what_comes_before(anew, monkeypatch, mobile, fails):
     """And what cannot be compiled after all is computed by XLA."""
     begin = threading.Event()
@@ -477,6 +478,19 @@ def test_compiling_does_not_hold_up_what_comes_before(anew, monkeypatch, mobile,
     assert (native.FORWARD in str(program)) == native.ready() and not (fails and native.ready())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_process_that_ends_does_not_wait_for_the_compiler(anew, monkeypatch):
+    monkeypatch.setenv("CXX", "sh -c 'sleep 600' sh")
+    library = native_library.begun()
+    while native_library._running is None:
+        time.sleep(0.01)
+    native_library.give_up()
+    with pytest.raises(UserError, match="sh fails"):
+        library.result(timeout=60)
+    assert native_library._running is None and not list((anew / "native").iterdir())
+    native_library.give_up()  # there is nothing to give up any more
+
+
 @pytest.mark.parametrize(
     ("machine", "option"),
     [("x86_64", "-march=native"), ("arm64", "-mcpu=native"), ("riscv64", "c++")],
@@ -485,11 +499,19 @@ def test_the_compiler_is_told_of_the_processor(monkeypatch, machine, option):
     """Once: a compiler that was killed, as by Ctrl-C, does not begin again."""
     asked = []
 
-    def run(command, **options):
-        asked.append(command[-1])
-        return subprocess.CompletedProcess(command, -2, "", "")
+    class Killed:
+        returncode = -2
 
-    monkeypatch.setattr(native_library.subprocess, "run", run)
+        def __init__(self, command, **options):
+            asked.append(command[-1])
+
+        def communicate(self, timeout):
+            return "", ""
+
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(native_library.subprocess, "Popen", Killed)
     monkeypatch.setattr(native_library.platform, "machine", lambda: machine)
     with pytest.raises(UserError, match="c\\+\\+ fails"):
         native_library._compile(["c++"])

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 
 import jax
@@ -185,6 +185,7 @@ def _as_another_process(kind, *powers):
     """Call programs in a process of this kind."""
     _forget()
     with programs.foreseen(kind):
+        wait(programs._foreseen.values())
         return [np.asarray(_call(power)["sum"]) for power in powers]
 
 
@@ -211,7 +212,19 @@ def test_what_is_not_called_again_is_loaded_beforehand_no_more(folder, loaded):
     assert loaded == [False]
 
 
-@pytest.mark.parametrize("damage", [b"", b"no list", b'["unknown"]'])
+def test_what_other_sources_or_devices_called_is_not_loaded(folder, loaded, monkeypatch):
+    _as_another_process("a", 2)
+    monkeypatch.setattr(programs, "_sources", lambda: "others")
+    _as_another_process("a", 2)
+    assert loaded == [True, True] and len(list(folder.glob("*.called"))) == 2
+    with programs.foreseen("a"):
+        ((key, waiting),) = programs._foreseen.items()
+        assert waiting.result()
+        monkeypatch.setattr(programs, "_device", lambda leaves: "another")
+        assert programs._fetch(key, []) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"no list", b"null", b"[[1]]", b'["unknown"]'])
 def test_damaged_notes_and_programs_cost_time_only(folder, damage):
     first = _as_another_process("a", 2)
     (notes,) = folder.glob("*.called")

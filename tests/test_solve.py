@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stylesr_jax import programs
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods import method_named
@@ -97,6 +98,21 @@ def test_a_start_whose_loss_is_not_finite_wins_no_race(tiny, tiny_prior, target,
     assert len(races) == 2 and len(begun) == 2
     np.testing.assert_array_equal(begun[1], races[1])
     assert np.abs(races[0] - races[1]).max() > 0.1
+
+
+def test_ctrl_c_before_a_further_search_keeps_earlier_solutions(
+    tiny, tiny_prior, target, monkeypatch
+):
+    called = programs.call
+
+    def interrupted(function, *args, **options):
+        if options.get("later"):
+            raise KeyboardInterrupt  # while the second solution's noise is drawn
+        return called(function, *args, **options)
+
+    monkeypatch.setattr(programs, "call", interrupted)
+    result = _upsample(target, tiny, tiny_prior)
+    assert result.interrupted and len(result.solutions) == 1
 
 
 def test_ctrl_c_in_a_race_keeps_earlier_solutions(tiny, tiny_prior, target):

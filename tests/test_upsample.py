@@ -66,7 +66,7 @@ def test_everything_is_written(run, photo, tmp_path, capsys):
     assert names == pictures | {"report.json", "solutions.npz"}
     report = json.loads((out / "photo" / "report.json").read_text())
     assert report["status"] == "ok" and report["seed"] == 0 and len(report["solutions"]) == 2
-    assert {"device", "versions", "weights_sha256", "seconds", "settings"} <= set(report)
+    assert {"device", "blocks", "versions", "weights_sha256", "seconds", "settings"} <= set(report)
     one = report["solutions"][0]
     assert one["steps"] == 12 and one["residual_psnr"] > 0 and "l1" in one["terms"]
     assert read_image(out / "photo" / "solution_0.png").shape == (32, 32, 3)

@@ -170,6 +170,13 @@ def rounding() -> bool:
     return precision in ROUNDED and can_round()
 
 
+def blocks_of(generator: Any) -> str:
+    """How a generator's blocks are computed: "xla", "native" or "native, rounded"."""
+    if not getattr(generator.config, "native", None) or not ready():
+        return "xla"
+    return "native, rounded" if rounding() else "native"
+
+
 def _image_style(styles: Params) -> Array:
     """The image's style (N, F), or without an image (N, 0)."""
     return styles.get("image", jnp.zeros((len(styles["up"]), 0), jnp.float32))
