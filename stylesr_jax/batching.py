@@ -37,7 +37,7 @@ def search_bytes(
 
     from stylesr_jax import solve
     from stylesr_jax.degradations import Bicubic
-    from stylesr_jax.objective import Shared
+    from stylesr_jax.objective import Example, Shared
     from stylesr_jax.search import advance, begin
     from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
 
@@ -50,7 +50,7 @@ def search_bytes(
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-    examples, _, _ = jax.eval_shape(
+    fields, _, _ = jax.eval_shape(
         partial(solve._draw, **solve.draw_options(settings, generator)),
         keys,
         array(dtype=jnp.int32),
@@ -60,6 +60,7 @@ def search_bytes(
         array(side, side, 1),
         shared,
     )
+    examples = Example(*fields)
     most, variables = 0, None
     for stage in sketched(stages_of(method, settings), generator, side):
         start = partial(solve._begin, coordinates=stage.coordinates)

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from threading import Lock
 
 from stylesr_jax import store
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import beside
 
 SOURCE = Path(__file__).with_name("generators") / "mobile_block.cc"
 COMPILERS = ("c++", "g++", "clang++")
@@ -47,10 +48,7 @@ def _begun() -> Future[Path] | None:
     if compiler is None:
         _log.info("without a C++ compiler, full steps of the default generator take twice as long")
         return None
-    pool = ThreadPoolExecutor(1)
-    library = pool.submit(_library, compiler)
-    pool.shutdown(wait=False)
-    return library
+    return beside(_library, compiler)
 
 
 def begin_early() -> None:
@@ -101,7 +99,7 @@ def _compile(command: list[str]) -> None:
     machine = platform.machine().lower()
     native = ["-march=native"] if machine in X86 else ["-mcpu=native"] if machine in ARM else []
     try:
-        run = _running = subprocess.Popen(
+        started = subprocess.Popen(
             [*command, *native],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -110,11 +108,13 @@ def _compile(command: list[str]) -> None:
         )
     except OSError as error:
         raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
-    try:
-        _, errors = run.communicate(timeout=300)
-    finally:
-        _stop(run)
-        _running = None
+    with started as run:
+        _running = run
+        try:
+            _, errors = run.communicate(timeout=300)
+        finally:
+            _stop(run)
+            _running = None
     if run.returncode == 0:
         return
     rows = errors.strip().splitlines() or ["no message"]

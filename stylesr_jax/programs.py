@@ -6,6 +6,9 @@ lowered, which takes Python several seconds for a generator's gradient. Here the
 decides it: what is called with which static values, the arguments' shapes, the package's own
 source files, JAX's version, the backend. What has no name that is the same in every process, such
 as a lambda, is traced as usual.
+
+Reading takes a while too, most of it beside Python: `foreseen` begins with it before the programs
+are called.
 """
 
 import dataclasses
@@ -35,8 +38,7 @@ _log = logging.getLogger(__name__)
 _folder: Path | None = None
 _ready: dict[Any, Callable[..., Any]] = {}
 _foreseen: dict[str, Future[Callable[..., Any] | None]] = {}  # by key, until they are called
-_called: dict[str, None] = {}  # keys, in order, until a program is called again
-_noting = False
+_called: dict[str, None] | None = None  # keys, in order; None: they are not noted (any more)
 
 
 def keep_in(folder: Path | None) -> None:
@@ -155,6 +157,7 @@ def call(
         keep: False calls it as it is; for meshes, as what is kept is for one device.
         static: its static arguments.
     """
+    global _called
     if _folder is None or not keep:
         return function(*args, **static)
     leaves, tree = jax.tree.flatten(args)
@@ -164,7 +167,7 @@ def call(
     known = (function, tuple(sorted(static.items())), tree, types_, flat, options, _folder)
     run = _ready.get(known)
     if run is not None:
-        _note_no_more()
+        _called = None
     else:
         run = _ready[known] = _prepare(function, leaves, tree, static, flat=flat)
     found = run(*leaves)
@@ -211,7 +214,6 @@ def _prepare(
         if promise and not native.ready():
             jax.clear_caches()
         return _compile(jax.jit(on_leaves), leaves)
-    _note(key, leaves)
     return _placed(exported, leaves)
 
 
@@ -269,7 +271,7 @@ def foreseen(kind: str) -> Iterator[None]:
     Args:
         kind: a text that processes which call the same programs share.
     """
-    global _noting
+    global _called
     if _folder is None:
         yield
         return
@@ -280,18 +282,17 @@ def foreseen(kind: str) -> Iterator[None]:
     pool = ThreadPoolExecutor(1)
     _foreseen.update({key: pool.submit(_load, key, _folder) for key in keys})
     pool.shutdown(wait=False)
-    _called.clear()
-    _noting = True
+    called = _called = dict[str, None]()
     try:
         yield
     finally:
-        _noting = False
+        _called = None
         for waiting in _foreseen.values():
             waiting.cancel()
         _foreseen.clear()
-        if _called and list(_called) != keys:
+        if called and list(called) != keys:
             with suppress(UserError), store.atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(list(_called)))
+                temporary.write_text(json.dumps(list(called)))
 
 
 def _noted(path: Path) -> list[str]:
@@ -312,30 +313,19 @@ def _load(key: str, folder: Path) -> Callable[..., Any] | None:
 
 
 def _fetch(key: str, leaves: list[Any]) -> Callable[..., Any] | None:
-    """What was loaded, or is being loaded, before it was called; None for other devices."""
+    """What was loaded, or is being loaded, before this call of it, which is noted.
+
+    None for devices other than the first: nothing is loaded for them, nor noted.
+    """
+    if _device(leaves) != jax.local_devices()[0]:
+        return None
+    if (called := _called) is not None:  # another thread may end the notes
+        called[key] = None
     waiting = _foreseen.pop(key, None)
-    if waiting is None or waiting.cancel() or not _on_first(leaves):
+    if waiting is None or waiting.cancel():
         return None
     try:
-        run = waiting.result()
+        return waiting.result()
     except Exception as error:  # whatever it is, the program is read again, and may say more
         _log.debug("%s cannot be loaded beforehand: %s", key, error)
         return None
-    if run is not None:
-        _note(key, leaves)
-    return run
-
-
-def _on_first(leaves: list[Any]) -> bool:
-    """Whether arrays are on the device that programs are loaded for before they are called."""
-    return _device(leaves) == jax.local_devices()[0]
-
-
-def _note(key: str, leaves: list[Any]) -> None:
-    if _noting and _on_first(leaves):
-        _called[key] = None
-
-
-def _note_no_more() -> None:
-    global _noting
-    _noting = False

@@ -1,14 +1,23 @@
-"""Settings of the process that commands share: JAX's compilation cache, memory, versions."""
+"""The process that commands share: JAX's compilation cache, threads, memory, versions."""
 
 import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from stylesr_jax import store
+Result = TypeVar("Result")
+
+
+def beside(function: Callable[..., Result], *args: Any) -> Future[Result]:
+    """Call a function in a thread of its own."""
+    pool = ThreadPoolExecutor(1)
+    called = pool.submit(function, *args)
+    pool.shutdown(wait=False)
+    return called
 
 
 def configure() -> None:
@@ -19,7 +28,7 @@ def configure() -> None:
     """
     import jax
 
-    from stylesr_jax import programs
+    from stylesr_jax import programs, store
 
     config: Any = jax.config
     if config.jax_enable_compilation_cache:

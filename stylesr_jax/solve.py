@@ -234,37 +234,29 @@ def _by_distance(
 def _race(
     stage: Stage,
     keys: Array,
-    indices: np.ndarray,
-    search_keys: Array,
+    begin: Callable[[Array, Any, int], tuple[Any, Array]],
     *,
     steps: int,
     report: Callable[[int, dict[str, np.ndarray]], None],
-    shared: Shared,
-    examples: Example,
-    mesh: Mesh | None,
     **options: Any,
 ) -> Array:
     """Of each start's keys (B, racers) that with the lowest loss at a short search's end: (B,).
+
+    begin(keys, None, number) gives the variables and the search's keys, `options` are `search`'s.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; nobody has won.
     """
     losses = []
     for racer in range(keys.shape[1]):
-        start = (keys[:, racer], indices, shared, examples, None, search_keys, np.uint32(RACE_KEY))
-        variables, own_keys = programs.call(
-            _begin, *start, keep=mesh is None, coordinates=stage.coordinates
-        )
+        variables, own_keys = begin(keys[:, racer], None, RACE_KEY)
         result = search(
             problem_of(stage),
-            shared=shared,
-            examples=examples,
             variables=variables,
             keys=own_keys,
             steps=steps,
             close=False,
             on_progress=lambda step, _, terms, racer=racer: report(racer * steps + step, terms),
-            mesh=mesh,
             **options,
         )
         if result.interrupted:
@@ -293,20 +285,20 @@ def _draw(
     own_noise: bool,
     own_starts: bool,
     later: bool = True,
-) -> tuple[Example, Array, Array]:
+) -> tuple[tuple[Any, ...], Array, Array]:
     """Examples with the noise on their references and in their layers that settings ask for.
 
     `keys` (B,) are the images', `indices` (B,) number an image's solutions; `later` says that
     there is one that is not its image's first.
 
     Returns:
-        The examples, a key for each start and one for each search; (B,).
+        The fields of `Example`s, a key for each start and one for each search; (B,).
     """
     generator = shared.generator
 
     def one(
         key: Array, index: Array, target: Array, mask: Array, group: Array, noise_mask: Array
-    ) -> tuple[Example, Array, Array]:
+    ) -> tuple[tuple[Any, ...], Array, Array]:
         start_key, search_key = jax.random.split(jax.random.fold_in(key, index))
         if not own_starts:
             start_key, _ = jax.random.split(jax.random.fold_in(key, 0))
@@ -326,7 +318,7 @@ def _draw(
                 pairs = zip(drawn, generator.stored_noise, strict=True)
                 change = [share * (a - b) for a, b in pairs]
             injected = tuple(change if injected is None else map(jnp.add, injected, change))
-        return Example(target, mask, group, injected), start_key, search_key
+        return (target, mask, group, injected), start_key, search_key
 
     return jax.vmap(one)(keys, indices, targets, masks, groups, noise_masks)
 
@@ -505,9 +497,6 @@ def solve(
     stages = stages_of(method, settings)
     stages = sketched(stages, generator, observations[0].target.shape[0])
     options = draw_options(settings, generator)
-    injects = options["inject"] or options["own_noise"]
-    any_: Any = 0  # what matters is the structure
-    drawn = (Example(any_, any_, any_, generator.stored_noise if injects else None), any_, any_)
     if settings["diversity"]:
         batch, mesh = solutions, None
     at_once = batch * (1 if mesh is None else mesh.size)
@@ -521,7 +510,7 @@ def solve(
         began = time.monotonic()
         observed = [observations[i] for i, _ in some]
         try:
-            examples, start_keys, search_keys = programs.call(
+            fields, start_keys, search_keys = programs.call(
                 _draw,
                 jnp.stack([keys[i] for i, _ in some]),
                 np.array([s for _, s in some], np.int32),
@@ -530,7 +519,6 @@ def solve(
                 np.array([i for i, _ in some], np.int32),
                 np.stack([_on_canvas(noise_mask, o) for o in observed]),
                 shared,
-                out=drawn,
                 keep=mesh is None,
                 later=options["own_noise"] and any(s > 0 for _, s in some),
                 **options,
@@ -538,7 +526,7 @@ def solve(
             solved, interrupted = _solve_batch(
                 some,
                 observed,
-                examples,
+                Example(*fields),
                 start_keys,
                 np.array([s if options["own_starts"] else 0 for _, s in some], np.int32),
                 search_keys,
@@ -676,6 +664,10 @@ def _solve_batch(
             means = {name: float(np.mean(value)) for name, value in terms.items()}
             on_progress(jobs[0][0], jobs[0][1], done, total, means)
 
+    def begin(stage: Stage, keys: Array, previous: Any, number: int) -> tuple[Any, Array]:
+        args = (keys, indices, shared, examples, previous, search_keys, np.uint32(number))
+        return programs.call(_begin, *args, keep=mesh is None, coordinates=stage.coordinates)
+
     tries = int(settings.get("tries", 1))
     if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
         args = (start_keys, indices, shared, examples)
@@ -690,8 +682,7 @@ def _solve_batch(
             start_keys = _race(
                 stages[0],
                 tried[:, : racers(settings)],
-                indices,
-                search_keys,
+                partial(begin, stages[0]),
                 steps=int(settings["race_steps"]),
                 report=report,
                 shared=shared,
@@ -701,10 +692,7 @@ def _solve_batch(
             )
     for number, stage in enumerate(stages):
         release_memory()
-        start = (start_keys, indices, shared, examples, variables, search_keys, np.uint32(number))
-        variables, own_keys = programs.call(
-            _begin, *start, keep=mesh is None, coordinates=stage.coordinates
-        )
+        variables, own_keys = begin(stage, start_keys, variables, number)
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `decode` to read
 

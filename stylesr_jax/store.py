@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import safetensors
 import safetensors.numpy
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import beside
 
 HEADER_KEY = "stylesr_jax"
 DEFAULT = "mobile-ffhq-1024"  # the embedded generator
+_hashing: dict[tuple[Any, ...], Future[str]] = {}  # by `_version`
 
 
 @contextmanager
@@ -72,12 +74,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 def begin_sha256(path: str | os.PathLike[str]) -> None:
     """Let a thread begin with what `sha256` is soon asked for; Python need not wait for it."""
-    pool = ThreadPoolExecutor(1)
-    _hashing[_version(path)] = pool.submit(_sha256, path)
-    pool.shutdown(wait=False)
-
-
-_hashing: dict[tuple[Any, ...], Future[str]] = {}
+    _hashing[_version(path)] = beside(_sha256, path)
 
 
 def _version(path: str | os.PathLike[str]) -> tuple[Any, ...]:

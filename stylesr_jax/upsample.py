@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -380,7 +380,7 @@ def _report(
         "preset": run.args.preset,
         "generator": run.generator.name,
         "device": _device(),
-        "blocks": blocks_of(run.generator),
+        "blocks": None if run.method.direct else blocks_of(run.generator),
         "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,
@@ -752,13 +752,13 @@ def _run_configured(args: argparse.Namespace, paths: list[Path], console: _Conso
 
     # What decides which programs are called, but for an input's own size.
     kind = {**vars(args), **dict.fromkeys(("inputs", "out", "seed", "steps", "quiet", "json"))}
-    with ExitStack() as stack:
-        with uncollected():
-            from stylesr_jax import programs
+    with uncollected():
+        from stylesr_jax import programs
 
-            configure()
-            process, processes = join(args)
-            stack.enter_context(programs.foreseen(repr(sorted(kind.items()))))
+        configure()
+        process, processes = join(args)
+    with programs.foreseen(repr(sorted(kind.items()))):
+        with uncollected():
             run = _prepare(args, console)
         return _run_prepared(run, paths, console, process, processes)
 

@@ -147,18 +147,8 @@ def test_three_processes_divide_a_folder_and_survive_a_kill(tiny_files, tmp_path
     (inputs / "broken.png").write_bytes(b"no picture")
     command = [sys.executable, "-m", "stylesr_jax.upsample", str(inputs), "--out", str(out)]
     command += ["--generator", str(tiny_files["generator"]), "--prior", str(tiny_files["prior"])]
-    command += [
-        "--method",
-        "csgm",
-        "--steps",
-        "60",
-        "--solutions",
-        "1",
-        "--json",
-        "--stale",
-        "4",
-        "--distributed",
-    ]
+    command += ["--method", "csgm", "--steps", "60", "--solutions", "1", "--json"]
+    command += ["--stale", "4", "--distributed"]
     command += ["--coordinator", f"127.0.0.1:{_free_port()}", "--processes", "3"]
     environment = {
         **os.environ,

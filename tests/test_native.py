@@ -505,6 +505,12 @@ def test_the_compiler_is_told_of_the_processor(monkeypatch, machine, option):
         def __init__(self, command, **options):
             asked.append(command[-1])
 
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
         def communicate(self, timeout):
             return "", ""
 

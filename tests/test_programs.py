@@ -237,7 +237,6 @@ def test_damaged_notes_and_programs_cost_time_only(folder, damage):
 
 LAPACK = """
 import sys, tempfile
-from functools import partial
 from pathlib import Path
 import jax
 import jax.numpy as jnp
