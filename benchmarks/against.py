@@ -7,7 +7,7 @@ said otherwise) or of MobileStyleGAN.pytorch (the embedded weights, 1024 px); Py
 checkout imports must be installed. Both networks get the same weights, noise and styles; a step
 is the mean absolute difference after shrinking the image to 16x16 block means, its gradient with
 respect to W+ and Adam's update: ours as the engine runs it, the reference's in eager mode.
-"in tensorfloat32" is ours where matrix products may be rounded (JAX_DEFAULT_MATMUL_PRECISION).
+"in bfloat16" is ours where matrix products may be rounded (JAX_DEFAULT_MATMUL_PRECISION).
 
 Images and gradients of such steps are compared before anything is timed: ours with each form of
 the reference, the rounded ones with its first. Then all take turns, in every round
@@ -44,7 +44,7 @@ from stylesr_jax.errors import exit_code
 from stylesr_jax.runtime import describe_machine
 from stylesr_jax.search import advance, begin, evaluate
 
-OURS, ROUNDED = "stylesr_jax", "  in tensorfloat32"
+OURS, ROUNDED = "stylesr_jax", "  in bfloat16"
 RATE = 0.02  # Adam's, as in benchmarks.step
 PAUSE = 0.2  # seconds, for the other framework's threads to go to sleep
 
@@ -159,7 +159,7 @@ def measure(
     ws, targets = draw_inputs(reference, batch)
     agreement = {form: compare(reference, form, ws, targets) for form in reference.forms}
     calls = {OURS: our_call(reference, ws, targets, steps)}
-    with jax.default_matmul_precision("tensorfloat32"):
+    with jax.default_matmul_precision("bfloat16"):
         calls[ROUNDED] = our_call(reference, ws, targets, steps)
         agreement[ROUNDED] = compare(reference, next(iter(reference.forms)), ws, targets)
     for form in reference.forms:

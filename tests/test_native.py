@@ -23,7 +23,7 @@ from stylesr_jax.generators.native import BlockArguments
 from stylesr_jax.generators.separable import SeparableWeights
 
 needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
-EXACT, ROUNDED = "float32", "tensorfloat32"
+EXACT, ROUNDED = "float32", "bfloat16"
 
 
 def _layer(key, channels, features):
@@ -139,18 +139,27 @@ def test_native_blocks_are_xlas(channels, features, height, width, image):
 
 
 @needs_native
-@pytest.mark.parametrize("image", [True, False])
-def test_rounded_products_are_as_precise_as_tensorfloat32(image):
-    """Several blocks of depth, a panel that is not full, some tiles without features."""
-    x, *rest = _arguments(64, 352, 36, 72, image=image)
+@pytest.mark.parametrize(
+    ("channels", "features", "image"),
+    [
+        (96, 320, True),
+        (96, 320, False),
+        (32, 64, True),
+        pytest.param(64, 128, True, marks=pytest.mark.slow),
+    ],
+)
+def test_rounded_products_are_as_precise_as_bfloat16(channels, features, image):
+    """Several groups of a pixel's features or one, a panel that is not full, empty tiles."""
+    x, *rest = _arguments(channels, features, 36, 72, image=image)
     args = (x.at[0, :, 40:].set(0.0), *rest)
     expected, (grad_x, grad_styles) = _with_gradients(_in_xla, args, (0, 1))
     with jax.default_matmul_precision(ROUNDED):
         out, (found_x, found_styles) = _with_gradients(_in_native, args, (0, 1))
         only = jax.jit(_in_native)(*args)
     _close(out, expected, rtol=1e-3)
-    assert _error(out, expected) < 5e-4 and _error(found_x, grad_x) < 2e-2
-    _close(found_styles, grad_styles, rtol=5e-3)
+    assert _error(out, expected) < 5e-4 and _error(found_x, grad_x) < 5e-2
+    for name, found in found_styles.items():
+        assert _error(found, grad_styles[name]) < 2e-2
     _close(only, expected, rtol=3e-6)  # nothing is rounded where no gradient is asked for
 
 
@@ -159,9 +168,9 @@ def test_rounded_products_are_as_precise_as_tensorfloat32(image):
 @pytest.mark.parametrize("precision", [EXACT, ROUNDED])
 def test_blocks_in_turn_are_xlas(precision, image):
     """What lies between them lacks its activation and, where products are rounded, is short."""
-    x, *first = _arguments(16, 128, 20, 36)
-    _, *second = _arguments(32, 64, 40, 72, seed=1)
-    _, *third = _arguments(16, 32, 80, 144, image=True, seed=2)
+    x, *first = _arguments(32, 256, 20, 36)
+    _, *second = _arguments(64, 128, 40, 72, seed=1)
+    _, *third = _arguments(32, 64, 80, 144, image=True, seed=2)
     blocks = [BlockArguments(*args) for args in (first, second, third)][: 3 if image else 2]
     args = (x, _without_weights(blocks))
     expected, (grad_x, grads) = _with_gradients(_in_turn(_blocks, blocks), args, (0, 1))
@@ -169,16 +178,18 @@ def test_blocks_in_turn_are_xlas(precision, image):
         out, (found_x, found) = _with_gradients(_in_turn(_native_blocks, blocks), args, (0, 1))
     exact = precision == EXACT or not native.can_round()
     _close(out, expected, rtol=1e-5 if exact else 1e-3)
-    assert _error(found_x, grad_x) < (1e-3 if exact else 3e-2)
+    assert _error(found_x, grad_x) < (1e-3 if exact else 6e-2)
     for one, other in zip(found, grads, strict=True):
-        _close(one.styles, other.styles, rtol=5e-3 if exact else 1e-2)
-        assert _error(one.noise1, other.noise1) < 3e-2 and _error(one.noise2, other.noise2) < 3e-2
+        for name, grad in one.styles.items():
+            assert _error(grad, other.styles[name]) < (5e-3 if exact else 3e-2)
+        for name in ("noise1", "noise2"):
+            assert _error(getattr(one, name), getattr(other, name)) < (3e-2 if exact else 6e-2)
 
 
 def _two_blocks():
     """A function of x and what else two rounded blocks take, with gradients; and its arguments."""
     x, *first = _arguments(32, 128, 8, 12)
-    _, *second = _arguments(32, 32, 16, 24, image=True, seed=1)
+    _, *second = _arguments(32, 64, 16, 24, image=True, seed=1)
     blocks = [BlockArguments(*first), BlockArguments(*second)]
 
     def run(*args):
@@ -231,7 +242,7 @@ def test_rounded_blocks_in_turn_hide_nothing(value):
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-32, 1e30, np.inf])
 def test_rounding_of_any_magnitude(size):
     """No overflow, nothing lost above the smallest that float32 holds; infinity is not hidden."""
-    x, styles, weights, noise1, noise2 = _arguments(32, 32, 4, 6)
+    x, styles, weights, noise1, noise2 = _arguments(32, 64, 4, 6)
     args = (size * x, styles, weights, 0 * noise1, 0 * noise2)
     expected, _ = _with_gradients(_in_xla, args, (0,))
     with jax.default_matmul_precision(ROUNDED):
@@ -246,7 +257,7 @@ def test_rounding_of_any_magnitude(size):
 @pytest.mark.parametrize("precision", [EXACT, ROUNDED])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_not_finite_is_not_hidden(precision, value):
-    x, styles, weights, noise1, noise2 = _arguments(32, 32, 4, 6)
+    x, styles, weights, noise1, noise2 = _arguments(32, 64, 4, 6)
     first = weights["conv1"]
     spoilt = first._replace(pointwise=first.pointwise.at[3, 5].set(value))
     with jax.default_matmul_precision(precision):
@@ -263,6 +274,17 @@ def test_nothing_is_rounded_unless_asked_for():
             assert not native.rounding()
     with jax.default_matmul_precision(ROUNDED):
         assert native.rounding() == native.can_round()
+
+
+@needs_native
+def test_blocks_of_other_sizes_are_not_rounded():
+    """A rounded product takes 32 channels and 64 features at a time."""
+    for channels, features in ((16, 64), (32, 48)):
+        args = _arguments(channels, features, 4, 6)
+        expected = _with_gradients(_in_native, args, (0,))
+        with jax.default_matmul_precision(ROUNDED):
+            found = _with_gradients(_in_native, args, (0,))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @needs_native
@@ -339,7 +361,7 @@ def test_native_blocks_under_vmap(batched):
 @needs_native
 @pytest.mark.parametrize("precision", [EXACT, ROUNDED])
 def test_a_nan_stays_in_its_image(precision):
-    args = _arguments(32, 32, 40, 8, image=True)
+    args = _arguments(32, 64, 40, 8, image=True)
     spoilt = (args[0].at[1, 3, 2, 1].set(jnp.nan), *args[1:])
     with jax.default_matmul_precision(precision):
         clean = _with_gradients(_in_native, args)

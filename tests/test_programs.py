@@ -55,7 +55,7 @@ def _forget():
 
 def test_another_precision_is_another_program(folder):
     """Both on disk and in the same process."""
-    for precision in ("float32", "tensorfloat32", "float32"):
+    for precision in ("float32", "bfloat16", "float32"):
         with jax.default_matmul_precision(precision):
             _call()
     assert TRACES == [2, 2] and len(list(folder.glob("*.program"))) == 2

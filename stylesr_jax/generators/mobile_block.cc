@@ -3,9 +3,9 @@
 // synthesis in one product; and its gradient with respect to the features, the styles and the
 // noise.
 //
-// Rows are streamed. A task computes a few dozen rows of one image from top to bottom and holds
-// the last rows of every intermediate result in buffers that fit a core's second-level
-// cache, so that only the block's input and output pass through memory.
+// Rows are streamed. A thread computes rows of one image from top to bottom and holds the last rows
+// of every intermediate result in buffers that fit a core's second-level cache, so that only the
+// block's input and output pass through memory.
 //
 // What works on whole tiles is not inlined: that would cost the compiler a quarter of its time,
 // which the first run on a machine waits for, and gain nothing.
@@ -128,8 +128,8 @@ inline Bits widen(const uint16_t* p) {
 #endif
 }
 
-// Gradient steps may round what goes into a product to integers of 16 bits, of which some
-// processors multiply twice as many in a cycle, and what goes from block to block to 16 bits.
+// Gradient steps may round what goes into a product to integers, of which some processors multiply
+// two of 16 bits or four of 8 in the time of a float, and what is kept in memory too.
 #if defined(__AVX512VNNI__)
 constexpr bool kRounds = true;
 #else
@@ -166,8 +166,8 @@ using Half = float;  // where nothing is rounded
 // --- arguments --------------------------------------------------------------------------------
 
 using Floats = ffi::Buffer<ffi::F32>;
-using Packed = ffi::Buffer<ffi::U16>;
 using Features = ffi::AnyBuffer;  // F32, or between two blocks that round U16
+using Left = ffi::AnyBuffer;      // U16, or of a block that rounds U8: see Kept
 
 template <typename Element, typename Buffer>
 inline Element* elements(Buffer& buffer) {
@@ -179,6 +179,7 @@ inline Element* elements(ffi::Result<Buffer>& result) {
 }
 
 inline bool packed(const Features& buffer) { return buffer.element_type() == ffi::U16; }
+inline bool bytes(const Left& buffer) { return buffer.element_type() == ffi::U8; }
 
 // Asks for the pages of a large result to be huge: the system hands out ordinary ones, which a
 // step would otherwise wait for, one by one. It may refuse.
@@ -225,11 +226,10 @@ struct Examples {
 // result with three of its own, and the first layer's pointwise weights (..., C, F).
 struct Sizes {
   ffi::Span<const int64_t> leading;
-  int64_t batch = 1, height, task_rows, tasks;
+  int64_t batch = 1, height, part_rows, parts;
   int width, channels, features;
 
-  Sizes(ffi::Span<const int64_t> area, ffi::Span<const int64_t> result, const Floats& pointwise,
-        const ffi::ThreadPool& pool) {
+  Sizes(ffi::Span<const int64_t> area, ffi::Span<const int64_t> result, const Floats& pointwise) {
     // What is the same for a whole batch lacks some of its dimensions; a result has them all.
     leading = result.first(result.size() - 3);
     for (int64_t size : leading) batch *= size;
@@ -238,10 +238,8 @@ struct Sizes {
     width = int(area.back());
     channels = int(weights[weights.size() - 2]);
     features = int(weights.back());
-    // Short tasks keep every core busy, long ones compute fewer rows twice. An even number.
-    const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
-    task_rows = std::clamp<int64_t>(height / threads, 16, 128) / 2 * 2;
-    tasks = (height + task_rows - 1) / task_rows;
+    part_rows = std::clamp<int64_t>(height / 16 * 2, 4, 16);
+    parts = (height + part_rows - 1) / part_rows;
   }
   template <typename Buffer>
   Offsets offsets(Buffer& buffer, size_t rank) const {
@@ -253,58 +251,121 @@ struct Sizes {
   }
 
   // The rows [first, end) of image n.
-  struct Task {
+  struct Part {
     int64_t n, first, end;
-    bool holds(int64_t row) const { return row >= first && row < end; }
   };
   bool has(int64_t row) const { return row >= 0 && row < height; }
-  Task task(int64_t index) const {
-    const int64_t first = index % tasks * task_rows;
-    return {index / tasks, first, std::min(first + task_rows, height)};
+  Part part(int64_t index) const {
+    const int64_t first = index % parts * part_rows;
+    return {index / parts, first, std::min(first + part_rows, height)};
   }
 };
 
 // --- matrix products --------------------------------------------------------------------------
 
-// Where a product is rounded, a tile of the left side is to 13 bits and a sign, in steps of its
-// largest magnitude; a column of the right side so that kDepth magnitudes add up to 18 bits: the
-// sum of kDepth products always fits 32.
+// How the numbers of a product are kept: as floats, or rounded to integers in steps of the largest
+// magnitude of a column, of a few pixels (shorts) or of one (bytes). Shorts are for outputs: pixels
+// have 13 bits and a sign, a column so many that kDepth magnitudes add up to 18 bits, so that the
+// sum of kDepth products always fits 32. Bytes are for gradients: both have 7 bits and a sign.
+enum class Form { kFloats, kShorts, kBytes };
 constexpr int kDepth = 128;
-constexpr float kLeft = 8191.0f, kRight = 262144.0f - kDepth / 2, kLargest = 32767.0f;
+constexpr float kSum = 262144.0f - kDepth / 2;
+constexpr int parts(Form form) { return form == Form::kBytes ? 4 : form == Form::kShorts ? 2 : 1; }
+constexpr float levels(Form form) { return form == Form::kBytes ? 127.0f : 8191.0f; }
+constexpr float column_levels(Form form) { return form == Form::kBytes ? 127.0f : 32767.0f; }
+
+// Of so many numbers the first vector is in every lane's lowest part, the second in the next and so
+// on, which needs no shuffling.
+constexpr int group(Form form) { return parts(form) * kLanes; }
+constexpr int kGroup = group(Form::kBytes);
 
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-// Of a group the first numbers of either half make a pair of 16 bits, then the second and so on, as
-// two vectors do without any shuffling.
-constexpr int kGroup = 2 * kLanes;
-
-// sum + a * b of the lower and of the upper halves.
-inline Integers multiply_pairs(Integers sum, Integers a, Integers b) {
+// sum + a * b of every part; where parts are bytes a's have no sign.
+template <Form form>
+inline Integers multiply_parts(Integers sum, Integers a, Integers b) {
 #if defined(__AVX512VNNI__)
-  return reinterpret_cast<Integers>(_mm512_dpwssd_epi32(
-      reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+  const auto s = reinterpret_cast<__m512i>(sum), x = reinterpret_cast<__m512i>(a),
+             y = reinterpret_cast<__m512i>(b);
+  return reinterpret_cast<Integers>(form == Form::kShorts ? _mm512_dpwssd_epi32(s, x, y)
+                                                          : _mm512_dpbusd_epi32(s, x, y));
 #else
-  return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+  constexpr int bits = 32 / parts(form);
+  for (int shift = 32 - bits; shift >= 0; shift -= bits) {
+    const Integers left = a << shift >> (32 - bits);
+    sum += (form == Form::kBytes ? left & 0xff : left) * (b << shift >> (32 - bits));
+  }
+  return sum;
 #endif
 }
 
-// The integer nearest to each of x, none of them above 2^21, in the lower bits.
-inline Bits nearest(Vector x) { return reinterpret_cast<Bits>(x + 12582912.0f); }
-
-// Two vectors times `scale`, rounded, as pairs.
-inline Bits pairs(Vector low, Vector high, Vector scale) {
-  return (nearest(low * scale) & 0xffffu) | nearest(high * scale) << 16;
+// The integer nearest to each of x, none of them above 2^21, in the lower bits, plus `offset`.
+inline Bits nearest(Vector x, float offset = 0.0f) {
+  return reinterpret_cast<Bits>(x + (12582912.0f + offset));
 }
 
-// A matrix (inner, outer) as panels of up to kPanel vectors of columns, each contiguous.
+// The one below x * scale.
+inline Bits below(Vector x, Vector scale) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Bits>(_mm512_fmadd_round_ps(
+      reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(scale), _mm512_set1_ps(12582912.0f),
+      _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+#else
+  return nearest(x * scale - 0.5f);
+#endif
+}
+
+// Integers of as many vectors as there are parts, in one.
+template <int N>
+inline Bits together(const Bits (&x)[N]) {
+  constexpr int bits = 32 / N;
+  Bits all = x[N - 1] << (32 - bits);
+#pragma GCC unroll 4
+  for (int i = 0; i < N - 1; ++i) all |= (x[i] & ((1u << bits) - 1)) << (i * bits);
+  return all;
+}
+
+// The largest magnitude, as bits: those of NaN and infinity are above all others.
+inline Bits larger(Bits most, Vector x) {
+  const Bits bits = reinterpret_cast<Bits>(x) & 0x7fffffffu;
+  return bits > most ? bits : most;
+}
+inline float largest(Bits most) {
+#if defined(__AVX512F__)
+  const uint32_t bits = _mm512_reduce_max_epu32(reinterpret_cast<__m512i>(most));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits = std::max(bits, uint32_t(most[i]));
+#endif
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// What numbers up to `most` are multiplied by before they are rounded, and what an integer is worth
+// then: NaN if any of them is not finite, zero if they are too small to tell.
+struct Scale {
+  float factor, step;
+};
+template <Form form>
+inline Scale scale_of(Bits most) {
+  const float size = largest(most);
+  if (size < levels(form) * std::numeric_limits<float>::min()) return {0.0f, 0.0f};
+  if (!std::isfinite(size)) return {0.0f, std::numeric_limits<float>::quiet_NaN()};
+  return {levels(form) / size, size * (1.0f / levels(form))};
+}
+
+// A matrix (inner, outer) as panels of up to kPanel vectors of columns, each contiguous. One that
+// is rounded has whole groups of rows and whole panels, or pairs of vectors.
 class Matrix {
  public:
-  Matrix(int inner, int outer, bool rounded)
+  Matrix(int inner, int outer, Form form)
       : inner(inner),
         outer(outer),
-        rounded(kRounds && rounded && inner % kGroup == 0 && outer % (2 * kLanes) == 0),
-        panels_(size_t(inner) * outer / (this->rounded ? 2 : 1)),
-        steps_(this->rounded ? outer : 0) {
+        form(form),
+        panels_(size_t(inner) * outer / parts(form)),
+        steps_(form == Form::kFloats ? 0 : outer),
+        starts_(form == Form::kFloats ? 0 : outer) {
     for (int first = 0; first < outer; first += panel_width(first)) firsts.push_back(first);
   }
   int panel_width(int first) const {
@@ -321,27 +382,33 @@ class Matrix {
       for (int i = 0; transpose && i < kLanes; ++i)
         for (int k = 0; k < inner; ++k)
           turned.data()[k * kLanes + i] = data[size_t(f + i) * inner + k];
-      const size_t at = size_t(first) * inner, step = transpose ? kLanes : outer;
-      if (rounded)
-        round_columns(columns, step, f, panels_.data() + at / 2 + f - first, width);
+      const size_t step = transpose ? kLanes : outer;
+      float* to = panels_.data() + size_t(first) * inner / parts(form) + f - first;
+      if (form == Form::kBytes)
+        round_columns<Form::kBytes>(columns, step, f, to, width);
+      else if (form == Form::kShorts)
+        round_columns<Form::kShorts>(columns, step, f, to, width);
       else
-        for (int k = 0; k < inner; ++k)
-          store(panels_.data() + at + f - first + size_t(k) * width, load(columns + k * step));
+        for (int k = 0; k < inner; ++k) store(to + size_t(k) * width, load(columns + k * step));
     }
   }
-  template <typename Element>
-  const Element* panel(int first) const {
-    return reinterpret_cast<const Element*>(panels_.data()) + size_t(first) * inner;
+  const float* panel(int first) const {
+    return panels_.data() + size_t(first) * inner / parts(form);
   }
   const float* steps(int first) const { return steps_.data() + first; }
+  // Where sums begin: signed bytes are made unsigned by adding 128, which is taken away here.
+  Integers starts(int first) const {
+    return *reinterpret_cast<const Integers*>(starts_.data() + first);
+  }
 
   const int inner, outer;
-  const bool rounded;
+  const Form form;
   std::vector<int> firsts;  // columns of the panels
 
  private:
-  // A vector of columns, from `column` on, whose rows are `step` apart, to rows of pairs that are
+  // A vector of columns, from `column` on, whose rows are `step` apart, to rows of parts that are
   // `width` apart.
+  template <Form form>
   void round_columns(const float* columns, size_t step, int column, float* to, int width) {
     Vector sum = {}, heaviest = all(0x1p-100f), largest = heaviest, check = {};
     for (int k = 0; k < inner; ++k) {
@@ -351,23 +418,34 @@ class Matrix {
       largest = size > largest ? size : largest;
       check += v * 0.0f;  // NaN for ever after one number that is not finite
     }
-    const Vector by_sum = kRight / heaviest, by_size = kLargest / largest;
-    const Vector scale = by_sum < by_size ? by_sum : by_size;
+    const Vector by_sum = kSum / heaviest, by_size = column_levels(form) / largest;
+    const Vector scale = form == Form::kBytes || by_size < by_sum ? by_size : by_sum;
     store(steps_.data() + column, 1.0f / scale + check);
-    for (int k = 0; k < inner; k += 2, to += width) {
-      const float* low = columns + (k / kGroup * kGroup + k % kGroup / 2) * step;
-      *reinterpret_cast<Bits*>(to) = pairs(load(low), load(low + kLanes * step), scale);
+    constexpr int n = parts(form);
+    Integers start = {};
+    for (int k = 0; k < inner; k += n, to += width) {
+      Bits rounded[n];
+      for (int i = 0; i < n; ++i) {
+        rounded[i] = nearest(
+            load(columns +
+                 (k / group(form) * group(form) + k % group(form) / n + i * kLanes) * step) *
+            scale);
+        if (form == Form::kBytes)
+          start -= 128 * (reinterpret_cast<Integers>(rounded[i]) << 24 >> 24);
+      }
+      *reinterpret_cast<Bits*>(to) = together(rounded);
     }
+    *reinterpret_cast<Integers*>(starts_.data() + column) = start;
   }
 
-  Array panels_, steps_;
+  Array panels_, steps_, starts_;
 };
 
 // P pixels times a panel of N vectors: P x N accumulators stay in registers.
 template <int P, int N>
-inline void multiply(const float* x, float, const Matrix& matrix, int first, float* out) {
+inline void multiply(const float* x, const Matrix& matrix, int first, float* out) {
   const int inner = matrix.inner, stride = matrix.outer;
-  const float* panel = matrix.panel<float>(first);
+  const float* panel = matrix.panel(first);
   Vector sum[P][N] = {};
   for (int k = 0; k < inner; ++k) {
     Vector weight[N];
@@ -386,90 +464,127 @@ inline void multiply(const float* x, float, const Matrix& matrix, int first, flo
     for (int j = 0; j < N; ++j) store(out + p * stride + j * kLanes, sum[p][j]);
 }
 
-// The same of rounded pixels, which are integers times `step`.
-template <int P, int N>
-inline void multiply(const uint16_t* x, float step, const Matrix& matrix, int first, float* out) {
+// The same of rounded pixels, which are integers times their steps. finish(p, first, result) takes
+// what comes out; finish.out (pixels, outer) holds parts of it.
+template <Form form, int P, int N, typename Finish>
+inline void multiply(const uint8_t* x, const float* steps, const Matrix& matrix, int first,
+                     int pixel, const Finish& finish) {
+  constexpr int n = parts(form);
   const int inner = matrix.inner, stride = matrix.outer;
-  const uint16_t* panel = matrix.panel<uint16_t>(first);
-  for (int from = 0; from < inner; from += kDepth) {
-    Integers sum[P][N] = {};
-    for (int k = from; k < std::min(from + kDepth, inner); k += 2) {
+  const int depth = form == Form::kShorts ? kDepth : inner;
+  const float* panel = matrix.panel(first);
+  for (int from = 0; from < inner; from += depth) {
+    Integers sum[P][N];
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      const Integers start = form == Form::kBytes ? matrix.starts(first + j * kLanes) : Integers{};
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) sum[p][j] = start;
+    }
+    const int end = std::min(from + depth, inner) / n;
+    for (int k = from / n; k < end; ++k) {
       Integers weight[N];
 #pragma GCC unroll 4
       for (int j = 0; j < N; ++j)
-        weight[j] = *reinterpret_cast<const Integers*>(panel + (k * N + 2 * j) * kLanes);
+        weight[j] = *reinterpret_cast<const Integers*>(panel + (k * N + j) * kLanes);
 #pragma GCC unroll 12
       for (int p = 0; p < P; ++p) {
-        int32_t pair;
-        std::memcpy(&pair, x + p * inner + k, sizeof pair);
-        const Integers value = pair - Integers{};
+        int32_t some;
+        std::memcpy(&some, x + 4 * (p * inner / n + k), sizeof some);
+        const Integers value = some - Integers{};
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) sum[p][j] = multiply_pairs(sum[p][j], weight[j], value);
+        for (int j = 0; j < N; ++j) sum[p][j] = multiply_parts<form>(sum[p][j], value, weight[j]);
       }
     }
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) {
-      const Vector unit = load(matrix.steps(first) + j * kLanes);
 #pragma GCC unroll 12
-      for (int p = 0; p < P; ++p) {
-        float* to = out + p * stride + j * kLanes;
-        const Vector part = __builtin_convertvector(sum[p][j], Vector) * unit * step;
-        store(to, from ? load(to) + part : part);
+    for (int p = 0; p < P; ++p) {
+      float* to = finish.out + size_t(pixel + p) * stride + first;
+      Vector result[N];
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        const Vector unit = load(matrix.steps(first) + j * kLanes) * steps[p];
+        const Vector part = __builtin_convertvector(sum[p][j], Vector) * unit;
+        result[j] = from ? load(to + j * kLanes) + part : part;
       }
+      if (from + depth < inner)
+        for (int j = 0; j < N; ++j) store(to + j * kLanes, result[j]);
+      else
+        finish(pixel + p, first, result);
     }
   }
 }
 
 // P pixels at a time, then fewer, until none of an even number are left.
-template <int P, int N, typename Element>
-void multiply_panel(const Element* x, float step, int pixels, const Matrix& matrix, int first,
-                    float* out) {
+template <int P, int N>
+[[gnu::noinline]] void multiply_panel(const float* x, int pixels, const Matrix& matrix, int first,
+                                      float* out) {
   static_assert(P % 2 == 0, "rows have an even number of pixels");
   for (; pixels >= P; pixels -= P, x += P * matrix.inner, out += P * matrix.outer)
-    multiply<P, N>(x, step, matrix, first, out);
+    multiply<P, N>(x, matrix, first, out);
   constexpr int fewer = P > 8 ? 8 : P > 4 ? 4 : P > 2 ? 2 : 0;
-  if constexpr (fewer > 0) multiply_panel<fewer, N>(x, step, pixels, matrix, first, out);
+  if constexpr (fewer > 0) multiply_panel<fewer, N>(x, pixels, matrix, first, out);
+}
+template <Form form, int P, int N, typename Finish>
+[[gnu::noinline]] void multiply_panel(const uint8_t* x, const float* steps, int pixel, int pixels,
+                                      const Matrix& matrix, int first, const Finish& finish) {
+  for (; pixel + P <= pixels; pixel += P)
+    multiply<form, P, N>(x + size_t(pixel) * matrix.inner * 4 / parts(form), steps + pixel, matrix,
+                         first, pixel, finish);
+  constexpr int fewer = P > 2 ? 2 : 0;  // code that finishes results takes long to compile
+  if constexpr (fewer > 0)
+    multiply_panel<form, fewer, N>(x, steps, pixel, pixels, matrix, first, finish);
 }
 
-template <typename Element>
-void multiply_panel(const Element* x, float step, int pixels, const Matrix& matrix, int first,
-                    float* out) {
-  constexpr int many = kAccumulators / 2;
-  switch (matrix.panel_width(first) / kLanes) {
-    case 4:
-      return multiply_panel<many / 4 * 2, 4>(x, step, pixels, matrix, first, out);
-    case 2:
-      return multiply_panel<many, 2>(x, step, pixels, matrix, first, out);
-    default:
-      if constexpr (std::is_same_v<Element, float>)
-        multiply_panel<many, 1>(x, step, pixels, matrix, first, out);
-  }
+// How many pixels are multiplied by so many vectors at once.
+constexpr int at_once(int vectors) {
+  return vectors == 4 ? kAccumulators / 8 * 2 : kAccumulators / 2;
 }
 
 constexpr int kPixels = 64;  // that go through a matrix product at a time, at most
+constexpr int kFew = 16;     // that are rounded at a time: the first-level cache holds them
 
 // Calls tile(first pixel, pixels) for one part of a row after the other.
-template <typename Tile>
+template <int size = kPixels, typename Tile>
 inline void for_tiles(int width, const Tile& tile) {
-  for (int p = 0; p < width; p += kPixels) tile(p, std::min(kPixels, width - p));
-}
-
-// The largest magnitude, as bits: those of NaN and infinity are above all others.
-inline uint32_t largest_bits(const float* x, int size) {
-  Bits most = {};
-  for (int i = 0; i < size; i += kLanes) {
-    const Bits bits = reinterpret_cast<Bits>(load(x + i)) & 0x7fffffffu;
-    most = bits > most ? bits : most;
-  }
-  uint32_t result = 0;
-  for (int i = 0; i < kLanes; ++i) result = std::max(result, uint32_t(most[i]));
-  return result;
+  for (int p = 0; p < width; p += size) tile(p, std::min(size, width - p));
 }
 
 // Computes out (pixels, outer) = x (pixels, inner) times a matrix of at most so many rows.
 class Multiplier {
  public:
-  explicit Multiplier(int inner) : rounded_(size_t(kPixels) * inner) {}
+  explicit Multiplier(int inner)
+      : row_(size_t(kPixels) * inner * sizeof(uint16_t)), rounded_(2 * row_ / sizeof(float)) {}
+
+  // Where a row's pixels go once they are rounded, and their steps.
+  template <Form form>
+  uint8_t* pixel(int row, int p, int inner) {
+    return reinterpret_cast<uint8_t*>(rounded_.data()) + row * row_ +
+           size_t(p) * inner * 4 / parts(form);
+  }
+  float* steps(int row, int p) { return steps_[row] + p; }
+
+  // Rounds pixels of a row, from `first` on, for the next product: shorts in one scale.
+  template <Form form, typename Element>
+  [[gnu::noinline]] void round(int row, int first, const Element* x, int pixels, int inner) {
+    uint8_t* to = pixel<form>(row, first, inner);
+    const int alike = form == Form::kBytes ? 1 : pixels, size = alike * inner;  // in one scale
+    for (int p = 0; p < pixels; p += alike, x += size) {
+      Bits most = {};
+      for (int i = 0; i < size; i += kLanes) most = larger(most, unpack(x + i));
+      const Scale scale = scale_of<form>(most);
+      for (int i = 0; i < alike; ++i) steps_[row][first + p + i] = scale.step;
+      for (int i = 0; i < size; i += group(form), to += 4 * kLanes)
+        round_group<form>([&](int j) { return unpack(x + i + j * kLanes); }, scale.factor, to);
+    }
+  }
+  // As many of number(0), number(1)... as make a group.
+  template <Form form, typename Number>
+  static void round_group(const Number& number, float factor, uint8_t* to) {
+    Bits integers[parts(form)];
+    for (int j = 0; j < parts(form); ++j)  // bytes without a sign: see Matrix
+      integers[j] = nearest(number(j) * factor, form == Form::kBytes ? 128.0f : 0.0f);
+    *reinterpret_cast<Bits*>(to) = together(integers);
+  }
 
   struct Row {
     const float* x;
@@ -479,45 +594,51 @@ class Multiplier {
   // when columns first to first + width - 1 of one are done.
   template <typename After>
   void operator()(const Row (&rows)[2], int pixels, const Matrix& matrix, const After& after) {
-    const int size = pixels * matrix.inner;
-    const float step = matrix.rounded ? round(rows, size) : 1.0f;
     for (int first : matrix.firsts)
       for (int i = 0; i < 2; ++i) {
         if (!rows[i].out) continue;
-        if (matrix.rounded)
-          multiply_panel(shorts() + i * size, step, pixels, matrix, first, rows[i].out + first);
+        float* out = rows[i].out + first;
+        const int width = matrix.panel_width(first);
+        if (width == 4 * kLanes)
+          multiply_panel<at_once(4), 4>(rows[i].x, pixels, matrix, first, out);
+        else if (width == 2 * kLanes)
+          multiply_panel<at_once(2), 2>(rows[i].x, pixels, matrix, first, out);
         else
-          multiply_panel(rows[i].x, step, pixels, matrix, first, rows[i].out + first);
-        after(i, first, matrix.panel_width(first));
+          multiply_panel<at_once(1), 1>(rows[i].x, pixels, matrix, first, out);
+        after(i, first, width);
       }
   }
   void operator()(const Row (&rows)[2], int pixels, const Matrix& matrix) {
     (*this)(rows, pixels, matrix, [](int, int, int) {});
   }
-
- private:
-  uint16_t* shorts() { return reinterpret_cast<uint16_t*>(rounded_.data()); }
-
-  // Rounds to integers and returns the step between them: NaN if any number is not finite.
-  [[gnu::noinline]] float round(const Row (&rows)[2], int size) {
-    uint32_t bits = 0;
-    for (const auto& row : rows)
-      if (row.out) bits = std::max(bits, largest_bits(row.x, size));
-    float largest;
-    std::memcpy(&largest, &bits, sizeof largest);
-    if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
-    const bool small = largest < kLeft * std::numeric_limits<float>::min();
-    const float scale = small ? 0.0f : kLeft / largest;
-    for (int row = 0; row < 2; ++row) {
-      uint16_t* to = shorts() + row * size;
-      const float* x = rows[row].x;
-      for (int i = 0; rows[row].out && i < size; i += kGroup)
-        *reinterpret_cast<Bits*>(to + i) = pairs(load(x + i), load(x + i + kLanes), all(scale));
-    }
-    return small ? 0.0f : largest / kLeft;
+  // Of pixels that were rounded. Panels have N vectors; the last of bytes may have two.
+  template <Form form, int N, typename Finish>
+  void run(const Finish (&rows)[2], int pixels, const Matrix& matrix) {
+    for (int first : matrix.firsts)
+      for (int i = 0; i < 2; ++i) {
+        if (!rows[i].out) continue;
+        const uint8_t* x = pixel<form>(i, 0, matrix.inner);
+        if (matrix.panel_width(first) == N * kLanes)
+          multiply_panel<form, at_once(N), N>(x, steps_[i], 0, pixels, matrix, first, rows[i]);
+        else if constexpr (form == Form::kBytes)  // the last columns
+          multiply_panel<form, at_once(2), 2>(x, steps_[i], 0, pixels, matrix, first, rows[i]);
+      }
   }
 
+ private:
+  const size_t row_;  // bytes
   Array rounded_;
+  float steps_[2][kPixels];
+};
+
+// Rounded products that are only stored, at out (pixels, outer).
+struct Result {
+  float* out;
+  int outer;
+  template <int N>
+  void operator()(int p, int first, const Vector (&result)[N]) const {
+    for (int j = 0; j < N; ++j) store(out + size_t(p) * outer + first + j * kLanes, result[j]);
+  }
 };
 
 // --- rows -------------------------------------------------------------------------------------
@@ -608,35 +729,105 @@ inline void depthwise(const float* const at[4], const Vector weight[9], size_t c
 
 constexpr float kSlope = 0.2f;  // leaky ReLU's
 
+// What layers put out, kept for their gradients: the vector j from feature f on of pixel p. In
+// bfloat16 or as it is:
+template <typename Element>
+struct Kept {
+  Element* data;
+  int features;
+  Kept from(int64_t pixel) const { return {data + pixel * features, features}; }
+  Vector operator()(int p, int f, int j) const {
+    return unpack(data + size_t(p) * features + f + j * kLanes);
+  }
+};
+// In bytes, if it is rounded: the integers below, so that signs stay, in steps of a group's largest
+// magnitude. After an image's bytes (H, W, F) come its steps (H, W, F / kGroup).
+template <>
+struct Kept<uint8_t> {
+  uint8_t* data;
+  float* steps;
+  int features;
+  Kept(uint8_t* image, int64_t area, int features)
+      : Kept(image, reinterpret_cast<float*>(image + area * features), features) {}
+  Kept(uint8_t* data, float* steps, int features) : data(data), steps(steps), features(features) {}
+  Kept from(int64_t pixel) const {
+    return {data + pixel * features, steps + pixel * (features / kGroup), features};
+  }
+  Vector operator()(int p, int f, int j) const {
+    const auto four = *reinterpret_cast<const Integers*>(data + size_t(p) * features + f);
+    const Integers one = four << (24 - 8 * j) >> 24;
+    const float step = steps[p * (features / kGroup) + f / kGroup];
+    return __builtin_convertvector(one, Vector) * step + 0.5f * step;
+  }
+};
+
 // In place: noise and bias added to `width` of the features from `first` on and, unless the next
 // block does it, leaky ReLU; a copy goes where it is asked for.
 template <typename Short>
 [[gnu::noinline]] void activate(float* x, const float* noise, const float* bias, int pixels,
                                 int features, int first, int width, bool raw, Short* copy) {
   const Vector slope = all(raw ? 1.0f : kSlope);
-  for (int p = 0; p < pixels; ++p) {
-    const Vector shift = all(noise[p]);
+  for (int p = 0; p < pixels; ++p)
     for (int f = first; f < first + width; f += kLanes) {
       const size_t at = size_t(p) * features + f;
-      const Vector y = load(x + at) + shift + load(bias + f), v = y > 0.0f ? y : y * slope;
+      const Vector y = load(x + at) + all(noise[p]) + load(bias + f), v = y > 0.0f ? y : y * slope;
       store(x + at, v);
       if (copy) pack(copy + at, v);
     }
-  }
 }
+// The same of a rounded product, while its results are in registers. What is asked for, what is not
+// null, is written: the result itself, halves, bytes for the gradient, shorts for the next product.
+struct Output {
+  float* out;
+  bool keep;  // the result in `out`
+  const float *noise, *bias;
+  float slope;
+  Kept<uint8_t> kept;
+  Half* halves = nullptr;
+  Multiplier* next = nullptr;  // where a group is all of a pixel
+  int row = 0;                 // of the next product
 
-// N vectors of the features of `deactivate`.
+  void operator()(int p, int first, const Vector (&result)[4]) const {
+    Vector v[4];
+    for (int j = 0; j < 4; ++j) {
+      const Vector y = result[j] + all(noise[p]) + load(bias + first + j * kLanes);
+      v[j] = y > 0.0f ? y : y * slope;
+    }
+    const int features = kept.features;
+    const size_t at = size_t(p) * features + first;
+    if (keep)
+      for (int j = 0; j < 4; ++j) store(out + at + j * kLanes, v[j]);
+    if (halves)
+      for (int j = 0; j < 4; ++j) pack(halves + at + j * kLanes, v[j]);
+    if (!kept.data) return;
+    Bits most = {}, integers[4];
+    for (int j = 0; j < 4; ++j) most = larger(most, v[j]);
+    const Scale scale = scale_of<Form::kBytes>(most);
+    kept.steps[p * (features / kGroup) + first / kGroup] = scale.step;
+    for (int j = 0; j < 4; ++j) integers[j] = below(v[j], all(scale.factor));
+    *reinterpret_cast<Bits*>(kept.data + at) = together(integers);
+    if (!next) return;
+    constexpr float finer = levels(Form::kShorts) / levels(Form::kBytes);
+    uint8_t* to = next->pixel<Form::kShorts>(row, p, features) + 2 * first;
+    *next->steps(row, p) = scale.step * (1.0f / finer);
+    for (int j = 0; j < 4; j += 2, to += 4 * kLanes)
+      Multiplier::round_group<Form::kShorts>([&](int i) { return v[j + i]; }, scale.factor * finer,
+                                             to);
+  }
+};
+
+// N vectors of the features of `deactivate`, from f on.
 template <int N, typename Known>
-inline void deactivate_some(const float* grad, const Known* known, const float* style, int pixels,
-                            int features, float* to, float* style_sum, Vector* noise_sum) {
+inline void deactivate_some(const float* grad, const Known& known, const float* style, int pixels,
+                            int f, float* to, float* style_sum, Vector* noise_sum) {
   Vector factor[N], found[N] = {};
-  for (int j = 0; j < N; ++j) factor[j] = style ? load(style + j * kLanes) : all(1.0f);
+  for (int j = 0; j < N; ++j) factor[j] = style ? load(style + f + j * kLanes) : all(1.0f);
   for (int p = 0; p < pixels; ++p) {
     Vector sum = {};
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) {
-      const size_t at = size_t(p) * features + j * kLanes;
-      const Vector out = unpack(known + at);
+      const size_t at = size_t(p) * known.features + f + j * kLanes;
+      const Vector out = known(p, f, j);
       Vector g = load(grad + at);
       found[j] += out * g;
       g *= factor[j];
@@ -646,39 +837,63 @@ inline void deactivate_some(const float* grad, const Known* known, const float* 
     }
     if (noise_sum) noise_sum[p] += sum;
   }
-  for (int j = 0; style_sum && j < N; ++j) add(style_sum + j * kLanes, found[j]);
+  for (int j = 0; style_sum && j < N; ++j) add(style_sum + f + j * kLanes, found[j]);
 }
 
 // The gradient `grad` of what is made of a layer's output `known`, where it is multiplied by
 // `style` or, without one, by 1: `to` becomes that before the layer's activation. The gradients of
 // the style and of the noise, the sums over pixels and over features, go where they are asked for.
 template <typename Known>
-[[gnu::noinline]] void deactivate(const float* grad, const Known* known, const float* style,
-                                  int pixels, int features, float* to, float* style_sum,
-                                  float* noise_grad) {
+[[gnu::noinline]] void deactivate(const float* grad, const Known& known, const float* style,
+                                  int pixels, float* to, float* style_sum, float* noise_grad) {
   Vector noise_sum[kPixels];
   if (noise_grad) std::fill(noise_sum, noise_sum + pixels, Vector{});
   const auto some = [&](auto vectors, int f) {
-    deactivate_some<vectors>(grad + f, known + f, style ? style + f : nullptr, pixels, features,
-                             to + f, style_sum ? style_sum + f : nullptr,
+    deactivate_some<vectors>(grad, known, style, pixels, f, to, style_sum,
                              noise_grad ? noise_sum : nullptr);
   };
   int f = 0;
-  for (; f + 4 * kLanes <= features; f += 4 * kLanes) some(std::integral_constant<int, 4>(), f);
-  for (; f < features; f += kLanes) some(std::integral_constant<int, 1>(), f);
+  for (; f + 4 * kLanes <= known.features; f += 4 * kLanes)
+    some(std::integral_constant<int, 4>(), f);
+  for (; f < known.features; f += kLanes) some(std::integral_constant<int, 1>(), f);
   for (int p = 0; noise_grad && p < pixels; ++p) noise_grad[p] = total(noise_sum[p]);
 }
 
-[[gnu::noinline]] void unpack(const Brain* x, int size, float* to) {
-  for (int i = 0; i < size; i += kLanes) store(to + i, unpack(x + i));
+// The same of N vectors, all of a pixel's, which are rounded for a product while in registers.
+template <int N>
+[[gnu::noinline]] void deactivate_and_round(const float* grad, const Kept<uint8_t>& known,
+                                            const float* style, int pixels, uint8_t* to,
+                                            float* steps, float* style_sum, float* noise_grad) {
+  Vector found[N] = {};
+  for (int p = 0; p < pixels; ++p, grad += N * kLanes) {
+    Vector g[N], sum = {};
+    Bits most = {};
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+      const Vector out = known(p, j / 4 * kGroup, j % 4), before = load(grad + j * kLanes);
+      found[j] += out * before;
+      g[j] = before * load(style + j * kLanes);
+      g[j] = out >= 0.0f ? g[j] : g[j] * kSlope;
+      sum += g[j];
+      most = larger(most, g[j]);
+    }
+    if (noise_grad) noise_grad[p] = total(sum);
+    const Scale scale = scale_of<Form::kBytes>(most);
+    steps[p] = scale.step;
+#pragma GCC unroll 2
+    for (int j = 0; j < N; j += 4, to += kGroup)
+      Multiplier::round_group<Form::kBytes>([&](int i) { return g[j + i]; }, scale.factor, to);
+  }
+  for (int j = 0; style_sum && j < N; ++j) add(style_sum + j * kLanes, found[j]);
 }
 
 // The noise's gradient alone, where the activation is the next block's.
-[[gnu::noinline]] void sum_features(const float* grad, int pixels, int features,
+template <typename Element>
+[[gnu::noinline]] void sum_features(const Element* grad, int pixels, int features,
                                     float* noise_grad) {
   for (int p = 0; p < pixels; ++p, grad += features) {
     Vector sum = {};
-    for (int f = 0; f < features; f += kLanes) sum += load(grad + f);
+    for (int f = 0; f < features; f += kLanes) sum += unpack(grad + f);
     noise_grad[p] = total(sum);
   }
 }
@@ -738,35 +953,77 @@ template <typename Element, typename Result>
   }
 }
 
-// --- tasks ------------------------------------------------------------------------------------
+// --- threads ----------------------------------------------------------------------------------
 
-// Runs task(0) to task(count - 1) on the pool and the calling thread. What the pool starts late
-// finds nothing left to do, so that the caller never waits for a thread to come free.
-template <typename Task>
-void run_tasks(ffi::ThreadPool& pool, int64_t count, const Task& task) {
+// Numbers from 0 to count - 1, of which every thread has a range. It takes them in order; once
+// there are none left it takes over the later half of the longest range, so that all end together.
+class Ranges {
+ public:
+  Ranges(int64_t count, int64_t threads) : ranges_(threads) {
+    for (int64_t t = 0; t < threads; ++t)
+      ranges_[t].bounds = pack(count * t / threads, count * (t + 1) / threads);
+  }
+  // The next number for a thread, or -1.
+  int64_t next(int64_t thread) {
+    for (;;) {
+      auto& own = ranges_[thread].bounds;
+      for (uint64_t held = own; first(held) < end(held);)
+        if (own.compare_exchange_weak(held, pack(first(held) + 1, end(held)))) return first(held);
+      auto longest = std::max_element(ranges_.begin(), ranges_.end(), [](auto& a, auto& b) {
+        return left(a.bounds) < left(b.bounds);
+      });
+      uint64_t held = longest->bounds;
+      const int64_t middle = end(held) - (left(held) + 1) / 2;
+      if (left(held) == 0) return -1;
+      if (longest->bounds.compare_exchange_strong(held, pack(first(held), middle)))
+        own = pack(middle, end(held));
+    }
+  }
+
+ private:
+  struct alignas(64) Range {
+    std::atomic<uint64_t> bounds;
+  };
+  static uint64_t pack(int64_t first, int64_t end) { return uint64_t(first) << 32 | uint64_t(end); }
+  static int64_t first(uint64_t bounds) { return bounds >> 32; }
+  static int64_t end(uint64_t bounds) { return bounds & 0xffffffffu; }
+  static int64_t left(uint64_t bounds) { return end(bounds) - first(bounds); }
+
+  std::vector<Range> ranges_;
+};
+
+// Calls work(first number, next) on the pool and the calling thread, which do what the number says
+// until next() is negative. Numbers from 0 to count - 1 come up once each. What the pool starts
+// late finds nothing left to do, so that the caller never waits for a thread to come free.
+template <typename Work>
+void run(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   struct State {
-    const Task& task;
-    const int64_t count;
-    std::atomic<int64_t> next{0}, left;
+    const Work& work;
+    Ranges ranges;
+    std::atomic<int64_t> left;
     std::mutex mutex;
     std::condition_variable ended;
 
-    State(const Task& task, int64_t count) : task(task), count(count), left(count) {}
+    State(const Work& work, int64_t count, int64_t threads)
+        : work(work), ranges(count, threads), left(count) {}
 
-    void work() {
-      for (int64_t i; (i = next.fetch_add(1)) < count;) {
-        task(i);
+    void start(int64_t thread) {
+      const int64_t first = ranges.next(thread);
+      if (first < 0) return;  // `work` may be gone
+      work(first, [&] {
+        const int64_t next = ranges.next(thread);
         if (left.fetch_sub(1) == 1) {
           std::lock_guard<std::mutex> lock(mutex);
           ended.notify_all();
         }
-      }
+        return next;
+      });
     }
   };
-  auto state = std::make_shared<State>(task, count);
-  for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), count); ++i)
-    pool.Schedule([state] { state->work(); });
-  state->work();
+  const int64_t threads = std::clamp<int64_t>(count, 1, std::max<int64_t>(pool.num_threads(), 1));
+  auto state = std::make_shared<State>(work, count, threads);
+  for (int64_t i = 1; i < threads; ++i) pool.Schedule([state, i] { state->start(i); });
+  state->start(0);
   std::unique_lock<std::mutex> lock(state->mutex);
   state->ended.wait(lock, [&] { return state->left == 0; });
 }
@@ -777,20 +1034,22 @@ class Matrices {
   // Of data (..., inner, outer), or (..., outer, inner) if it is to be transposed.
   template <typename Buffer>
   Matrices(ffi::ThreadPool& pool, Buffer& buffer, const Sizes& sizes, int inner, int outer,
-           bool transpose, bool rounded) {
+           bool transpose, Form form) {
     const auto examples = sizes.examples(buffer, 2);
     std::vector<const float*> data;
     for (int64_t n = 0; n < sizes.batch; ++n) {
       if (n == 0 || examples[n] != examples[n - 1]) {
-        made_.emplace_back(inner, outer, rounded);
+        made_.emplace_back(inner, outer, form);
         data.push_back(examples[n]);
       }
       which_.push_back(made_.size() - 1);
     }
     const int64_t panels = made_.empty() ? 0 : made_[0].firsts.size();
-    run_tasks(pool, made_.size() * panels, [&](int64_t index) {
-      Matrix& matrix = made_[index / panels];
-      matrix.fill(matrix.firsts[index % panels], data[index / panels], transpose);
+    run(pool, made_.size() * panels, [&](int64_t index, const auto& next) {
+      for (; index >= 0; index = next()) {
+        Matrix& matrix = made_[index / panels];
+        matrix.fill(matrix.firsts[index % panels], data[index / panels], transpose);
+      }
     });
   }
   const Matrix& operator[](int64_t n) const { return made_[which_[n]]; }
@@ -805,13 +1064,24 @@ class Matrices {
 // The last product makes four pixels of the image, two rows of two, each row with two zeros.
 constexpr int kMade = 16, kHalf = kMade / 2, kPair = 6;
 
-// Two rows of `pixels` pairs of pixels (2, 2 * pixels, 3) from made (pixels, kMade) plus bias.
-[[gnu::noinline]] void put_pixels(float* made, const float* bias, int pixels, float* upper,
-                                  float* lower) {
-  for (int p = 0; p < pixels; ++p, made += kMade, upper += kPair, lower += kPair) {
-    for (int i = 0; i < kMade; i += kLanes) add(made + i, load(bias + i));
-    std::memcpy(upper, made, kPair * sizeof(float));
-    std::memcpy(lower, made + kHalf, kPair * sizeof(float));
+// Two rows of pairs of pixels (2, 2 * pixels, 3), from made (pixels, kMade) plus bias.
+struct Pixels {
+  float* out;  // made
+  float *upper, *lower;
+  const float* bias;
+  void operator()(int p, int, const Vector (&made)[kMade / kLanes]) const {
+    float pair[kMade];
+    for (int j = 0; j < kMade / kLanes; ++j)
+      store(pair + j * kLanes, made[j] + load(bias + j * kLanes));
+    std::memcpy(upper + p * kPair, pair, kPair * sizeof(float));
+    std::memcpy(lower + p * kPair, pair + kHalf, kPair * sizeof(float));
+  }
+};
+[[gnu::noinline]] void put_pixels(int pixels, const Pixels& to) {
+  for (int p = 0; p < pixels; ++p) {
+    Vector pair[kMade / kLanes];
+    for (int j = 0; j < kMade / kLanes; ++j) pair[j] = load(to.out + p * kMade + j * kLanes);
+    to(p, 0, pair);
   }
 }
 
@@ -826,15 +1096,18 @@ constexpr int kMade = 16, kHalf = kMade / 2, kPair = 6;
 
 }  // namespace
 
-static ffi::Error other_processor() {
-  return ffi::Error::InvalidArgument("features of 16 bits come from another kind of processor");
+// Whether what is rounded cannot be computed here.
+static bool misfits(const Sizes& s, bool rounded) {
+  return rounded && !(kRounds && s.features % kGroup == 0 && s.channels % (2 * kLanes) == 0);
+}
+static ffi::Error misfit() {
+  return ffi::Error::InvalidArgument("this processor, or blocks of this size, cannot be rounded");
 }
 
 // What both calls begin with.
 static auto bind() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
-      .Attr<bool>("rounded")
       .Attr<bool>("raw_in")
       .Attr<bool>("raw_out")
       .Arg<Features>()  // x (..., H / 2, W / 2, 4 C)
@@ -849,13 +1122,14 @@ static auto bind() {
 // layer's and `head`, which may be empty, the image's. `out` is the block's output or the image,
 // `left1` and `left2` what each layer put out, where these are asked for. Raw features still lack
 // their activation, which the next block makes up for.
-static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out, Features x,
-                          Floats style, Floats depthwise1, Floats pointwise1, Floats bias1,
-                          Floats noise1, Floats depthwise2, Floats pointwise2, Floats bias2,
-                          Floats noise2, Floats head, Floats head_bias, ffi::Result<Features> out,
-                          ffi::Result<Packed> left1, ffi::Result<Packed> left2) {
-  if (!kRounds && (packed(x) || packed(*out))) return other_processor();
-  const Sizes s(noise1.dimensions(), out->dimensions(), pointwise1, pool);
+static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Features x, Floats style,
+                          Floats depthwise1, Floats pointwise1, Floats bias1, Floats noise1,
+                          Floats depthwise2, Floats pointwise2, Floats bias2, Floats noise2,
+                          Floats head, Floats head_bias, ffi::Result<Features> out,
+                          ffi::Result<Left> left1, ffi::Result<Left> left2) {
+  const bool rounded = bytes(*left1);
+  const Sizes s(noise1.dimensions(), out->dimensions(), pointwise1);
+  if (misfits(s, rounded)) return misfit();
   const int channels = s.channels, features = s.features, width = s.width;
   const int64_t area = s.height * width;
   const bool headed = head.element_count() > 0, short_out = packed(*out);
@@ -866,21 +1140,30 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
   const auto noises1 = s.examples(noise1, 2), noises2 = s.examples(noise2, 2);
   const auto biases1 = s.examples(bias1, 1), biases2 = s.examples(bias2, 1);
   const auto head_biases = s.examples(head_bias, 1);
-  const Matrices matrix1(pool, pointwise1, s, channels, features, false, rounded);
-  const Matrices matrix2(pool, pointwise2, s, features, features, false, rounded);
-  const Matrices to_pixels(pool, head, s, headed ? features : 0, headed ? kMade : 0, false, false);
+  const Form form = rounded ? Form::kShorts : Form::kFloats;
+  const Matrices matrix1(pool, pointwise1, s, channels, features, false, form);
+  const Matrices matrix2(pool, pointwise2, s, features, features, false, form);
+  const Matrices to_pixels(pool, head, s, headed ? features : 0, headed ? kMade : 0, false, form);
   want_huge_pages(out), want_huge_pages(left1), want_huge_pages(left2);
 
-  run_tasks(pool, s.batch * s.tasks, [&](int64_t index) {
-    const auto task = s.task(index);
-    const int64_t n = task.n;
+  run(pool, s.batch * s.parts, [&](int64_t index, const auto& next_index) {
+    int64_t n;        // the image
+    bool first_time;  // that rows are computed: another part computes those around its own again
     const int most = std::max(channels, features);
     Rows input(s, channels), middle(s, features);
     Array tile(size_t(2) * kPixels * most), last(size_t(2) * kPixels * features);
     Array made(size_t(2) * kPixels * kMade);
-    Multiplier multiply(most);
-    int64_t next = std::max<int64_t>(task.first - 2, 0);  // row of the input
+    Multiplier multiply(most), multiply_head(headed ? features : 0);
+    int64_t next;  // row of the input
 
+    const auto kept_shorts = [&](ffi::Result<Left>& left, int64_t pixel) {
+      return elements<Brain>(left) + (n * area + pixel) * features;
+    };
+    const auto kept_bytes = [&](ffi::Result<Left>& left, int64_t pixel) {
+      uint8_t* image = elements<uint8_t>(left) + n * (left->size_bytes() / s.batch);
+      return Kept<uint8_t>(image, area, features).from(pixel);
+    };
+    const Kept<uint8_t> no_bytes(nullptr, nullptr, features);
     const auto from_bands = [&](int64_t row) {
       const int64_t at = features_at[n] + row * width * channels;
       const auto make = [&](const auto* bands) {
@@ -888,57 +1171,107 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool 
       };
       packed(x) ? make(elements<Half>(x)) : make(elements<float>(x));
     };
+    // Pixels of two rows for a product, at `tile` unless they are rounded.
+    const auto convolve = [&](const Rows::Four& near, const float* weight, int inner, int p,
+                              int count) {
+      if (!rounded) return depthwise(near, weight, inner, p, count, tile.data());
+      for_tiles<kFew>(count, [&](int q, int few) {
+        depthwise(near, weight, inner, p + q, few, tile.data());
+        for (int i = 0; i < 2; ++i)
+          multiply.round<Form::kShorts>(i, q, tile.data() + i * few * inner, few, inner);
+      });
+    };
     const auto first_layer = [&](int64_t top) {  // its rows `top` and `top` + 1
       for (; next <= std::min(top + 2, s.height - 1); next += 2) from_bands(next);
       const auto near = input.around(top);
       for_tiles(width, [&](int p, int count) {
-        depthwise(near, kernel1[n], channels, p, count, tile.data());
+        convolve(near, kernel1[n], channels, p, count);
         const auto to = [&](int64_t row) {
           return s.has(row) ? middle[row] + size_t(p) * features : nullptr;
         };
+        if (rounded) {
+          const auto row = [&](int i) {
+            const int64_t pixel = (top + i) * width + p;
+            return Output{
+                .out = to(top + i),
+                .keep = true,
+                .noise = noises1[n] + pixel,
+                .bias = biases1[n],
+                .slope = kSlope,
+                .kept = first_time && s.has(top + i) ? kept_bytes(left1, pixel) : no_bytes};
+          };
+          return multiply.run<Form::kShorts, 4>({row(0), row(1)}, count, matrix1[n]);
+        }
         const Multiplier::Row rows[2] = {{tile.data(), to(top)},
                                          {tile.data() + count * channels, to(top + 1)}};
         multiply(rows, count, matrix1[n], [&](int i, int first, int some) {
           const int64_t pixel = (top + i) * width + p;
-          Brain* left = leaves1 && task.holds(top + i)
-                            ? elements<Brain>(left1) + (n * area + pixel) * features
-                            : nullptr;
           activate(rows[i].out, noises1[n] + pixel, biases1[n], count, features, first, some, false,
-                   left);
+                   leaves1 && first_time && s.has(top + i) ? kept_shorts(left1, pixel) : nullptr);
         });
       });
     };
     const auto second_layer = [&](int64_t top) {
       const auto near = middle.around(top);
       for_tiles(width, [&](int p, int count) {
-        depthwise(near, kernel2[n], features, p, count, tile.data());
+        convolve(near, kernel2[n], features, p, count);
         const int64_t pixel = top * width + p, at = (n * area + pixel) * features;
         const bool in_place = !headed && !short_out;
         float* to = in_place ? elements<float>(out) + at : last.data();
         const int64_t apart = (in_place ? width : kPixels) * features;  // from row to row
+        const auto pixels = [&](int i) {
+          float* upper = elements<float>(out) + (2 * (n * area + (top + i) * width) + p) * kPair;
+          float* here = made.data() + i * kPixels * kMade;
+          return Pixels{here, upper, upper + width * kPair, head_biases[n]};
+        };
+        if (rounded) {
+          const bool at_once = features == kGroup;  // a pixel is rounded as soon as it is there
+          const auto row = [&](int i) {
+            const int64_t here = pixel + i * width;
+            return Output{
+                .out = to + i * apart,
+                .keep = in_place || (headed && !at_once),
+                .noise = noises2[n] + here,
+                .bias = biases2[n],
+                .slope = raw_out ? 1.0f : kSlope,
+                .kept = headed ? kept_bytes(left2, here) : no_bytes,
+                .halves = short_out ? elements<Half>(out) + at + i * width * features : nullptr,
+                .next = headed && at_once ? &multiply_head : nullptr,
+                .row = i};
+          };
+          multiply.run<Form::kShorts, 4>({row(0), row(1)}, count, matrix2[n]);
+          if (!headed) return;
+          for (int i = 0; i < 2 && !at_once; ++i)
+            multiply_head.round<Form::kShorts>(i, 0, to + i * apart, count, features);
+          return multiply_head.run<Form::kShorts, kMade / kLanes>({pixels(0), pixels(1)}, count,
+                                                                  to_pixels[n]);
+        }
         const Multiplier::Row rows[2] = {{tile.data(), to},
                                          {tile.data() + count * features, to + apart}};
         multiply(rows, count, matrix2[n], [&](int i, int first, int some) {
-          const auto finish = [&](auto* copy, bool wanted) {
-            activate(rows[i].out, noises2[n] + pixel + i * width, biases2[n], count, features,
-                     first, some, raw_out, wanted ? copy + at + i * width * features : nullptr);
-          };
-          short_out ? finish(elements<Half>(out), true) : finish(elements<Brain>(left2), leaves2);
+          const int64_t here = pixel + i * width;
+          activate(rows[i].out, noises2[n] + here, biases2[n], count, features, first, some,
+                   raw_out, leaves2 ? kept_shorts(left2, here) : nullptr);
         });
         if (!headed) return;
-        const Multiplier::Row pixels[2] = {{rows[0].out, made.data()},
-                                           {rows[1].out, made.data() + kPixels * kMade}};
-        multiply(pixels, count, to_pixels[n]);
-        for (int i = 0; i < 2; ++i) {
-          float* upper = elements<float>(out) + (2 * (n * area + (top + i) * width) + p) * kPair;
-          put_pixels(pixels[i].out, head_biases[n], count, upper, upper + width * kPair);
-        }
+        multiply({{rows[0].out, made.data()}, {rows[1].out, made.data() + kPixels * kMade}}, count,
+                 to_pixels[n]);
+        for (int i = 0; i < 2; ++i) put_pixels(count, pixels(i));
       });
     };
-    first_layer(task.first - 1);
-    for (int64_t row = task.first; row < task.end; row += 2) {
-      first_layer(row + 1);
-      second_layer(row);
+    for (int64_t before = -1; index >= 0; before = index, index = next_index()) {
+      const auto part = s.part(index);
+      n = part.n;
+      if (index != before + 1 || part.first == 0) {
+        first_time = part.first == 0;
+        next = std::max<int64_t>(part.first - 2, 0);
+        first_layer(part.first - 1);
+      }
+      first_time = true;
+      for (int64_t row = part.first; row < part.end; row += 2) {
+        first_layer(row + 1);
+        second_layer(row);
+      }
     }
   });
   return ffi::Error::Success();
@@ -956,21 +1289,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<Floats>()    // head (..., F, 16) or (..., 0, 16)
         .Arg<Floats>()    // head_bias (..., 16)
         .Ret<Features>()  // out (..., H, W, F) or (..., 2 H, 2 W, 3)
-        .Ret<Packed>()    // left1 (..., H, W, F) or (..., H, W, 0)
-        .Ret<Packed>());  // left2, with a head the same, else (..., H, W, 0)
+        .Ret<Left>()      // left1 (..., H, W, F) or (..., H, W, 0), bytes (..., H, W, F + F / 16)
+        .Ret<Left>());    // left2, with a head the same, else (..., H, W, 0)
 
 // --- backward ---------------------------------------------------------------------------------
 
 // The gradient from that of `out`, which without a head tells the last activation's slope.
-static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool raw_out,
-                           Features x, Floats style, Floats depthwise1, Floats pointwise1,
-                           Floats style2, Floats depthwise2, Floats pointwise2, Floats head_style,
-                           Floats head, Floats out, Packed left1, Packed left2, Features grad,
+static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Features x,
+                           Floats style, Floats depthwise1, Floats pointwise1, Floats style2,
+                           Floats depthwise2, Floats pointwise2, Floats head_style, Floats head,
+                           Floats out, Left left1, Left left2, Features grad,
                            ffi::Result<Features> grad_x, ffi::Result<Floats> grad_styles,
                            ffi::Result<Floats> grad_noise1, ffi::Result<Floats> grad_noise2) {
-  if (!kRounds && (packed(x) || packed(grad))) return other_processor();
+  const bool rounded = bytes(left1);
   const auto layer = left1.dimensions();
-  const Sizes s(layer.first(layer.size() - 1), grad_x->dimensions(), pointwise1, pool);
+  const Sizes s(layer.first(layer.size() - 1), grad_x->dimensions(), pointwise1);
+  if (misfits(s, rounded)) return misfit();
   const int channels = s.channels, features = s.features, width = s.width;
   const int64_t area = s.height * width;
   const bool headed = head.element_count() > 0;
@@ -979,28 +1313,54 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
   const auto kernel1 = s.examples(depthwise1, 3), kernel2 = s.examples(depthwise2, 3);
   const auto styles2 = s.examples(style2, 1), head_styles = s.examples(head_style, 1);
   const auto outs = s.examples(out, 3);
-  const auto lefts1 = s.examples<Brain>(left1, 3), lefts2 = s.examples<Brain>(left2, 3);
-  const Matrices matrix1(pool, pointwise1, s, features, channels, true, rounded);
-  const Matrices matrix2(pool, pointwise2, s, features, features, true, rounded);
-  const Matrices from_pixels(pool, head, s, headed ? kMade : 0, headed ? features : 0, true, false);
+  const auto left1_at = s.offsets(left1, 3), left2_at = s.offsets(left2, 3);
+  const Form form = rounded ? Form::kBytes : Form::kFloats;
+  const Matrices matrix1(pool, pointwise1, s, features, channels, true, form);
+  const Matrices matrix2(pool, pointwise2, s, features, features, true, form);
+  const Matrices from_pixels(pool, head, s, headed ? kMade : 0, headed ? features : 0, true,
+                             Form::kFloats);
   want_huge_pages(grad_x);
-  // Each task sums the styles' gradients on its own: the result knows no order of tasks.
+  // Each part sums the styles' gradients on its own: the result knows no order of parts.
   const int sums = 4 * channels + (headed ? 2 : 1) * features;
-  std::vector<float> parts(size_t(s.batch * s.tasks) * sums, 0.0f);
+  std::vector<float> parts(size_t(s.batch * s.parts) * sums, 0.0f);
 
-  run_tasks(pool, s.batch * s.tasks, [&](int64_t index) {
-    const auto task = s.task(index);
-    const int64_t n = task.n;
-    float* sum = &parts[size_t(index) * sums];
-    float *sum2 = sum + 4 * channels, *head_sum = sum2 + features;
+  run(pool, s.batch * s.parts, [&](int64_t index, const auto& next_index) {
+    int64_t n;        // the image
+    bool first_time;  // that rows are computed: another part computes those around its own again
+    float *sum, *sum2, *head_sum;
+    const int most = std::max(channels, features);
     Rows wide2(s, features), wide1(s, channels);
-    Array tile(size_t(2) * kPixels * features), made(size_t(2) * kPixels * kMade);
-    Array inner(size_t(2) * width * channels);
+    Array tile(size_t(2) * kPixels * most), made(size_t(2) * kPixels * kMade);
     Multiplier multiply(features);
     std::fill(made.data(), made.data() + size_t(2) * kPixels * kMade, 0.0f);
     const auto noise_at = [&](ffi::Result<Floats>& noise, int64_t row, int64_t pixel) {
-      const bool wanted = noise->element_count() > 0 && task.holds(row);
+      const bool wanted = noise->element_count() > 0 && first_time && s.has(row);
       return wanted ? noise->typed_data() + n * area + pixel : nullptr;
+    };
+
+    const auto product = [&](const Multiplier::Row(&rows)[2], int count, const Matrix& matrix) {
+      if (!rounded) return multiply(rows, count, matrix);
+      const Result results[2] = {{rows[0].out, matrix.outer}, {rows[1].out, matrix.outer}};
+      multiply.run<Form::kBytes, 4>(results, count, matrix);
+    };
+    // Deactivates pixels in place from the layer's output, which is in `left` from `pixel` on, and
+    // rounds them as those of a product's row from `first` on, if it is.
+    const auto deactivate_left = [&](float* g, Left& left, int64_t at, int64_t pixel,
+                                     const float* style, int row, int first, int count,
+                                     float* style_sum, float* noise) {
+      if (!rounded) {
+        const Kept<Brain> known{elements<Brain>(left) + at, features};
+        return deactivate(g, known.from(pixel), style, count, g, style_sum, noise);
+      }
+      const auto known = Kept<uint8_t>(elements<uint8_t>(left) + at, area, features).from(pixel);
+      uint8_t* to = multiply.pixel<Form::kBytes>(row, first, features);
+      float* steps = multiply.steps(row, first);
+      if (features == kGroup)
+        return deactivate_and_round<4>(g, known, style, count, to, steps, style_sum, noise);
+      if (features == 2 * kGroup)
+        return deactivate_and_round<8>(g, known, style, count, to, steps, style_sum, noise);
+      deactivate(g, known, style, count, g, style_sum, noise);
+      multiply.round<Form::kBytes>(row, first, g, count, features);
     };
 
     const auto second_product = [&](int64_t top) {  // transposed, rows `top` and `top` + 1
@@ -1024,63 +1384,80 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool rounded, bool raw_in, bool
           float* g = tile.data() + i * count * features;
           const int64_t at = grad_at[n] + pixel * features;
           if (headed) {
-            deactivate(g, lefts2[n] + pixel * features, head_styles[n], count, features, g,
-                       task.holds(row) ? head_sum : nullptr, noise);
+            deactivate_left(g, left2, left2_at[n], pixel, head_styles[n], i, 0, count,
+                            first_time ? head_sum : nullptr, noise);
           } else if (!raw_out) {
-            deactivate(elements<float>(grad) + at, outs[n] + pixel * features, nullptr, count,
-                       features, g, nullptr, noise);
+            const Kept<const float> known{outs[n], features};
+            deactivate(elements<float>(grad) + at, known.from(pixel), nullptr, count, g, nullptr,
+                       noise);
+            if (rounded) multiply.round<Form::kBytes>(i, 0, g, count, features);
           } else {
-            if (packed(grad))
-              unpack(elements<Brain>(grad) + at, count * features, g);
-            else
-              rows[i].x = elements<float>(grad) + at;
-            if (noise) sum_features(rows[i].x, count, features, noise);
+            const auto take = [&](const auto* raw) {
+              if (noise) sum_features(raw, count, features, noise);
+              if (rounded) multiply.round<Form::kBytes>(i, 0, raw, count, features);
+            };
+            packed(grad) ? take(elements<Brain>(grad) + at) : take(elements<float>(grad) + at);
+            if (!packed(grad)) rows[i].x = elements<float>(grad) + at;
           }
         }
-        multiply(rows, count, matrix2[n]);
+        product(rows, count, matrix2[n]);
       });
     };
     const auto first_product = [&](int64_t top) {
       const auto near = wide2.around(top);
       for_tiles(width, [&](int p, int count) {
-        // The transpose of a correlation is one with the kernel turned round.
-        depthwise(near, kernel2[n], features, p, count, tile.data());
         Multiplier::Row rows[2] = {};
-        for (int i = 0; i < 2; ++i) {
-          const int64_t row = top + i, pixel = row * width + p;
-          if (!s.has(row)) continue;
-          float* g = tile.data() + i * count * features;
-          deactivate(g, lefts1[n] + pixel * features, styles2[n], count, features, g,
-                     task.holds(row) ? sum2 : nullptr, noise_at(grad_noise1, row, pixel));
-          rows[i] = {g, wide1[row] + int64_t(p) * channels};
-        }
-        multiply(rows, count, matrix1[n]);
+        const auto some = [&](int q, int few) {
+          // The transpose of a correlation is one with the kernel turned round.
+          depthwise(near, kernel2[n], features, p + q, few, tile.data());
+          for (int i = 0; i < 2; ++i) {
+            const int64_t row = top + i, pixel = row * width + p + q;
+            if (!s.has(row)) continue;
+            float* g = tile.data() + i * few * features;
+            deactivate_left(g, left1, left1_at[n], pixel, styles2[n], i, q, few,
+                            first_time ? sum2 : nullptr, noise_at(grad_noise1, row, pixel));
+            rows[i] = {g, wide1[row] + int64_t(p) * channels};
+          }
+        };
+        rounded ? for_tiles<kFew>(count, some) : some(0, count);
+        product(rows, count, matrix1[n]);
       });
     };
     const auto upsampling = [&](int64_t top) {
-      depthwise(wide1.around(top), kernel1[n], channels, 0, width, inner.data());
-      const int64_t at = x_at[n] + top * width * channels,
-                    to = (n * s.height + top) * width * channels;
-      const auto make = [&](const auto* bands, auto* grad_bands) {
-        analyse(inner.data(), bands + at, raw_in, styles[n], width / 2, channels, grad_bands + to,
-                sum);
-      };
-      packed(x) ? make(elements<Half>(x), elements<Brain>(grad_x))
-                : make(elements<float>(x), elements<float>(grad_x));
+      const auto near = wide1.around(top);
+      for_tiles<kFew>(width, [&](int p, int count) {
+        depthwise(near, kernel1[n], channels, p, count, tile.data());
+        const int64_t at = (top * width + 2 * p) * channels;
+        const auto make = [&](const auto* bands, auto* grad_bands) {
+          analyse(tile.data(), bands + x_at[n] + at, raw_in, styles[n], count / 2, channels,
+                  grad_bands + n * area * channels + at, sum);
+        };
+        packed(x) ? make(elements<Half>(x), elements<Brain>(grad_x))
+                  : make(elements<float>(x), elements<float>(grad_x));
+      });
     };
-    second_product(task.first - 2);
-    second_product(task.first);
-    first_product(task.first - 1);
-    for (int64_t row = task.first; row < task.end; row += 2) {
-      second_product(row + 2);
-      first_product(row + 1);
-      upsampling(row);
+    for (int64_t before = -1; index >= 0; before = index, index = next_index()) {
+      const auto part = s.part(index);
+      n = part.n;
+      sum = &parts[size_t(index) * sums], sum2 = sum + 4 * channels, head_sum = sum2 + features;
+      if (index != before + 1 || part.first == 0) {
+        first_time = part.first == 0;
+        second_product(part.first - 2);
+        second_product(part.first);
+        first_product(part.first - 1);
+      }
+      first_time = true;
+      for (int64_t row = part.first; row < part.end; row += 2) {
+        second_product(row + 2);
+        first_product(row + 1);
+        upsampling(row);
+      }
     }
   });
   for (int64_t n = 0; n < s.batch; ++n)
     for (int i = 0; i < sums; ++i) {
       float sum = 0.0f;
-      for (int64_t t = 0; t < s.tasks; ++t) sum += parts[size_t(n * s.tasks + t) * sums + i];
+      for (int64_t t = 0; t < s.parts; ++t) sum += parts[size_t(n * s.parts + t) * sums + i];
       grad_styles->typed_data()[n * sums + i] = sum;
     }
   return ffi::Error::Success();
@@ -1095,8 +1472,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<Floats>()    // head_style (..., F) or (..., 0)
         .Arg<Floats>()    // head (..., F, 16) or (..., 0, 16)
         .Arg<Floats>()    // out (..., H, W, F) or (..., H, W, 0)
-        .Arg<Packed>()    // left1 (..., H, W, F)
-        .Arg<Packed>()    // left2 (..., H, W, F) or (..., H, W, 0)
+        .Arg<Left>()      // left1 (..., H, W, F), bytes (..., H, W, F + F / 16)
+        .Arg<Left>()      // left2, the same or (..., H, W, 0)
         .Arg<Features>()  // grad, as `out` of the forward pass
         .Ret<Features>()  // grad_x
         .Ret<Floats>()    // of style, style2 and head_style (..., 4 C + F or 4 C + 2 F)

@@ -3,11 +3,11 @@
 `native_library` compiles `mobile_block.cc`, which is called inside jitted programs through
 `jax.ffi`. Where there is no compiler the generator computes the same in XLA.
 
-With JAX_DEFAULT_MATMUL_PRECISION=tensorfloat32, or `jax.default_matmul_precision`, what is
-differentiated is rounded, about as precisely as that: processors with AVX-512 VNNI multiply 16-bit
-integers twice as fast as floats. Features between two blocks are IEEE halves then, infinite above
-65504 and without precision below 6e-8, and their gradients bfloat16. Images that are only looked at
-are never rounded.
+With JAX_DEFAULT_MATMUL_PRECISION=bfloat16, or `jax.default_matmul_precision`, what is
+differentiated is rounded: processors with AVX-512 VNNI multiply two integers of 16 bits, or four of
+8, in the time of a float. Outputs have 13 bits of a pixel's largest feature, gradients 7. Features
+between two blocks are IEEE halves then, infinite above 65504 and without precision below 6e-8, and
+their gradients bfloat16. Images that are only looked at are never rounded.
 
 XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
 devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
@@ -34,7 +34,8 @@ FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backwa
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
 HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
-ROUNDED = ("tensorfloat32", "TF32_TF32_F32")  # JAX's names of products as precise as these
+GROUP = 64  # features come in multiples of this where products are rounded: the kernels' kGroup
+ROUNDED = ("bfloat16", "BF16_BF16_F32")  # JAX's names of products that may be rounded so
 _log = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
@@ -131,8 +132,9 @@ class Left(NamedTuple):
     Attributes:
         x: (N, H / 2, W / 2, 4C), its features; after another block raw, and if rounded IEEE halves.
         out: (N, H, W, F), or where another block activates, or with an image, (N, H, W, 0).
-        layer1: (N, H, W, F), bfloat16.
-        layer2: with an image (N, H, W, F), bfloat16; else (N, H, W, 0).
+        layer1: (N, H, W, F), bfloat16; if rounded bytes with a step for every group, in uint8:
+            (N, H, W, F + F / 16).
+        layer2: with an image the same; else (N, H, W, 0).
     """
 
     x: Array
@@ -168,6 +170,12 @@ def rounding() -> bool:
     """Whether products are rounded: JAX must be told that they may be."""
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return precision in ROUNDED and can_round()
+
+
+def _rounds(blocks: Blocks) -> bool:
+    """Whether products of these blocks are rounded where they are differentiated."""
+    shapes = [block.weights["conv1"].pointwise.shape for block in blocks]
+    return rounding() and not any(c % (2 * LANES) or f % GROUP for c, f in shapes)
 
 
 def blocks_of(generator: Any) -> str:
@@ -208,7 +216,7 @@ def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Ar
     Args:
         x: (N, H / 2, W / 2, 4C), features before the first block's up-sampling.
         blocks: their arguments; only the last may have an image.
-        for_gradient: leave what `backward` needs, and round if that is faster.
+        for_gradient: leave what `backward` needs, and round if that is asked for and faster.
 
     Returns:
         (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs, if it was asked for.
@@ -221,7 +229,7 @@ def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Ar
         raise RuntimeError("native blocks cannot be had: ask ready() first")
     if x.dtype != jnp.float32:  # the kernels trust this too
         raise ValueError(f"native blocks want float32, not {x.dtype}")
-    rounded = for_gradient and rounding()
+    rounded = for_gradient and _rounds(blocks)
     left = []
     for i, block in enumerate(blocks):
         x, kept = _forward(
@@ -251,7 +259,8 @@ def _forward(
     head, head_bias = _head(weights)
 
     def packed(wanted: bool) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, height, width, features * wanted), jnp.uint16)
+        size, dtype = (features + features // 16, jnp.uint8) if rounded else (features, jnp.uint16)
+        return jax.ShapeDtypeStruct((count, height, width, size * wanted), dtype)
 
     image = (count, 2 * height, 2 * width, 3) if headed else (count, height, width, features)
     out, layer1, layer2 = jax.ffi.ffi_call(
@@ -275,7 +284,6 @@ def _forward(
         second.noise_strength * noise2,
         _image_style(styles)[..., None] * head,
         head_bias,
-        rounded=rounded,
         raw_in=raw_in,
         raw_out=raw_out,
     )
@@ -335,7 +343,6 @@ def _backward(
         left.layer1,
         left.layer2,
         grad,
-        rounded=rounding(),
         raw_in=raw_in,
         raw_out=raw_out,
     )
