@@ -1,6 +1,7 @@
 """Settings of every test: strict dtypes, and fixtures that several files share."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Most of the tests' time is compiling, which takes a third as long like this. XLA_FLAGS="" tests
@@ -24,7 +25,27 @@ from stylesr_jax.masks import FlowConfig
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# What one test has traced and compiled is there for those that search alike, in all workers:
+# they begin with the environment of the process that made the folder.
+_folder = None
+if "STYLESR_TESTS_KEPT" not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="stylesr-tests-")
+    os.environ["STYLESR_TESTS_KEPT"] = _folder.name
+KEPT = Path(os.environ["STYLESR_TESTS_KEPT"])
+jax.config.update("jax_compilation_cache_dir", str(KEPT / "compiled"))
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config):
+    # JAX may find what another worker has not written to its end yet, and compiles it then.
+    torn = "ignore:Error reading persistent compilation cache entry"
+    config.addinivalue_line("filterwarnings", torn)
+
+
+def pytest_unconfigure():
+    if _folder is not None:
+        _folder.cleanup()
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +53,14 @@ def _room():
     """A worker compiles more than a process has memory mappings for."""
     yield
     programs.make_room()
+
+
+@pytest.fixture
+def kept_programs():
+    """Searches take the programs that other tests have traced, as those of the commands do."""
+    programs.keep_in(KEPT / "programs")
+    yield
+    programs.keep_in(None)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from conftest import GOLDEN
 from PIL import Image
 
+from stylesr_jax.errors import UserError
 from stylesr_jax.flow import load_prior
 from stylesr_jax.generators import load_generator
 from stylesr_jax.solve import upsample
@@ -59,7 +60,7 @@ SMALL += ("--whitening-draws", "2000", "--quiet")
 def test_a_weight_file_is_searched_as_it_is(run, photo, tmp_path, capsys, name, label):
     chosen = ["--generator", GOLDEN / name, *([] if label is None else ["--class", label])]
     out = tmp_path / "out"
-    options = ("--steps", "3", "--solutions", "1", "--quiet")
+    options = ("--steps", "3", "--solutions", "1", "--quiet", "--set", "rls.sketch_steps=0")
     command = ("upsample", photo, "--out", out, *options, *chosen)
     # The four files hold three mapping networks: what one test fits, another one finds.
     if run(*command) != 0:
@@ -81,16 +82,21 @@ def test_a_conditional_model_without_a_class_is_refused(run, photo, tmp_path, ca
     assert "--class 0 to" in capsys.readouterr().err
 
 
-def test_the_functional_api_takes_a_converted_generator(run, photo):
-    generator = load_generator(GOLDEN / "ada_pytorch_skip_32.pkl")
-    assert run("fit_prior", "--generator", GOLDEN / "ada_pytorch_skip_32.pkl", *SMALL) == 0
+def test_the_functional_api_takes_a_converted_generator(run):
+    file = GOLDEN / "tf_legacy_generator_only_32.pkl"
+    generator = load_generator(file)
+    try:
+        prior = load_prior(generator)
+    except UserError:  # the test above, which searches the same file, was left out
+        assert run("fit_prior", "--generator", file, *SMALL) == 0
+        prior = load_prior(generator)
     image = np.zeros((8, 8, 3), np.float32)
     result = upsample(
         image,
         generator=generator,
-        prior=load_prior(generator),
+        prior=prior,
         solutions=1,
-        settings={"sketch_steps": 2, "steps": 2},
+        settings={"sketch_steps": 0, "steps": 3},
         key=jax.random.key(0),
     )
     assert result.images.shape == (1, 32, 32, 3) and np.isfinite(result.images).all()

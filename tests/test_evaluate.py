@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import KEPT
 from PIL import Image
 
 from stylesr_jax import evaluation
@@ -38,6 +39,8 @@ from stylesr_jax.solve import key_of, observe, solve
 from stylesr_jax.stages import with_budget
 from stylesr_jax.tables import write_report
 
+pytestmark = pytest.mark.usefixtures("kept_programs")
+
 SIZES = Sizes(score=32, niqe=32, frechet=32)
 QUICK = ("--lr-size", "8", "--steps", "4", "--score-size", "32", "--niqe-size", "32")
 QUICK = (*QUICK, "--frechet-size", "32", "--methods", "a=rls,b=rls:lambda_w=0")
@@ -47,9 +50,9 @@ QUICK = (*QUICK, "--frechet-size", "32", "--methods", "a=rls,b=rls:lambda_w=0")
 def folder(tmp_path_factory, tiny):
     """Three pictures that the generator draws."""
     out = tmp_path_factory.mktemp("faces")
+    draw = jax.jit(lambda g, z: g.synthesise(jnp.repeat(g.map_latents(z)[:, None], g.num_ws, 1)))
     for i in range(3):
-        w = tiny.map_latents(jax.random.normal(jax.random.key(50 + i), (1, tiny.z_dim)))
-        image = tiny.synthesise(jnp.repeat(w[:, None], tiny.num_ws, axis=1))[0]
+        image = draw(tiny, jax.random.normal(jax.random.key(50 + i), (1, tiny.z_dim)))[0]
         Image.fromarray(to_uint8(np.asarray(image))).save(out / f"face{i}.png")
     return out
 
@@ -57,7 +60,7 @@ def folder(tmp_path_factory, tiny):
 @pytest.fixture
 def call(tiny_files, folder, monkeypatch, tmp_path):
     """Runs the command as `python -m` would; returns its exit code."""
-    monkeypatch.setenv("STYLESR_CACHE", str(tiny_files["generator"].parent))
+    monkeypatch.setenv("STYLESR_CACHE", str(KEPT))
 
     def command(*arguments, images=folder, out=tmp_path / "out"):
         own = ("--generator", tiny_files["generator"], "--prior", tiny_files["prior"])

@@ -1,5 +1,6 @@
 """Whole search steps lower for accelerators that this machine does not have."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -74,10 +75,13 @@ def test_every_stage_of_every_method_lowers(name, tiny, tiny_prior):
     assert count == len(METHODS[name].stages(METHODS[name].settings))
 
 
-def test_rls_on_the_embedded_generator_lowers(mobile):
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rls_on_the_embedded_generator_lowers(mobile, count):
+    """With sketches, whose correction draws the full image too; then in full."""
     portable = mobile.replace(config=mobile.config.portable())
-    stages = list(export_stages("rls", portable, load_prior(mobile), size=16, starts=4))
-    assert len(stages) == 2  # with sketches, and in full
+    exports = export_stages("rls", portable, load_prior(mobile), size=16, starts=4)
+    stages = list(itertools.islice(exports, count))
+    assert len(stages) == count
     for variables, exported in stages:
         assert exported.platforms == ACCELERATORS
         assert variables["latent"].shape == (4, 23, 512)

@@ -31,10 +31,13 @@ def _tiny_mobile() -> Generator:
     )  # fmt: skip
     ws = jnp.zeros((1, config.num_ws, config.w_dim))
     noise = tuple(jnp.zeros(shape) for shape in config.noise_shapes)
+    init_mapping, init_synthesis = (
+        jax.jit(module.init) for module in (config.mapping_module(), config.synthesis_module())
+    )
     keys = jax.random.split(jax.random.key(0), 2)
     params = {
-        "mapping": config.mapping_module().init(keys[0], ws[0])["params"],
-        "synthesis": config.synthesis_module().init(keys[1], ws, noise)["params"],
+        "mapping": init_mapping(keys[0], ws[0])["params"],
+        "synthesis": init_synthesis(keys[1], ws, noise)["params"],
         "noise": {f"{i:02d}": m for i, m in enumerate(noise)},
     }
 
@@ -58,7 +61,7 @@ def tiny_mobile():
 def with_head(tiny_mobile):
     """The generator with a head of random weights on its features of 32 px."""
     x, ws = jnp.zeros((1, 32, 32, 8)), jnp.zeros((1, 4, 8))
-    head = ImageHead(hidden=8).init(jax.random.key(2), x, ws)["params"]
+    head = jax.jit(ImageHead(hidden=8).init)(jax.random.key(2), x, ws)["params"]
     return with_heads(tiny_mobile, {32: head})
 
 
@@ -201,6 +204,7 @@ def test_polishing_goes_on_in_w_from_where_the_sketches_ended(tiny_files, change
     assert stages[0].sketch and stages[-1].sketch is (changes.get("steps") == 0)
 
 
+@pytest.mark.usefixtures("kept_programs")
 @pytest.mark.parametrize("polish", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_solutions_of_a_search_with_sketches(tiny_files, polish):
     generator = load_generator(tiny_files["generator"])

@@ -1,5 +1,7 @@
 """The functional API on an untrained 32 px generator."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +16,18 @@ from stylesr_jax.results import read_solutions, save_solutions
 from stylesr_jax.search import search
 from stylesr_jax.solve import key_of, observe, redraw, solve, upsample
 
+pytestmark = pytest.mark.usefixtures("kept_programs")
+
+
+@partial(jax.jit, static_argnames="size")
+def _target_of(generator, z, size):
+    ws = jnp.repeat(generator.map_latents(z)[:, None], generator.num_ws, axis=1)
+    return jnp.clip(Bicubic(size=size)(generator.synthesise(ws)[0]), -1.0, 1.0)
+
 
 def _target(generator, seed=5, size=8):
-    w = generator.map_latents(jax.random.normal(jax.random.key(seed), (1, generator.z_dim)))
-    image = generator.synthesise(jnp.repeat(w[:, None], generator.num_ws, axis=1))[0]
-    return np.clip(np.asarray(Bicubic(size=size)(image)), -1.0, 1.0)
+    z = jax.random.normal(jax.random.key(seed), (1, generator.z_dim))
+    return np.array(_target_of(generator, z, size))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,7 @@ def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prio
 
 
 def test_the_start_that_wins_a_race_is_searched(tiny, tiny_prior, target):
-    few = {"sketch_steps": 0, "steps": 20, "tries": 8, "race_steps": 20}
+    few = {"sketch_steps": 0, "steps": 20, "tries": 16, "race_steps": 20}
     alone, raced = (
         _upsample(target, tiny, tiny_prior, solutions=3, settings={**few, "racers": racers})
         for racers in (1, 8)
@@ -145,7 +154,7 @@ def test_another_image_in_the_batch_changes_nothing(tiny, tiny_prior, target):
         "generator": tiny,
         "prior": tiny_prior,
         "method": method,
-        "settings": method.resolve(changes={"sketch_steps": 6, "steps": 5}),
+        "settings": method.resolve(changes={"sketch_steps": 11, "steps": 0}),
         "solutions": 1,
     }
     other = observe(_target(tiny, seed=9))
