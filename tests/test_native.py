@@ -128,7 +128,7 @@ def _with_gradients(run, args, argnums=(0, 1, 3, 4)):
     ],
 )
 def test_native_blocks_are_xlas(channels, features, height, width, image):
-    """Any size, also of several tasks; styles' gradients to half precision's rounding."""
+    """Any size, also of several parts; styles' gradients to half precision's rounding."""
     args = _arguments(channels, features, height, width, image=image, own_noise=image)
     expected, (grad_x, grad_styles, *grad_noise) = _with_gradients(_in_xla, args)
     out, (found_x, found_styles, *found_noise) = _with_gradients(_in_native, args)
@@ -240,9 +240,12 @@ def test_rounded_blocks_in_turn_hide_nothing(value):
 
 @needs_native
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-32, 1e30, np.inf])
-def test_rounding_of_any_magnitude(size):
+@pytest.mark.parametrize("image", [True, False])
+def test_rounding_of_any_magnitude(size, image):
     """No overflow, nothing lost above the smallest that float32 holds; infinity is not hidden."""
-    x, styles, weights, noise1, noise2 = _arguments(32, 64, 4, 6)
+    x, styles, weights, noise1, noise2 = _arguments(32, 64, 4, 6, image=image)
+    weights["conv1"] = weights["conv1"]._replace(bias=jnp.zeros(64))
+    weights["conv2"] = weights["conv2"]._replace(bias=jnp.zeros(64))
     args = (size * x, styles, weights, 0 * noise1, 0 * noise2)
     expected, _ = _with_gradients(_in_xla, args, (0,))
     with jax.default_matmul_precision(ROUNDED):

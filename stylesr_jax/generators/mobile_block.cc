@@ -270,13 +270,15 @@ struct Sizes {
 enum class Form { kFloats, kShorts, kBytes };
 constexpr int kDepth = 128;
 constexpr float kSum = 262144.0f - kDepth / 2;
-constexpr int parts(Form form) { return form == Form::kBytes ? 4 : form == Form::kShorts ? 2 : 1; }
+constexpr int per_lane(Form form) {
+  return form == Form::kBytes ? 4 : form == Form::kShorts ? 2 : 1;
+}
 constexpr float levels(Form form) { return form == Form::kBytes ? 127.0f : 8191.0f; }
 constexpr float column_levels(Form form) { return form == Form::kBytes ? 127.0f : 32767.0f; }
 
 // Of so many numbers the first vector is in every lane's lowest part, the second in the next and so
 // on, which needs no shuffling.
-constexpr int group(Form form) { return parts(form) * kLanes; }
+constexpr int group(Form form) { return per_lane(form) * kLanes; }
 constexpr int kGroup = group(Form::kBytes);
 
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -289,8 +291,8 @@ inline Integers multiply_parts(Integers sum, Integers a, Integers b) {
              y = reinterpret_cast<__m512i>(b);
   return reinterpret_cast<Integers>(form == Form::kShorts ? _mm512_dpwssd_epi32(s, x, y)
                                                           : _mm512_dpbusd_epi32(s, x, y));
-#else
-  constexpr int bits = 32 / parts(form);
+#else  // kRounds is false
+  constexpr int bits = 32 / per_lane(form);
   for (int shift = 32 - bits; shift >= 0; shift -= bits) {
     const Integers left = a << shift >> (32 - bits);
     sum += (form == Form::kBytes ? left & 0xff : left) * (b << shift >> (32 - bits));
@@ -350,20 +352,21 @@ struct Scale {
 template <Form form>
 inline Scale scale_of(Bits most) {
   const float size = largest(most);
-  if (size < levels(form) * std::numeric_limits<float>::min()) return {0.0f, 0.0f};
+  constexpr float smallest = levels(Form::kShorts) * std::numeric_limits<float>::min();
+  if (size < smallest) return {0.0f, 0.0f};
   if (!std::isfinite(size)) return {0.0f, std::numeric_limits<float>::quiet_NaN()};
   return {levels(form) / size, size * (1.0f / levels(form))};
 }
 
 // A matrix (inner, outer) as panels of up to kPanel vectors of columns, each contiguous. One that
-// is rounded has whole groups of rows and whole panels, or pairs of vectors.
+// is rounded has whole groups of rows, and if it is to shorts panels of one size.
 class Matrix {
  public:
   Matrix(int inner, int outer, Form form)
       : inner(inner),
         outer(outer),
         form(form),
-        panels_(size_t(inner) * outer / parts(form)),
+        panels_(size_t(inner) * outer / per_lane(form)),
         steps_(form == Form::kFloats ? 0 : outer),
         starts_(form == Form::kFloats ? 0 : outer) {
     for (int first = 0; first < outer; first += panel_width(first)) firsts.push_back(first);
@@ -383,17 +386,17 @@ class Matrix {
         for (int k = 0; k < inner; ++k)
           turned.data()[k * kLanes + i] = data[size_t(f + i) * inner + k];
       const size_t step = transpose ? kLanes : outer;
-      float* to = panels_.data() + size_t(first) * inner / parts(form) + f - first;
-      if (form == Form::kBytes)
+      float* to = panels_.data() + size_t(first) * inner / per_lane(form) + f - first;
+      if (kRounds && form == Form::kBytes)
         round_columns<Form::kBytes>(columns, step, f, to, width);
-      else if (form == Form::kShorts)
+      else if (kRounds && form == Form::kShorts)
         round_columns<Form::kShorts>(columns, step, f, to, width);
       else
         for (int k = 0; k < inner; ++k) store(to + size_t(k) * width, load(columns + k * step));
     }
   }
   const float* panel(int first) const {
-    return panels_.data() + size_t(first) * inner / parts(form);
+    return panels_.data() + size_t(first) * inner / per_lane(form);
   }
   const float* steps(int first) const { return steps_.data() + first; }
   // Where sums begin: signed bytes are made unsigned by adding 128, which is taken away here.
@@ -408,7 +411,7 @@ class Matrix {
  private:
   // A vector of columns, from `column` on, whose rows are `step` apart, to rows of parts that are
   // `width` apart.
-  template <Form form>
+  template <Form to_form>
   void round_columns(const float* columns, size_t step, int column, float* to, int width) {
     Vector sum = {}, heaviest = all(0x1p-100f), largest = heaviest, check = {};
     for (int k = 0; k < inner; ++k) {
@@ -418,19 +421,19 @@ class Matrix {
       largest = size > largest ? size : largest;
       check += v * 0.0f;  // NaN for ever after one number that is not finite
     }
-    const Vector by_sum = kSum / heaviest, by_size = column_levels(form) / largest;
-    const Vector scale = form == Form::kBytes || by_size < by_sum ? by_size : by_sum;
+    const Vector by_sum = kSum / heaviest, by_size = column_levels(to_form) / largest;
+    const Vector scale = to_form == Form::kBytes || by_size < by_sum ? by_size : by_sum;
     store(steps_.data() + column, 1.0f / scale + check);
-    constexpr int n = parts(form);
+    constexpr int n = per_lane(to_form);
     Integers start = {};
     for (int k = 0; k < inner; k += n, to += width) {
       Bits rounded[n];
       for (int i = 0; i < n; ++i) {
-        rounded[i] = nearest(
-            load(columns +
-                 (k / group(form) * group(form) + k % group(form) / n + i * kLanes) * step) *
-            scale);
-        if (form == Form::kBytes)
+        rounded[i] = nearest(load(columns + (k / group(to_form) * group(to_form) +
+                                             k % group(to_form) / n + i * kLanes) *
+                                                step) *
+                             scale);
+        if (to_form == Form::kBytes)
           start -= 128 * (reinterpret_cast<Integers>(rounded[i]) << 24 >> 24);
       }
       *reinterpret_cast<Bits*>(to) = together(rounded);
@@ -469,7 +472,7 @@ inline void multiply(const float* x, const Matrix& matrix, int first, float* out
 template <Form form, int P, int N, typename Finish>
 inline void multiply(const uint8_t* x, const float* steps, const Matrix& matrix, int first,
                      int pixel, const Finish& finish) {
-  constexpr int n = parts(form);
+  constexpr int n = per_lane(form);
   const int inner = matrix.inner, stride = matrix.outer;
   const int depth = form == Form::kShorts ? kDepth : inner;
   const float* panel = matrix.panel(first);
@@ -502,8 +505,9 @@ inline void multiply(const uint8_t* x, const float* steps, const Matrix& matrix,
       Vector result[N];
 #pragma GCC unroll 4
       for (int j = 0; j < N; ++j) {
-        const Vector unit = load(matrix.steps(first) + j * kLanes) * steps[p];
-        const Vector part = __builtin_convertvector(sum[p][j], Vector) * unit;
+        const Vector unit = load(matrix.steps(first) + j * kLanes);
+        // Not the steps' product first: it may be smaller than floats are.
+        const Vector part = __builtin_convertvector(sum[p][j], Vector) * unit * steps[p];
         result[j] = from ? load(to + j * kLanes) + part : part;
       }
       if (from + depth < inner)
@@ -528,15 +532,15 @@ template <Form form, int P, int N, typename Finish>
 [[gnu::noinline]] void multiply_panel(const uint8_t* x, const float* steps, int pixel, int pixels,
                                       const Matrix& matrix, int first, const Finish& finish) {
   for (; pixel + P <= pixels; pixel += P)
-    multiply<form, P, N>(x + size_t(pixel) * matrix.inner * 4 / parts(form), steps + pixel, matrix,
-                         first, pixel, finish);
+    multiply<form, P, N>(x + size_t(pixel) * matrix.inner * 4 / per_lane(form), steps + pixel,
+                         matrix, first, pixel, finish);
   constexpr int fewer = P > 2 ? 2 : 0;  // code that finishes results takes long to compile
   if constexpr (fewer > 0)
     multiply_panel<form, fewer, N>(x, steps, pixel, pixels, matrix, first, finish);
 }
 
 // How many pixels are multiplied by so many vectors at once.
-constexpr int at_once(int vectors) {
+constexpr int pixels_at_once(int vectors) {
   return vectors == 4 ? kAccumulators / 8 * 2 : kAccumulators / 2;
 }
 
@@ -559,7 +563,7 @@ class Multiplier {
   template <Form form>
   uint8_t* pixel(int row, int p, int inner) {
     return reinterpret_cast<uint8_t*>(rounded_.data()) + row * row_ +
-           size_t(p) * inner * 4 / parts(form);
+           size_t(p) * inner * 4 / per_lane(form);
   }
   float* steps(int row, int p) { return steps_[row] + p; }
 
@@ -580,8 +584,8 @@ class Multiplier {
   // As many of number(0), number(1)... as make a group.
   template <Form form, typename Number>
   static void round_group(const Number& number, float factor, uint8_t* to) {
-    Bits integers[parts(form)];
-    for (int j = 0; j < parts(form); ++j)  // bytes without a sign: see Matrix
+    Bits integers[per_lane(form)];
+    for (int j = 0; j < per_lane(form); ++j)  // bytes without a sign: see Matrix
       integers[j] = nearest(number(j) * factor, form == Form::kBytes ? 128.0f : 0.0f);
     *reinterpret_cast<Bits*>(to) = together(integers);
   }
@@ -600,11 +604,11 @@ class Multiplier {
         float* out = rows[i].out + first;
         const int width = matrix.panel_width(first);
         if (width == 4 * kLanes)
-          multiply_panel<at_once(4), 4>(rows[i].x, pixels, matrix, first, out);
+          multiply_panel<pixels_at_once(4), 4>(rows[i].x, pixels, matrix, first, out);
         else if (width == 2 * kLanes)
-          multiply_panel<at_once(2), 2>(rows[i].x, pixels, matrix, first, out);
+          multiply_panel<pixels_at_once(2), 2>(rows[i].x, pixels, matrix, first, out);
         else
-          multiply_panel<at_once(1), 1>(rows[i].x, pixels, matrix, first, out);
+          multiply_panel<pixels_at_once(1), 1>(rows[i].x, pixels, matrix, first, out);
         after(i, first, width);
       }
   }
@@ -619,9 +623,11 @@ class Multiplier {
         if (!rows[i].out) continue;
         const uint8_t* x = pixel<form>(i, 0, matrix.inner);
         if (matrix.panel_width(first) == N * kLanes)
-          multiply_panel<form, at_once(N), N>(x, steps_[i], 0, pixels, matrix, first, rows[i]);
+          multiply_panel<form, pixels_at_once(N), N>(x, steps_[i], 0, pixels, matrix, first,
+                                                     rows[i]);
         else if constexpr (form == Form::kBytes)  // the last columns
-          multiply_panel<form, at_once(2), 2>(x, steps_[i], 0, pixels, matrix, first, rows[i]);
+          multiply_panel<form, pixels_at_once(2), 2>(x, steps_[i], 0, pixels, matrix, first,
+                                                     rows[i]);
       }
   }
 
@@ -740,8 +746,8 @@ struct Kept {
     return unpack(data + size_t(p) * features + f + j * kLanes);
   }
 };
-// In bytes, if it is rounded: the integers below, so that signs stay, in steps of a group's largest
-// magnitude. After an image's bytes (H, W, F) come its steps (H, W, F / kGroup).
+// In bytes, if it is rounded: the integers below, so that signs stay, in 127ths of a group's
+// largest magnitude. After an image's bytes (H, W, F) come its steps (H, W, F / kGroup).
 template <>
 struct Kept<uint8_t> {
   uint8_t* data;
@@ -763,9 +769,9 @@ struct Kept<uint8_t> {
 
 // In place: noise and bias added to `width` of the features from `first` on and, unless the next
 // block does it, leaky ReLU; a copy goes where it is asked for.
-template <typename Short>
+template <typename Copy>
 [[gnu::noinline]] void activate(float* x, const float* noise, const float* bias, int pixels,
-                                int features, int first, int width, bool raw, Short* copy) {
+                                int features, int first, int width, bool raw, Copy* copy) {
   const Vector slope = all(raw ? 1.0f : kSlope);
   for (int p = 0; p < pixels; ++p)
     for (int f = first; f < first + width; f += kLanes) {
@@ -775,11 +781,11 @@ template <typename Short>
       if (copy) pack(copy + at, v);
     }
 }
-// The same of a rounded product, while its results are in registers. What is asked for, what is not
-// null, is written: the result itself, halves, bytes for the gradient, shorts for the next product.
+// The same of a rounded product, while its results are in registers. What is not null is written:
+// halves, bytes for the gradient and, only where there are bytes, shorts for the next product.
 struct Output {
-  float* out;
-  bool keep;  // the result in `out`
+  float* out;  // never null where the row is wanted: parts of sums go there
+  bool keep;   // and the result
   const float *noise, *bias;
   float slope;
   Kept<uint8_t> kept;
@@ -961,22 +967,25 @@ class Ranges {
  public:
   Ranges(int64_t count, int64_t threads) : ranges_(threads) {
     for (int64_t t = 0; t < threads; ++t)
-      ranges_[t].bounds = pack(count * t / threads, count * (t + 1) / threads);
+      ranges_[t].bounds = bounds_of(count * t / threads, count * (t + 1) / threads);
   }
   // The next number for a thread, or -1.
   int64_t next(int64_t thread) {
     for (;;) {
       auto& own = ranges_[thread].bounds;
       for (uint64_t held = own; first(held) < end(held);)
-        if (own.compare_exchange_weak(held, pack(first(held) + 1, end(held)))) return first(held);
-      auto longest = std::max_element(ranges_.begin(), ranges_.end(), [](auto& a, auto& b) {
-        return left(a.bounds) < left(b.bounds);
-      });
-      uint64_t held = longest->bounds;
+        if (own.compare_exchange_weak(held, bounds_of(first(held) + 1, end(held))))
+          return first(held);
+      Range* longest = nullptr;
+      uint64_t held = 0;
+      for (Range& range : ranges_) {
+        const uint64_t bounds = range.bounds;
+        if (left(bounds) > left(held)) longest = &range, held = bounds;
+      }
+      if (!longest) return -1;
       const int64_t middle = end(held) - (left(held) + 1) / 2;
-      if (left(held) == 0) return -1;
-      if (longest->bounds.compare_exchange_strong(held, pack(first(held), middle)))
-        own = pack(middle, end(held));
+      if (longest->bounds.compare_exchange_strong(held, bounds_of(first(held), middle)))
+        own = bounds_of(middle, end(held));
     }
   }
 
@@ -984,7 +993,9 @@ class Ranges {
   struct alignas(64) Range {
     std::atomic<uint64_t> bounds;
   };
-  static uint64_t pack(int64_t first, int64_t end) { return uint64_t(first) << 32 | uint64_t(end); }
+  static uint64_t bounds_of(int64_t first, int64_t end) {
+    return uint64_t(first) << 32 | uint64_t(end);
+  }
   static int64_t first(uint64_t bounds) { return bounds >> 32; }
   static int64_t end(uint64_t bounds) { return bounds & 0xffffffffu; }
   static int64_t left(uint64_t bounds) { return end(bounds) - first(bounds); }
@@ -1097,8 +1108,8 @@ struct Pixels {
 }  // namespace
 
 // Whether what is rounded cannot be computed here.
-static bool misfits(const Sizes& s, bool rounded) {
-  return rounded && !(kRounds && s.features % kGroup == 0 && s.channels % (2 * kLanes) == 0);
+static bool misfits(const Sizes& s, const Left& left) {
+  return bytes(left) && !(kRounds && s.features % kGroup == 0 && s.channels % (2 * kLanes) == 0);
 }
 static ffi::Error misfit() {
   return ffi::Error::InvalidArgument("this processor, or blocks of this size, cannot be rounded");
@@ -1127,9 +1138,9 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
                           Floats depthwise2, Floats pointwise2, Floats bias2, Floats noise2,
                           Floats head, Floats head_bias, ffi::Result<Features> out,
                           ffi::Result<Left> left1, ffi::Result<Left> left2) {
-  const bool rounded = bytes(*left1);
+  const bool rounded = kRounds && bytes(*left1);
   const Sizes s(noise1.dimensions(), out->dimensions(), pointwise1);
-  if (misfits(s, rounded)) return misfit();
+  if (misfits(s, *left1)) return misfit();
   const int channels = s.channels, features = s.features, width = s.width;
   const int64_t area = s.height * width;
   const bool headed = head.element_count() > 0, short_out = packed(*out);
@@ -1147,16 +1158,17 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
   want_huge_pages(out), want_huge_pages(left1), want_huge_pages(left2);
 
   run(pool, s.batch * s.parts, [&](int64_t index, const auto& next_index) {
-    int64_t n;        // the image
-    bool first_time;  // that rows are computed: another part computes those around its own again
+    int64_t n = 0;  // the image
+    bool first_time =
+        false;  // that rows are computed: another part computes those around its own again
     const int most = std::max(channels, features);
     Rows input(s, channels), middle(s, features);
     Array tile(size_t(2) * kPixels * most), last(size_t(2) * kPixels * features);
     Array made(size_t(2) * kPixels * kMade);
     Multiplier multiply(most), multiply_head(headed ? features : 0);
-    int64_t next;  // row of the input
+    int64_t next = 0;  // row of the input
 
-    const auto kept_shorts = [&](ffi::Result<Left>& left, int64_t pixel) {
+    const auto kept_brains = [&](ffi::Result<Left>& left, int64_t pixel) {
       return elements<Brain>(left) + (n * area + pixel) * features;
     };
     const auto kept_bytes = [&](ffi::Result<Left>& left, int64_t pixel) {
@@ -1192,13 +1204,9 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
         if (rounded) {
           const auto row = [&](int i) {
             const int64_t pixel = (top + i) * width + p;
-            return Output{
-                .out = to(top + i),
-                .keep = true,
-                .noise = noises1[n] + pixel,
-                .bias = biases1[n],
-                .slope = kSlope,
-                .kept = first_time && s.has(top + i) ? kept_bytes(left1, pixel) : no_bytes};
+            const bool wanted = first_time && s.has(top + i);
+            return Output{to(top + i), true,   noises1[n] + pixel,
+                          biases1[n],  kSlope, wanted ? kept_bytes(left1, pixel) : no_bytes};
           };
           return multiply.run<Form::kShorts, 4>({row(0), row(1)}, count, matrix1[n]);
         }
@@ -1207,7 +1215,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
         multiply(rows, count, matrix1[n], [&](int i, int first, int some) {
           const int64_t pixel = (top + i) * width + p;
           activate(rows[i].out, noises1[n] + pixel, biases1[n], count, features, first, some, false,
-                   leaves1 && first_time && s.has(top + i) ? kept_shorts(left1, pixel) : nullptr);
+                   leaves1 && first_time && s.has(top + i) ? kept_brains(left1, pixel) : nullptr);
         });
       });
     };
@@ -1225,23 +1233,19 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
           return Pixels{here, upper, upper + width * kPair, head_biases[n]};
         };
         if (rounded) {
-          const bool at_once = features == kGroup;  // a pixel is rounded as soon as it is there
+          const bool whole = features == kGroup;  // a pixel is rounded as soon as it is there
           const auto row = [&](int i) {
             const int64_t here = pixel + i * width;
-            return Output{
-                .out = to + i * apart,
-                .keep = in_place || (headed && !at_once),
-                .noise = noises2[n] + here,
-                .bias = biases2[n],
-                .slope = raw_out ? 1.0f : kSlope,
-                .kept = headed ? kept_bytes(left2, here) : no_bytes,
-                .halves = short_out ? elements<Half>(out) + at + i * width * features : nullptr,
-                .next = headed && at_once ? &multiply_head : nullptr,
-                .row = i};
+            Output result{to + i * apart,          in_place || (headed && !whole),
+                          noises2[n] + here,       biases2[n],
+                          raw_out ? 1.0f : kSlope, headed ? kept_bytes(left2, here) : no_bytes};
+            if (short_out) result.halves = elements<Half>(out) + at + i * width * features;
+            if (headed && whole) result.next = &multiply_head, result.row = i;
+            return result;
           };
           multiply.run<Form::kShorts, 4>({row(0), row(1)}, count, matrix2[n]);
           if (!headed) return;
-          for (int i = 0; i < 2 && !at_once; ++i)
+          for (int i = 0; i < 2 && !whole; ++i)
             multiply_head.round<Form::kShorts>(i, 0, to + i * apart, count, features);
           return multiply_head.run<Form::kShorts, kMade / kLanes>({pixels(0), pixels(1)}, count,
                                                                   to_pixels[n]);
@@ -1251,7 +1255,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
         multiply(rows, count, matrix2[n], [&](int i, int first, int some) {
           const int64_t here = pixel + i * width;
           activate(rows[i].out, noises2[n] + here, biases2[n], count, features, first, some,
-                   raw_out, leaves2 ? kept_shorts(left2, here) : nullptr);
+                   raw_out, leaves2 ? kept_brains(left2, here) : nullptr);
         });
         if (!headed) return;
         multiply({{rows[0].out, made.data()}, {rows[1].out, made.data() + kPixels * kMade}}, count,
@@ -1301,10 +1305,10 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
                            Floats out, Left left1, Left left2, Features grad,
                            ffi::Result<Features> grad_x, ffi::Result<Floats> grad_styles,
                            ffi::Result<Floats> grad_noise1, ffi::Result<Floats> grad_noise2) {
-  const bool rounded = bytes(left1);
+  const bool rounded = kRounds && bytes(left1);
   const auto layer = left1.dimensions();
   const Sizes s(layer.first(layer.size() - 1), grad_x->dimensions(), pointwise1);
-  if (misfits(s, rounded)) return misfit();
+  if (misfits(s, left1)) return misfit();
   const int channels = s.channels, features = s.features, width = s.width;
   const int64_t area = s.height * width;
   const bool headed = head.element_count() > 0;
@@ -1322,11 +1326,12 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
   want_huge_pages(grad_x);
   // Each part sums the styles' gradients on its own: the result knows no order of parts.
   const int sums = 4 * channels + (headed ? 2 : 1) * features;
-  std::vector<float> parts(size_t(s.batch * s.parts) * sums, 0.0f);
+  std::vector<float> part_sums(size_t(s.batch * s.parts) * sums, 0.0f);
 
   run(pool, s.batch * s.parts, [&](int64_t index, const auto& next_index) {
-    int64_t n;        // the image
-    bool first_time;  // that rows are computed: another part computes those around its own again
+    int64_t n = 0;  // the image
+    bool first_time =
+        false;  // that rows are computed: another part computes those around its own again
     float *sum, *sum2, *head_sum;
     const int most = std::max(channels, features);
     Rows wide2(s, features), wide1(s, channels);
@@ -1343,8 +1348,8 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
       const Result results[2] = {{rows[0].out, matrix.outer}, {rows[1].out, matrix.outer}};
       multiply.run<Form::kBytes, 4>(results, count, matrix);
     };
-    // Deactivates pixels in place from the layer's output, which is in `left` from `pixel` on, and
-    // rounds them as those of a product's row from `first` on, if it is.
+    // Deactivates pixels from the layer's output, which is in `left` from `pixel` on: in place or,
+    // if rounded, as those of a product's row from `first` on.
     const auto deactivate_left = [&](float* g, Left& left, int64_t at, int64_t pixel,
                                      const float* style, int row, int first, int count,
                                      float* style_sum, float* noise) {
@@ -1439,7 +1444,7 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
     for (int64_t before = -1; index >= 0; before = index, index = next_index()) {
       const auto part = s.part(index);
       n = part.n;
-      sum = &parts[size_t(index) * sums], sum2 = sum + 4 * channels, head_sum = sum2 + features;
+      sum = &part_sums[size_t(index) * sums], sum2 = sum + 4 * channels, head_sum = sum2 + features;
       if (index != before + 1 || part.first == 0) {
         first_time = part.first == 0;
         second_product(part.first - 2);
@@ -1457,7 +1462,7 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
   for (int64_t n = 0; n < s.batch; ++n)
     for (int i = 0; i < sums; ++i) {
       float sum = 0.0f;
-      for (int64_t t = 0; t < s.parts; ++t) sum += parts[size_t(n * s.parts + t) * sums + i];
+      for (int64_t t = 0; t < s.parts; ++t) sum += part_sums[size_t(n * s.parts + t) * sums + i];
       grad_styles->typed_data()[n * sums + i] = sum;
     }
   return ffi::Error::Success();

@@ -5,9 +5,10 @@
 
 With JAX_DEFAULT_MATMUL_PRECISION=bfloat16, or `jax.default_matmul_precision`, what is
 differentiated is rounded: processors with AVX-512 VNNI multiply two integers of 16 bits, or four of
-8, in the time of a float. Outputs have 13 bits of a pixel's largest feature, gradients 7. Features
-between two blocks are IEEE halves then, infinite above 65504 and without precision below 6e-8, and
-their gradients bfloat16. Images that are only looked at are never rounded.
+8, in the time of a float. Outputs have 13 bits of the largest feature of a few pixels, or 7 where
+they are kept for the gradient of styles; gradients have 7 of a pixel's. Features between two blocks
+are IEEE halves then, infinite above 65504 and without precision below 6e-8, and their gradients
+bfloat16. Images that are only looked at are never rounded.
 
 XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
 devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
@@ -15,7 +16,7 @@ devices, want `config.portable()`. The engine's `shard_map` keeps every call on 
 
 import ctypes
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -132,8 +133,8 @@ class Left(NamedTuple):
     Attributes:
         x: (N, H / 2, W / 2, 4C), its features; after another block raw, and if rounded IEEE halves.
         out: (N, H, W, F), or where another block activates, or with an image, (N, H, W, 0).
-        layer1: (N, H, W, F), bfloat16; if rounded bytes with a step for every group, in uint8:
-            (N, H, W, F + F / 16).
+        layer1: (N, H, W, F), bfloat16; if rounded bytes, then float32 steps of every `GROUP`, in
+            uint8: of the size of (N, H, W, F + F / 16).
         layer2: with an image the same; else (N, H, W, 0).
     """
 
@@ -172,17 +173,21 @@ def rounding() -> bool:
     return precision in ROUNDED and can_round()
 
 
-def _rounds(blocks: Blocks) -> bool:
-    """Whether products of these blocks are rounded where they are differentiated."""
-    shapes = [block.weights["conv1"].pointwise.shape for block in blocks]
-    return rounding() and not any(c % (2 * LANES) or f % GROUP for c, f in shapes)
+def _rounds(sizes: Iterable[tuple[int, int]]) -> bool:
+    """Whether blocks in turn of C channels and F features are rounded where differentiated."""
+    return rounding() and not any(c % (2 * LANES) or f % GROUP for c, f in sizes)
 
 
 def blocks_of(generator: Any) -> str:
     """How a generator's blocks are computed: "xla", "native" or "native, rounded"."""
     if not getattr(generator.config, "native", None) or not ready():
         return "xla"
-    return "native, rounded" if rounding() else "native"
+    config = generator.config
+    numbers = filter(config.in_native, range(1, len(config.channels)))
+    sizes = [(config.channels[k - 1] // 4, config.channels[k]) for k in numbers]
+    if not sizes:
+        return "xla"
+    return "native, rounded" if _rounds(sizes) else "native"
 
 
 def _image_style(styles: Params) -> Array:
@@ -222,14 +227,18 @@ def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Ar
         (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs, if it was asked for.
 
     Raises:
-        ValueError: the shapes do not fit one another, or the features are not float32.
+        ValueError: the shapes do not fit one another, the features are not float32, or a block
+            before the last has an image.
         RuntimeError: there is no library (see `ready`).
     """
     if not ready():
         raise RuntimeError("native blocks cannot be had: ask ready() first")
     if x.dtype != jnp.float32:  # the kernels trust this too
         raise ValueError(f"native blocks want float32, not {x.dtype}")
-    rounded = for_gradient and _rounds(blocks)
+    if any("image" in block.styles for block in blocks[:-1]):
+        raise ValueError("only the last of several blocks may have an image")
+    sizes = [block.weights["conv1"].pointwise.shape for block in blocks]
+    rounded = for_gradient and _rounds(sizes)
     left = []
     for i, block in enumerate(blocks):
         x, kept = _forward(
@@ -259,7 +268,8 @@ def _forward(
     head, head_bias = _head(weights)
 
     def packed(wanted: bool) -> jax.ShapeDtypeStruct:
-        size, dtype = (features + features // 16, jnp.uint8) if rounded else (features, jnp.uint16)
+        size = features + features // GROUP * 4 if rounded else features
+        dtype = jnp.uint8 if rounded else jnp.uint16
         return jax.ShapeDtypeStruct((count, height, width, size * wanted), dtype)
 
     image = (count, 2 * height, 2 * width, 3) if headed else (count, height, width, features)
