@@ -33,6 +33,7 @@ def _unit(levels: np.ndarray) -> jax.Array:
 
 
 _lpips = jax.jit(features.lpips, static_argnames="net")
+_activations = jax.jit(features.activations, static_argnames="net")
 
 
 def test_lpips_equals_the_reference_package_on_ten_pairs(network, golden):
@@ -97,8 +98,7 @@ def test_gradients_are_finite_where_features_vanish(network):
 def test_smallest_images(network):
     net, params = network
     side = {"vgg16": 16, "alexnet": 31}[net]
-    activations = jax.jit(features.activations, static_argnames="net")
-    taps = activations(jnp.zeros((side, side, 3)), net=net, params=params)
+    taps = _activations(jnp.zeros((side, side, 3)), net=net, params=params)
     assert all(min(tap.shape) >= 1 for tap in taps)
     assert tuple(tap.shape[-1] for tap in taps) == features.tap_widths(net)
     with pytest.raises(UserError, match=f"at least {side} pixels"):
@@ -108,7 +108,7 @@ def test_smallest_images(network):
 def test_pooled_features_are_the_mean_of_the_last_activation():
     params = features.load_features("vgg16")
     x = jax.random.uniform(jax.random.key(0), (32, 48, 3), minval=-1.0)
-    last = jax.jit(features.activations, static_argnames="net")(x, net="vgg16", params=params)[-1]
+    last = _activations(x, net="vgg16", params=params)[-1]
     assert last.shape == (2, 3, 512)
     pooled = jax.jit(lambda x, params: features.pooled_features(x, params=params))(x, params)
     np.testing.assert_allclose(pooled, last.mean(axis=(0, 1)), rtol=1e-5)

@@ -1204,9 +1204,8 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
         if (rounded) {
           const auto row = [&](int i) {
             const int64_t pixel = (top + i) * width + p;
-            const bool wanted = first_time && s.has(top + i);
             return Output{to(top + i), true,   noises1[n] + pixel,
-                          biases1[n],  kSlope, wanted ? kept_bytes(left1, pixel) : no_bytes};
+                          biases1[n],  kSlope, first_time ? kept_bytes(left1, pixel) : no_bytes};
           };
           return multiply.run<Form::kShorts, 4>({row(0), row(1)}, count, matrix1[n]);
         }
@@ -1215,7 +1214,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Featu
         multiply(rows, count, matrix1[n], [&](int i, int first, int some) {
           const int64_t pixel = (top + i) * width + p;
           activate(rows[i].out, noises1[n] + pixel, biases1[n], count, features, first, some, false,
-                   leaves1 && first_time && s.has(top + i) ? kept_brains(left1, pixel) : nullptr);
+                   leaves1 && first_time ? kept_brains(left1, pixel) : nullptr);
         });
       });
     };
@@ -1338,8 +1337,8 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
     Array tile(size_t(2) * kPixels * most), made(size_t(2) * kPixels * kMade);
     Multiplier multiply(features);
     std::fill(made.data(), made.data() + size_t(2) * kPixels * kMade, 0.0f);
-    const auto noise_at = [&](ffi::Result<Floats>& noise, int64_t row, int64_t pixel) {
-      const bool wanted = noise->element_count() > 0 && first_time && s.has(row);
+    const auto noise_at = [&](ffi::Result<Floats>& noise, int64_t pixel) {
+      const bool wanted = noise->element_count() > 0 && first_time;
       return wanted ? noise->typed_data() + n * area + pixel : nullptr;
     };
 
@@ -1384,8 +1383,8 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
                     {made.data() + kPixels * kMade, tile.data() + count * features}},
                    count, from_pixels[n]);
         for (int i = 0; i < 2; ++i) {
-          const int64_t row = top + i, pixel = row * width + p;
-          float* noise = noise_at(grad_noise2, row, pixel);
+          const int64_t pixel = (top + i) * width + p;
+          float* noise = noise_at(grad_noise2, pixel);
           float* g = tile.data() + i * count * features;
           const int64_t at = grad_at[n] + pixel * features;
           if (headed) {
@@ -1420,7 +1419,7 @@ static ffi::Error Backward(ffi::ThreadPool pool, bool raw_in, bool raw_out, Feat
             if (!s.has(row)) continue;
             float* g = tile.data() + i * few * features;
             deactivate_left(g, left1, left1_at[n], pixel, styles2[n], i, q, few,
-                            first_time ? sum2 : nullptr, noise_at(grad_noise1, row, pixel));
+                            first_time ? sum2 : nullptr, noise_at(grad_noise1, pixel));
             rows[i] = {g, wide1[row] + int64_t(p) * channels};
           }
         };
