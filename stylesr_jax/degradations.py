@@ -164,6 +164,11 @@ class Degradation(struct.PyTreeNode):
 
     linear: ClassVar[bool] = True
 
+    @property
+    def exact(self) -> bool:
+        """Whether A is linear and data suffer nothing but A."""
+        return self.linear
+
     def __call__(self, x: Array) -> Array:
         """A(x): (H, W, C) -> (h, w, c), deterministic and differentiable."""
         raise NotImplementedError
@@ -191,6 +196,11 @@ class Separable(Degradation):
 
 class Noise(Degradation):
     """A stage that only data see: calling it, as a search does, changes nothing."""
+
+    @property
+    def exact(self) -> bool:
+        """Data suffer noise."""
+        return False
 
     def __call__(self, x: Array) -> Array:
         """x, unchanged."""
@@ -633,6 +643,11 @@ class Compose(Degradation):
     def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether every stage of A is linear."""
         return all(stage.linear for stage in self.stages)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every stage is."""
+        return all(stage.exact for stage in self.stages)
 
     def __call__(self, x: Array) -> Array:
         """A(x): (H, W, C) -> (h, w, c)."""

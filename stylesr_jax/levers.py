@@ -22,6 +22,7 @@ LEVERS: Mapping[str, float | str] = {
     "inject_noise": 0.0,  # C: of Gaussian noise added to the activations of synthesis layers
     "inject_layers": "all",  # C: "all" or such as "0,3-8", numbered from the input
     "diversity": 0.0,  # D: weight of the distance between an image's solutions
+    "fidelity": 1.0,  # how much of what solutions miss of the input is put in, see `consistency`
 }
 REPORT_SIZE = 256  # px: the images whose norm the weight of D was published for
 

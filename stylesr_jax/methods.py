@@ -34,7 +34,9 @@ from stylesr_jax.stages import (
     Stage,
     Term,
     Value,
+    adam,
     choose,
+    normalised,
     rate_of,
     with_injected,
 )
@@ -131,17 +133,24 @@ def _rls_stage(settings: Mapping[str, Value]) -> Stage:
             Term("cross", objective.cross, "lambda_c"),
         ),
         rate=rate_of(settings),
+        optimiser=choose(settings, "optimiser", {"normalised": normalised, "adam": adam}),
     )
 
 
 def _rls_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
-    """Steps with sketches, with sketches in w itself ("polish_steps"), with full images.
+    """Steps in W, with sketches, with sketches in w itself ("polish_steps"), with full images.
 
+    One style for all layers finds the head's pose and shape before each layer has its own.
     Polishing leaves whitened coordinates, in which single layers hardly move against one
     another, and has weaker priors of its own; the full images stay there.
     """
     last = _rls_stage(settings)
     stages: list[Stage] = []
+    if int(settings["style_steps"]):
+        first = _rls_stage({**settings, "space": "w"})
+        stages.append(replace(first, steps="style_steps", learning_rate="style_rate"))
+        onward = _for_each_layer if settings["space"] == "w+" else _carry_on
+        last = replace(last, coordinates=replace(last.coordinates, start=onward))
     if int(settings["sketch_steps"]):
         stages.append(_sketches(last, steps="sketch_steps", learning_rate="sketch_rate"))
         last = replace(last, coordinates=replace(last.coordinates, start=_carry_on))
@@ -171,6 +180,13 @@ def _unwhitened(
     return {"latent": shared.prior.unwhiten(previous["latent"])}
 
 
+def _for_each_layer(
+    key: Array, index: Array, shared: Shared, example: Example, previous: Any
+) -> Variables:
+    styles = (shared.generator.num_ws, shared.generator.w_dim)
+    return {"latent": jnp.broadcast_to(previous["latent"], styles)}
+
+
 def _carry_on(
     key: Array, index: Array, shared: Shared, example: Example, previous: Any
 ) -> Variables:
@@ -182,9 +198,11 @@ def _carry_on(
 # so that f(w) has a squared norm near 512; under the embedded one it is 312, for which P_gauss
 # charges the generator's own latents (benchmarks/results/gaussianization).
 RLS_PAPER: Mapping[str, Value] = {
+    "style_steps": 0,
     "sketch_steps": 0,
     "polish_steps": 0,
     "steps": 500,
+    "optimiser": "adam",
     "learning_rate": 0.5,
     "rate": "constant",
     "space": "w+",
@@ -198,30 +216,48 @@ RLS_PAPER: Mapping[str, Value] = {
     "noise": "stored",
     "spread": 1.0,
     "spread_first": 0.0,
+    "fidelity": 0.0,
+}
+
+# Whitened coordinates and sketches, chosen on faces that a generator drew. On photographs phases
+# are better; chains still begin here, as they need a likelihood that is a sum.
+SKETCHED: Mapping[str, Value] = {
+    "style_steps": 0,
+    "sketch_steps": 200,
+    "steps": 10,
+    "learning_rate": 0.03,
+    "optimiser": "adam",
+    "coordinates": "whitened",
+    "reduction": "sum",
+    "lambda_w": 0.05,
+    "lambda_c": 0.03,
 }
 
 RLS = Method(
     name="rls",
     summary="regularised latent search: L1 likelihood and a normalising-flow prior on W+",
     source="Gheisari & Genovesio, NeurIPS 2022 workshop (RLS)",
-    # Chosen by `python -m benchmarks.presets`; benchmarks/results/presets has the tables.
+    # Phases of the robust method (Poirier-Ginter & Lalonde, CVPR 2023), chosen on photographs.
     settings={
-        "sketch_steps": 200,
+        "style_steps": 40,  # in W, from where each layer has a style of its own
+        "style_rate": 0.16,
+        "sketch_steps": 0,
         "sketch_rate": 0.12,
         "polish_steps": 0,
         "polish_rate": 0.04,
         "polish_w": 1e-4,
         "polish_c": 0.01,
-        "steps": 10,
-        "learning_rate": 0.03,
+        "steps": 60,
+        "learning_rate": 0.05,
+        "optimiser": "normalised",  # or "adam"
         "rate": "cosine",
         "space": "w+",
-        "coordinates": "whitened",
-        "reduction": "sum",
+        "coordinates": "raw",
+        "reduction": "mean",
         "lambda_l1": 1.0,
-        "lambda_w": 0.05,
+        "lambda_w": 0.0,
         "lambda_g": 0.0,
-        "lambda_c": 0.03,
+        "lambda_c": 0.0,
         "tries": 32,  # starts drawn for a solution, of which the nearest to the input are taken:
         "racers": 1,  # so many, which race for "race_steps"; that with the least loss is searched
         "race_steps": 10,
@@ -230,22 +266,9 @@ RLS = Method(
         "noise": "own",  # maps of their own for further solutions, or the generator's "stored" ones
     },
     presets={
-        "fast": {"sketch_steps": 120, "steps": 0},  # one program less to compile
-        "best": {
-            "sketch_steps": 200,
-            "polish_steps": 300,
-            "steps": 40,
-            "learning_rate": 0.01,
-            "racers": 3,
-        },
-        # Starts further from the mean; polishing brings them as near to the input as the default's.
-        "diverse": {
-            "sketch_steps": 100,
-            "polish_steps": 100,
-            "learning_rate": 0.01,
-            "spread": 1.0,
-            "racers": 3,
-        },
+        "fast": {"style_steps": 15, "steps": 20},
+        "best": {"style_steps": 100, "steps": 150},
+        "diverse": {"spread": 1.0},  # starts further from the mean
         "paper": RLS_PAPER,
         # The ablations of the published method.
         "paper-no-gauss": {**RLS_PAPER, "lambda_g": 0.0},
@@ -443,7 +466,11 @@ PULSE = Method(
     summary="latents and noise on spheres, squared error to a floor, geodesic cross term",
     source="Menon et al., CVPR 2020 (PULSE)",
     settings=PULSE_PAPER,
-    presets={"fast": {"steps": 50}, "best": {"steps": 300}, "paper": PULSE_PAPER},
+    presets={
+        "fast": {"steps": 50},
+        "best": {"steps": 300},
+        "paper": {**PULSE_PAPER, "fidelity": 0.0},
+    },
     stages=_pulse_stages,
 )
 
@@ -493,7 +520,7 @@ MULTIMODAL = Method(
     presets={
         "fast": {"steps": 100},
         "best": {"steps": 400},
-        "paper": MULTIMODAL_PAPER,
+        "paper": {**MULTIMODAL_PAPER, "fidelity": 0.0},
         # All four levers at the values of the report's combination.
         "combined": {**MULTIMODAL_PAPER, "noise_std": 0.108, "inject_noise": 0.02},
     },
@@ -586,7 +613,11 @@ BRGM = Method(
     source="Marinescu et al., 2021 (BRGM)",
     # At 0.1 so few steps end in worse faces (benchmarks/results/defaults).
     settings={**BRGM_PAPER, "steps": 100, "learning_rate": 0.03},
-    presets={"fast": {"steps": 50}, "best": BRGM_PAPER, "paper": BRGM_PAPER},
+    presets={
+        "fast": {"steps": 50},
+        "best": BRGM_PAPER,
+        "paper": {**BRGM_PAPER, "fidelity": 0.0},
+    },
     stages=_brgm_stages,
     needs_perceptual=True,
     measure=_measure_w_std,
@@ -731,7 +762,7 @@ ILO = Method(
     presets={
         "fast": {"steps_0": 40, "steps_1": 20, "steps_2": 10, "steps_3": 10},
         "best": {"steps_0": 150, "steps_1": 100, "steps_2": 50, "steps_3": 50},
-        "paper": ILO_PAPER,
+        "paper": {**ILO_PAPER, "fidelity": 0.0},
     },
     stages=_ilo_stages,
     needs_perceptual=True,
@@ -780,7 +811,11 @@ CSGM = Method(
     summary="squared error over z, the mapping network's input, with a Gaussian prior",
     source="Bora et al., ICML 2017 (CSGM)",
     settings={**CSGM_PAPER, "steps": 100, "rate": "cosine"},
-    presets={"fast": {"steps": 50}, "best": {"steps": 300}, "paper": CSGM_PAPER},
+    presets={
+        "fast": {"steps": 50},
+        "best": {"steps": 300},
+        "paper": {**CSGM_PAPER, "fidelity": 0.0},
+    },
     stages=_csgm_stages,
 )
 
@@ -795,7 +830,9 @@ def _langevin(shared: Shared) -> optax.GradientTransformation:
 def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
     if not float(settings["temperature"]) > 0.0:
         raise UserError("langevin.temperature must be above 0, e.g. 0.002")
-    *early, first = _rls_stages({**settings, "coordinates": "whitened", "polish_steps": 0})
+    *early, first = _rls_stages(
+        {**settings, "coordinates": "whitened", "style_steps": 0, "polish_steps": 0}
+    )
     terms = (
         term._replace(function=objective.prior_whitened) if term.name == "prior" else term
         for term in first.terms
@@ -817,7 +854,15 @@ def _langevin_stages(settings: Mapping[str, Value]) -> tuple[Stage, ...]:
 
 
 # A chain moves in whitened coordinates, so its start is not polished in others.
-_FIXED = ("coordinates", "polish_steps", "polish_rate", "polish_w", "polish_c")
+_FIXED = (
+    "coordinates",
+    "style_steps",
+    "style_rate",
+    "polish_steps",
+    "polish_rate",
+    "polish_w",
+    "polish_c",
+)
 
 LANGEVIN = Method(
     name="langevin",
@@ -825,16 +870,16 @@ LANGEVIN = Method(
     source="beyond the papers; Roberts & Tweedie 1996 on RLS's objective",
     # exp(-objective / temperature): at lambda_w / num_ws every style has the flow's own density.
     settings={
-        **{name: RLS.settings[name] for name in RLS.settings if name not in _FIXED},
+        **{n: v for n, v in {**RLS.settings, **SKETCHED}.items() if n not in _FIXED},
         "chain_steps": 100,
         "step_size": 1e-6,  # where chains end that begin at 1e-4 (benchmarks/results/defaults)
         "temperature": 0.002,
     },
     presets={
-        "fast": {**RLS.presets["fast"], "chain_steps": 50},
+        "fast": {"sketch_steps": 120, "steps": 0, "chain_steps": 50},
         "best": {"sketch_steps": 500, "steps": 40, "learning_rate": 0.05, "chain_steps": 500},
         # Nothing was published; RLS's published weights in coordinates that can be sampled.
-        "paper": {name: RLS_PAPER[name] for name in ("lambda_w", "lambda_g", "lambda_c")},
+        "paper": {n: RLS_PAPER[n] for n in ("lambda_w", "lambda_g", "lambda_c", "fidelity")},
     },
     stages=_langevin_stages,
     needs_prior=True,

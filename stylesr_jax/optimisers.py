@@ -15,6 +15,21 @@ from jax import Array
 ADAM = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999), optax.scale(-1.0))
 
 
+# --- Normalised gradients -------------------------------------------------------------------
+
+
+def _unit(gradient: Array) -> Array:
+    norm = jnp.sqrt(jnp.sum(jnp.square(gradient), axis=-1, keepdims=True))
+    return gradient / jnp.maximum(norm, 1e-12)
+
+
+# Each vector, a style of the latents, moves by the learning rate whatever its gradient's length.
+# Source: Poirier-Ginter & Lalonde, "Robust Unsupervised StyleGAN Image Restoration", CVPR 2023.
+NORMALISED = optax.chain(
+    optax.stateless(lambda updates, _: jax.tree.map(_unit, updates)), optax.scale(-1.0)
+)
+
+
 # --- Ranger21 -------------------------------------------------------------------------------
 
 

@@ -93,11 +93,13 @@ class Saved:
     Attributes:
         latents: one `Latents` per solution, noise maps included; None for a method that
             searches nothing.
+        corrections: one for each solution, see `consistency.correction`; None for nothing.
         observation: what was super-resolved.
         config: generator name or path, its weights' sha256, degradation, method, settings, seed.
     """
 
     latents: tuple[Latents | None, ...]
+    corrections: tuple[np.ndarray | None, ...]
     observation: Observation
     config: dict[str, Any]
 
@@ -118,6 +120,9 @@ def save_solutions(path: str | os.PathLike[str], result: Result, config: Mapping
         "mask": result.observation.mask,
         "config": np.asarray(json.dumps({**config, "box": result.observation.box})),
     }
+    corrections = [one.correction for one in result.solutions if one.correction is not None]
+    if corrections:
+        arrays["corrections"] = np.stack(corrections)
     parts = {
         "noise": [one.noise for one in latents],
         "activation": [one.activation for one in latents],
@@ -177,7 +182,8 @@ def read_solutions(path: str | os.PathLike[str], generator: Generator | None = N
                 activation = restore("activation", i, entering)
         noise = tuple(map(jnp.asarray, leaves("noise", i)))
         latents.append(Latents(jnp.asarray(ws[i]), noise, activation, synthesis))
-    return Saved(tuple(latents), Observation(target, mask, box), config)
+    corrections = tuple(arrays.get("corrections", [None] * len(ws)))
+    return Saved(tuple(latents), corrections, Observation(target, mask, box), config)
 
 
 # --- A folder for one input -----------------------------------------------------------------

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from stylesr_jax import programs
+from stylesr_jax.consistency import corrected, correction
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
@@ -34,6 +35,7 @@ from stylesr_jax.stages import (
     race_steps,
     racers,
     render,
+    sketch_size,
     sketched,
     stages_of,
     traced_settings,
@@ -58,11 +60,13 @@ class Observation:
         target: (s, s, 3) float32 in [-1, 1], s the longer side; padding repeats the edge.
         mask: (s, s, 1), 1 on the image and 0 on the padding, which no term looks at.
         box: (top, left, height, width) of the image in the canvas.
+        exact: whether the search's A is known to have made it, without noise.
     """
 
     target: np.ndarray
     mask: np.ndarray
     box: tuple[int, int, int, int]
+    exact: bool = True
 
     @property
     def image(self) -> np.ndarray:
@@ -107,20 +111,26 @@ class Solution:
     """One high-resolution image and how it was found.
 
     Attributes:
-        image: (H, W, 3) float32 in [-1, 1], clipped, cropped to the observation's shape.
+        image: (H, W, 3) float32 in [-1, 1], clipped, cropped to the observation's shape, and
+            corrected so that A takes it to the observation, see `consistency`.
+        generated: (H, W, 3) G, what the generator drew; the image before the correction.
+        correction: what was added to it, see `consistency.correction`; None for nothing.
         low: (h, w, 3) A(image), not clipped: to be compared with the observation.
         latents: `objective.Latents` as numpy arrays; `redraw` makes the image from them. None
             for a method that searches nothing.
         terms: weighted terms of the objective at the best step; they sum to `loss`.
         history: each term at each step; NaN where no step was made.
-        residual_l1: mean |A(G) - y| on [-1, 1].
-        residual_psnr: dB, of A(G) against y, data range 2.
+        residual_l1: mean |A(image) - y| on [-1, 1].
+        residual_psnr: dB, of A(image) against y, data range 2.
+        generated_psnr: dB, of A(G) against y, before the correction.
         best_step: the step whose variables were kept.
         failed_at: step at which the search met a NaN or infinity, or -1.
         diagnostics: what a sampler says of its chain, e.g. its acceptance rate.
     """
 
     image: np.ndarray
+    generated: np.ndarray
+    correction: np.ndarray | None
     low: np.ndarray
     latents: Latents | None
     loss: float
@@ -128,6 +138,7 @@ class Solution:
     history: dict[str, np.ndarray]
     residual_l1: float
     residual_psnr: float
+    generated_psnr: float
     best_step: int
     failed_at: int
     diagnostics: dict[str, float] = field(default_factory=dict)
@@ -346,15 +357,14 @@ def _degrade(degradation: Degradation, image: Array) -> Array:
     return degradation(image)
 
 
-def redraw(shared: Shared, latents: Latents, *, block: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The image (H, W, 3), clipped to [-1, 1], and A of it, from latents.
+def redraw(generator: Generator, latents: Latents, *, block: int = 0) -> np.ndarray:
+    """The image (H, W, 3) that a generator draws from latents, clipped to [-1, 1].
 
     One compiled function for one image: the same latents give the same pixels, whatever they
     were searched together with.
     """
-    image = programs.call(_render, shared.generator, latents, out=0, block=block)
-    image = jnp.clip(image, -1.0, 1.0)
-    return np.asarray(image), np.asarray(_degrade(shared.degradation, image))
+    image = programs.call(_render, generator, latents, out=0, block=block)
+    return np.clip(np.asarray(image), -1.0, 1.0)
 
 
 def device_mesh(count: int | None = None) -> Mesh | None:
@@ -404,6 +414,8 @@ def degrade_original(
     key = jax.random.fold_in(key, DATA_KEY)
     suffered = degradation or Bicubic(size=scaled_size(original.shape, lr_size))
     observation = observe(np.clip(np.asarray(suffered.degrade(key, large)), -1.0, 1.0))
+    exact = degradation is None or (truth and degradation.exact)
+    observation = replace(observation, exact=exact)
     if not truth or degradation is None:
         return observation, default_degradation(observation)
     return observation, told(observation, degradation, key, resolution=resolution)
@@ -533,6 +545,7 @@ def solve(
                 shared=shared,
                 stages=stages,
                 settings=settings,
+                noise_mask=noise_mask,
                 count=len(wanted),
                 mesh=mesh,
                 chunk=chunk,
@@ -585,13 +598,29 @@ def _on_canvas(noise_mask: np.ndarray | None, observation: Observation) -> np.nd
     return canvas
 
 
-def _residuals(low: np.ndarray, observation: Observation) -> tuple[float, float]:
-    """Mean |A(G) - y| and the PSNR in dB over what was observed."""
-    error = (low - observation.target) * observation.mask
-    count = observation.mask.sum() * 3
-    mse = float(np.sum(np.square(error)) / count)
-    l1 = float(np.sum(np.abs(error)) / count)
-    return l1, float(10 * np.log10(4.0 / max(mse, 1e-12)))
+def _residuals(low: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Mean |A(x) - y| and the PSNR in dB."""
+    error = low - reference
+    mse = float(np.mean(np.square(error)))
+    return float(np.mean(np.abs(error))), float(10 * np.log10(4.0 / max(mse, 1e-12)))
+
+
+_correction = jax.jit(correction)
+_corrected = jax.jit(corrected)
+
+
+def add_correction(image: np.ndarray, correction: np.ndarray | None) -> np.ndarray:
+    """What was generated (H, W, 3) with its correction, clipped; without one, as it is."""
+    if correction is None:
+        return image
+    return np.asarray(programs.call(_corrected, image, correction, out=0))
+
+
+def on_crop(degradation: Degradation, observation: Observation) -> Degradation:
+    """A for the observation's part of an image alone, where that differs from A for the canvas."""
+    if degradation == default_degradation(observation):
+        return Bicubic(size=observation.image.shape[:2])
+    return degradation
 
 
 _enlarge = jax.jit(
@@ -615,12 +644,14 @@ def _direct(
 ) -> Result:
     """The result of a method that searches nothing: the same image for each solution."""
     began = time.monotonic()
-    image = redraw_direct(method, observation, generator.resolution)
-    low = np.asarray(_degrade(degradation, jnp.asarray(image)))
-    residual_l1, residual_psnr = _residuals(low, observation)
+    image = observation.crop(redraw_direct(method, observation, generator.resolution))
+    low = np.asarray(_degrade(on_crop(degradation, observation), jnp.asarray(image)))
+    residual_l1, residual_psnr = _residuals(low, observation.image)
     one = Solution(
-        image=observation.crop(image),
-        low=observation.crop(low),
+        image=image,
+        generated=image,
+        correction=None,
+        low=low,
         latents=None,
         loss=0.0,
         terms={},
@@ -629,6 +660,7 @@ def _direct(
         failed_at=-1,
         residual_l1=residual_l1,
         residual_psnr=residual_psnr,
+        generated_psnr=residual_psnr,
     )
     seconds = time.monotonic() - began
     return Result(observation, (one,) * solutions, method.name, {}, seconds, False)
@@ -645,6 +677,7 @@ def _solve_batch(
     shared: Shared,
     stages: Sequence[Stage],
     settings: Mapping[str, Value],
+    noise_mask: np.ndarray | None,
     count: int,
     mesh: Mesh | None,
     chunk: int,
@@ -671,7 +704,8 @@ def _solve_batch(
     tries = int(settings.get("tries", 1))
     if tries > 1 and int(indices.max()) > 0:  # an image's first start is the only one there is
         args = (start_keys, indices, shared, examples)
-        options = {"stage": stages[0], "tries": tries, "mesh": mesh}
+        size = sketch_size(shared.generator, observations[0].target.shape[0])
+        options = {"stage": replace(stages[0], stop=size), "tries": tries, "mesh": mesh}
         tried = programs.call(_nearest_keys, *args, out=0, keep=mesh is None, **options)
         if mesh is not None:
             tried = jax.device_put(tried, mesh.devices.flat[0])
@@ -721,12 +755,31 @@ def _solve_batch(
         latents = _decode(stages[-1].coordinates, shared, example, own)
         if latents.noise is None:
             latents = latents._replace(noise=shared.generator.stored_noise)
-        image, low = redraw(shared, latents, block=stages[-1].block)
-        residual_l1, residual_psnr = _residuals(low, observation)
+        whole = redraw(shared.generator, latents, block=stages[-1].block)
+        generated, seen = observation.crop(whole), on_crop(shared.degradation, observation)
+        correction = None
+        if fidelity := observation.exact * float(settings.get("fidelity", 0.0)):
+            noise = float(settings.get("noise_std", 0.0)) * _on_canvas(noise_mask, observation)
+            correction = programs.call(
+                _correction,
+                generated,
+                observation.crop(np.asarray(examples.target[b])),
+                seen,
+                np.square(observation.crop(noise)),
+                np.float32(fidelity),
+                out=0,
+            )
+            correction = np.asarray(correction)
+        image = add_correction(generated, correction)
+        low = np.asarray(_degrade(seen, image))
+        residual_l1, residual_psnr = _residuals(low, observation.image)
+        _, generated_psnr = _residuals(np.asarray(_degrade(seen, generated)), observation.image)
         solved.append(
             Solution(
-                image=observation.crop(image),
-                low=observation.crop(low),
+                image=image,
+                generated=generated,
+                correction=correction,
+                low=low,
                 latents=jax.tree.map(np.asarray, latents),
                 loss=float(result.loss[b]),
                 terms={name: float(value[b]) for name, value in result.terms.items()},
@@ -736,6 +789,7 @@ def _solve_batch(
                 diagnostics={name: float(value[b]) for name, value in diagnostics.items()},
                 residual_l1=residual_l1,
                 residual_psnr=residual_psnr,
+                generated_psnr=generated_psnr,
             )
         )
     return solved, result.interrupted

@@ -20,7 +20,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, Noise
 from stylesr_jax.levers import LEVERS, diversity
 from stylesr_jax.objective import Example, Latents, Shared, View, degraded
-from stylesr_jax.optimisers import ADAM
+from stylesr_jax.optimisers import ADAM, NORMALISED
 from stylesr_jax.search import Problem, Rate, Variables
 
 Value = float | int | str | bool
@@ -55,6 +55,11 @@ class Coordinates:
 def adam(shared: Shared) -> optax.GradientTransformation:
     """Adam with its usual decays."""
     return ADAM
+
+
+def normalised(shared: Shared) -> optax.GradientTransformation:
+    """Descent along gradients of unit length, each style's by itself."""
+    return NORMALISED
 
 
 @dataclass(frozen=True)
@@ -266,10 +271,14 @@ def sketched(stages: tuple[Stage, ...], generator: Generator, size: int) -> tupl
     (Defect correction: Böhmer, Hemker & Stetter, "The Defect Correction Approach", 1984.) Where
     there is no such image the steps render in full.
     """
-    sizes = generator.config.image_resolutions
-    fitting = [s for s in sizes if 2 * size <= s <= generator.resolution // 2]
-    stop = min(fitting, default=None)
+    stop = sketch_size(generator, size)
     return tuple(replace(stage, stop=stop if stage.sketch else None) for stage in stages)
+
+
+def sketch_size(generator: Generator, size: int) -> int | None:
+    """The resolution of sketches for observations of `size` px; None where there are none."""
+    sizes = generator.config.image_resolutions
+    return min((s for s in sizes if 2 * size <= s <= generator.resolution // 2), default=None)
 
 
 def full_steps(stages: tuple[Stage, ...], settings: Mapping[str, Value]) -> float:

@@ -332,6 +332,7 @@ def _observe(run: _Run, path: Path) -> tuple["Observation", "Degradation", bool]
             )
         data_key = jax.random.fold_in(key, DATA_KEY)
         assumed = told(observation, run.degradation, data_key, resolution=resolution)
+        observation = replace(observation, exact=run.degradation.exact)
         return observation, assumed, False
     except UserError as error:
         raise UserError(f"{path.name}: {error}") from error
@@ -392,6 +393,7 @@ def _report(
                 "terms": solution.terms,
                 "residual_l1": solution.residual_l1,
                 "residual_psnr": solution.residual_psnr,
+                "generated_psnr": solution.generated_psnr,
                 "best_step": solution.best_step,
                 "steps": len(next(iter(solution.history.values()), ())),
                 "diagnostics": solution.diagnostics,
@@ -868,10 +870,9 @@ def _redraw(args: argparse.Namespace, console: _Console) -> int:
     from stylesr_jax.generators import generator_from_file, generator_path
     from stylesr_jax.images import write_png
     from stylesr_jax.methods import method_named
-    from stylesr_jax.objective import Shared
     from stylesr_jax.results import read_solutions
     from stylesr_jax.runtime import configure
-    from stylesr_jax.solve import default_degradation, redraw, redraw_direct
+    from stylesr_jax.solve import add_correction, redraw, redraw_direct
 
     configure()
     config = read_solutions(args.source).config
@@ -883,15 +884,15 @@ def _redraw(args: argparse.Namespace, console: _Console) -> int:
         )
     generator = generator_from_file(path)
     saved = read_solutions(args.source, generator)
-    shared = Shared(generator, None, default_degradation(saved.observation), None, {})
     out = Path(args.out) if args.out else Path(args.source).parent
     for i, latents in enumerate(saved.latents):
         if latents is None:
             method = method_named(config["method"])
             image = redraw_direct(method, saved.observation, generator.resolution)
         else:
-            image, _ = redraw(shared, latents, block=int(config["block"]))
-        write_png(out / f"solution_{i}.png", saved.observation.crop(image))
+            image = redraw(generator, latents, block=int(config["block"]))
+        image = add_correction(saved.observation.crop(image), saved.corrections[i])
+        write_png(out / f"solution_{i}.png", image)
         console.say("result", f"{out / f'solution_{i}.png'}", file=str(out / f"solution_{i}.png"))
     return 0
 

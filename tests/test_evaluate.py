@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("kept_programs")
 
 SIZES = Sizes(score=32, niqe=32, frechet=32)
 QUICK = ("--lr-size", "8", "--steps", "4", "--score-size", "32", "--niqe-size", "32")
-QUICK = (*QUICK, "--frechet-size", "32", "--methods", "a=rls,b=rls:lambda_w=0")
+QUICK = (*QUICK, "--frechet-size", "32", "--methods", "a=rls,b=rls:lambda_w=0.5")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_everything_is_written_and_agrees(call, folder, tmp_path, capsys):
         np.testing.assert_allclose(found["std"], np.std([m[name] for m in ours], ddof=1))
     assert report["table"]["a"]["frechet_vgg16"]["n"] == 4  # two images, two solutions
     assert report["about"]["variants"]["b"]["evaluations"] == 4
-    assert report["about"]["variants"]["b"]["settings"]["lambda_w"] == 0.0
+    assert report["about"]["variants"]["b"]["settings"]["lambda_w"] == 0.5
     with open(out / "rows.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 2 * (2 + 2 + 1)

@@ -77,13 +77,13 @@ def test_every_stage_of_every_method_lowers(name, tiny, tiny_prior):
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_rls_on_the_embedded_generator_lowers(mobile, count):
-    """With sketches, whose correction draws the full image too; then in full."""
+    """The phase in W, then the one in W+."""
     portable = mobile.replace(config=mobile.config.portable())
     exports = export_stages("rls", portable, load_prior(mobile), size=16, starts=4)
     stages = list(itertools.islice(exports, count))
     assert len(stages) == count
     for variables, exported in stages:
         assert exported.platforms == ACCELERATORS
-        assert variables["latent"].shape == (4, 23, 512)
+        assert variables["latent"].shape in {(4, 1, 512), (4, 23, 512)}
         # The weights are arguments, not constants: the program stays small.
         assert len(exported.mlir_module_serialized) < 5e6

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from stylesr_jax import levers, objective, stages
-from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.features import load_features
 from stylesr_jax.flow import Prior
@@ -25,7 +24,7 @@ from stylesr_jax.optimisers import (
 from stylesr_jax.projections import l1_norm, near, on_sphere, onto_l1_ball
 from stylesr_jax.results import read_solutions, save_solutions
 from stylesr_jax.search import Problem, search
-from stylesr_jax.solve import redraw, upsample
+from stylesr_jax.solve import add_correction, redraw, upsample
 from stylesr_jax.stages import rate_of, stages_of, with_budget
 from stylesr_jax.whitening import fit_whitening
 
@@ -314,10 +313,11 @@ def test_every_method_runs_with_all_levers_and_its_file_redraws_the_pixels(
     block = stages_of(method, result.settings)[-1].block
     save_solutions(tmp_path / "solutions.npz", result, {"block": block})
     saved = read_solutions(tmp_path / "solutions.npz", small)
-    shared = Shared(small, None, Bicubic(size=8), None, {})
-    for one, latents in zip(result.solutions, saved.latents, strict=True):
-        image, _ = redraw(shared, latents, block=block)
-        np.testing.assert_array_equal(image, one.image)
+    drawn = zip(result.solutions, saved.latents, saved.corrections, strict=True)
+    for one, latents, correction in drawn:
+        generated = redraw(small, latents, block=block)
+        np.testing.assert_array_equal(generated, one.generated)
+        np.testing.assert_array_equal(add_correction(generated, correction), one.image)
 
 
 def test_pulse_stays_on_its_spheres(small):
@@ -502,9 +502,8 @@ def test_noise_levers_give_different_solutions_from_the_same_start(small):
     mask[:8] = 1.0
     result = _upsample(small, "csgm", settings=settings, noise_mask=mask)
     assert np.abs(result.images[0] - result.images[1]).max() > 1e-3
-    shared = Shared(small, None, Bicubic(size=8), None, {})
-    image, _ = redraw(shared, result.solutions[0].latents)
-    np.testing.assert_array_equal(image, result.solutions[0].image)
+    image = redraw(small, result.solutions[0].latents)
+    np.testing.assert_array_equal(image, result.solutions[0].generated)
     with pytest.raises(UserError, match="noise mask"):
         _upsample(small, "csgm", settings=settings, noise_mask=mask + 1.0)
 

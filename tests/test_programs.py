@@ -269,14 +269,14 @@ def test_a_search_from_kept_programs_is_the_same(folder, tiny_files, monkeypatch
     image = np.random.default_rng(0).uniform(-1, 1, (8, 8, 3))
 
     def run():
-        settings = {"sketch_steps": 25, "steps": 0}
+        settings = {"style_steps": 0, "steps": 25}
         options = {"generator": generator, "prior": prior, "solutions": 2, "settings": settings}
         return upsample(image, key=jax.random.key(0), **options).images
 
     first = run()
     # The first solution's noise and the second's, beginning, the choice of starts, the search
-    # (first chunk and later ones alike), the picture.
-    assert len(list(folder.glob("*.program"))) == 6
+    # (first chunk and later ones alike), the picture, its correction, and it corrected.
+    assert len(list(folder.glob("*.program"))) == 8
 
     def export(*args, **options):
         raise AssertionError("the program was not found")

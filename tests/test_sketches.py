@@ -16,7 +16,7 @@ from stylesr_jax.flow import load_prior
 from stylesr_jax.generators import Generator, config_to_dict, load_generator, measure_statistics
 from stylesr_jax.generators.heads import save_heads, with_heads, with_known_heads
 from stylesr_jax.generators.mobile import ImageHead, MobileConfig
-from stylesr_jax.methods import RLS
+from stylesr_jax.methods import RLS, SKETCHED
 from stylesr_jax.objective import Example, Shared, degraded
 from stylesr_jax.search import search
 from stylesr_jax.solve import observe, upsample
@@ -131,7 +131,7 @@ def test_degradations_see_the_pixels_of_the_full_image(tiny_mobile, degradation)
 
 
 def test_the_smallest_sketch_that_shows_the_observation_is_taken(with_head, tiny_mobile):
-    stages = stages_of(RLS, RLS.resolve("balanced", {"sketch_steps": 10}))
+    stages = stages_of(RLS, RLS.resolve("balanced", {"style_steps": 0, "sketch_steps": 10}))
     assert [stage.sketch for stage in stages] == [True, False]
     for generator, size, stops in (
         (with_head, 16, [64, None]),
@@ -140,7 +140,7 @@ def test_the_smallest_sketch_that_shows_the_observation_is_taken(with_head, tiny
         (tiny_mobile, 16, [None, None]),  # there is none
     ):
         assert [stage.stop for stage in sketched(stages, generator, size)] == stops
-    plain = stages_of(RLS, RLS.resolve("balanced", {"sketch_steps": 0}))
+    plain = stages_of(RLS, RLS.resolve("balanced", {"style_steps": 0}))
     assert [stage.sketch for stage in plain] == [False]
 
 
@@ -150,7 +150,9 @@ def test_the_correction_makes_the_sketch_exact_where_it_was_measured(tiny_files)
     prior = load_prior(generator, tiny_files["prior"])
     rng = np.random.default_rng(0)
     observation = observe(rng.uniform(-1, 1, (8, 8, 3)))
-    settings = RLS.resolve("balanced", {"sketch_steps": 25, "steps": 3, "lambda_w": 0.0})
+    settings = RLS.resolve(
+        "balanced", {**SKETCHED, "sketch_steps": 25, "steps": 3, "lambda_w": 0.0}
+    )
     (early, full) = sketched(stages_of(RLS, settings), generator, 8)
     assert early.stop == 16
     shared = Shared(generator, prior, Bicubic(size=8), None, traced_settings(settings))
@@ -187,7 +189,7 @@ def test_the_correction_makes_the_sketch_exact_where_it_was_measured(tiny_files)
 def test_polishing_goes_on_in_w_from_where_the_sketches_ended(tiny_files, changes, whitened):
     generator = load_generator(tiny_files["generator"])
     shared = Shared(generator, load_prior(generator, tiny_files["prior"]), None, None, {})
-    asked = {"sketch_steps": 6, "polish_steps": 4, "steps": 3, **changes}
+    asked = {**SKETCHED, "sketch_steps": 6, "polish_steps": 4, "steps": 3, **changes}
     stages = stages_of(RLS, RLS.resolve("balanced", asked))
     point = {"latent": jax.random.normal(jax.random.key(0), (generator.num_ws, generator.w_dim))}
     decoded = [stage.coordinates.decode(shared, point).ws for stage in stages]
@@ -210,7 +212,7 @@ def test_solutions_of_a_search_with_sketches(tiny_files, polish):
     generator = load_generator(tiny_files["generator"])
     prior = load_prior(generator, tiny_files["prior"])
     image = np.random.default_rng(1).uniform(-1, 1, (8, 8, 3))
-    settings = {"sketch_steps": 12 - polish, "polish_steps": polish, "steps": 5}
+    settings = {**SKETCHED, "sketch_steps": 12 - polish, "polish_steps": polish, "steps": 5}
     result = upsample(
         image,
         generator=generator,
