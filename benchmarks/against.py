@@ -41,8 +41,8 @@ from benchmarks.common import (
 from benchmarks.references import Reference, load_reference
 from benchmarks.step import PROBLEM, TARGET
 from stylesr_jax.errors import exit_code
-from stylesr_jax.runtime import describe_machine
-from stylesr_jax.search import advance, begin, evaluate
+from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.search.engine import advance, begin, evaluate
 
 OURS, ROUNDED = "stylesr_jax", "  in bfloat16"
 RATE = 0.02  # Adam's, as in benchmarks.step

@@ -31,11 +31,11 @@ import numpy as np
 
 from benchmarks.common import machine_line, run_apart, write_report
 from benchmarks.studies.common import PORTRAIT
-from stylesr_jax.arguments import whole
+from stylesr_jax.cli.options import whole
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError, exit_code
-from stylesr_jax.images import read_image, write_png
-from stylesr_jax.runtime import describe_machine
+from stylesr_jax.images.files import read_image, write_png
+from stylesr_jax.runtime.machine import describe_machine
 
 COMMAND = "stylesr_jax.upsample"
 HELP_LAUNCHES = 5

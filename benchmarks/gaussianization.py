@@ -21,12 +21,15 @@ import numpy as np
 from jax import Array
 
 from benchmarks.common import load_pyplot
-from stylesr_jax import flow, store
-from stylesr_jax.generators import DEFAULT, Generator, load_generator
-from stylesr_jax.generators.base import PULSE_SLOPE
-from stylesr_jax.results import write_json
-from stylesr_jax.runtime import configure, describe_machine
-from stylesr_jax.whitening import draw_w, fit_whitening
+from stylesr_jax.generators.base import PULSE_SLOPE, Generator
+from stylesr_jax.loading import load_generator
+from stylesr_jax.priors import flow
+from stylesr_jax.priors.whitening import draw_w, fit_whitening
+from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.runtime.startup import configure
+from stylesr_jax.runtime.weights import DEFAULT
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gaussianization"
 MOMENT_DRAWS = 50_000  # for the Gaussians that the flow is compared with
@@ -211,20 +214,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="default: results/ if --plain is given")
     args = parser.parse_args()
     # Without a plain flow the table is not whole: the kept one stays.
-    args.out = args.out or (RESULTS if args.plain else store.cache_dir() / "gaussianization")
+    args.out = args.out or (RESULTS if args.plain else files.cache_dir() / "gaussianization")
     configure()
     generator = load_generator(args.generator)
-    files = {"embedded": flow.find_prior(generator, args.prior)}
+    flows = {"embedded": flow.find_prior(generator, args.prior)}
     if args.plain:
-        files["without noise"] = flow.find_prior(generator, args.plain)
-    priors = {name: flow.prior_from_file(file)[0] for name, file in files.items()}
+        flows["without noise"] = flow.find_prior(generator, args.plain)
+    priors = {name: flow.prior_from_file(file)[0] for name, file in flows.items()}
     embedded, plain = priors["embedded"], priors.get("without noise")
     norm_key, likelihood_key, figure_key = jax.random.split(jax.random.key(args.seed), 3)
     norms = measure(norm_key, generator, embedded, plain, draws=args.draws)
     likelihoods = {
         name: {
             "noise": prior.config.noise,
-            "steps": total_steps(store.read_header(files[name])),
+            "steps": total_steps(weights.read_header(flows[name])),
             **compare_likelihoods(likelihood_key, prior, generator),
         }
         for name, prior in priors.items()

@@ -19,15 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from stylesr_jax.degradations import Bicubic, resize
-from stylesr_jax.features import load_features, lpips
-from stylesr_jax.flow import load_prior
-from stylesr_jax.generators import load_generator
-from stylesr_jax.images import find_images, read_image, write_png
+from stylesr_jax.images.files import find_images, read_image, write_png
+from stylesr_jax.images.grid import draw_grid
+from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import method_named
-from stylesr_jax.metrics import niqe, psnr
-from stylesr_jax.results import draw_grid, write_json
-from stylesr_jax.runtime import configure, describe_machine
-from stylesr_jax.solve import key_of, upsample
+from stylesr_jax.metrics.image import niqe, psnr
+from stylesr_jax.metrics.lpips import load_features, lpips
+from stylesr_jax.priors.flow import load_prior
+from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.runtime.startup import configure
+from stylesr_jax.solver.solve import key_of, upsample
 
 SCORED = 256  # px at which solutions are compared with originals
 

@@ -31,7 +31,12 @@ import numpy as np
 from benchmarks.common import load_pyplot, machine_line, write_report
 from benchmarks.studies.common import PORTRAIT
 from stylesr_jax.errors import UserError, exit_code
-from stylesr_jax.evaluation import (
+from stylesr_jax.images.files import find_images
+from stylesr_jax.methods import METHODS, method_named
+from stylesr_jax.methods.base import with_budget
+from stylesr_jax.metrics.scorer import Scorer
+from stylesr_jax.priors.flow import load_prior
+from stylesr_jax.runs.evaluation import (
     Plan,
     Row,
     Subject,
@@ -42,13 +47,9 @@ from stylesr_jax.evaluation import (
     read_rows,
     variant,
 )
-from stylesr_jax.flow import load_prior
-from stylesr_jax.images import find_images
-from stylesr_jax.methods import METHODS, method_named
-from stylesr_jax.runtime import configure, describe_machine
-from stylesr_jax.scoring import Scorer
-from stylesr_jax.solve import key_of, solve
-from stylesr_jax.stages import with_budget
+from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.runtime.startup import configure
+from stylesr_jax.solver.solve import key_of, solve
 
 PRESETS = tuple(
     dict.fromkeys(name for method in METHODS.values() for name in ("balanced", *method.presets))

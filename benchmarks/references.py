@@ -18,7 +18,7 @@ from convert.openvino import bands_first
 from convert.state_dict import from_arrays
 from convert.stylegan2 import build
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators import Generator
+from stylesr_jax.generators.base import Generator
 
 ADA, MOBILE = "stylegan2-ada-pytorch", "MobileStyleGAN.pytorch"
 EPSILON = 1e-8  # in the square root of both references' demodulation

@@ -25,11 +25,12 @@ from benchmarks.common import machine_line, peak_bytes, run_apart, write_report
 from benchmarks.studies.common import PORTRAIT
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import exit_code
-from stylesr_jax.evaluation import load_parts, variant
-from stylesr_jax.images import read_image
-from stylesr_jax.runtime import configure, describe_machine
-from stylesr_jax.solve import observe, solve
-from stylesr_jax.stages import with_budget
+from stylesr_jax.images.files import read_image
+from stylesr_jax.methods.base import with_budget
+from stylesr_jax.runs.evaluation import load_parts, variant
+from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.runtime.startup import configure
+from stylesr_jax.solver.solve import observe, solve
 
 SEED = 0
 

@@ -37,11 +37,12 @@ from benchmarks.common import (
     timed,
     write_report,
 )
-from stylesr_jax.generators import DEFAULT, Generator, load_generator
-from stylesr_jax.generators.base import measure_statistics
+from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare, random_state
-from stylesr_jax.runtime import describe_machine
-from stylesr_jax.search import Problem, advance, begin
+from stylesr_jax.loading import load_generator
+from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.runtime.weights import DEFAULT
+from stylesr_jax.search.engine import Problem, advance, begin
 
 RANDOM = "stylegan2-256"
 TARGET = 16  # px of the low-resolution image

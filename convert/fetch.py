@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from convert.detect import refuse_text
 from convert.stylegan2 import convert_file
-from stylesr_jax import store
 from stylesr_jax.errors import UserError, exit_code
+from stylesr_jax.runtime import files, weights
 
 STALL_SECONDS = 30.0  # without MIN_PROGRESS bytes in this time a connection is given up
 MIN_PROGRESS = 1 << 14
@@ -61,7 +61,7 @@ class _Retry(Exception):
 
 def models() -> dict[str, Model]:
     """The published models of the registry, by name."""
-    registry = json.loads(store.find_weights("registry.json").read_text())
+    registry = json.loads(weights.find_weights("registry.json").read_text())
     return {
         name: Model(**{**entry, "urls": tuple(entry["urls"])})
         for name, entry in registry["models"].items()
@@ -214,7 +214,7 @@ def _download_from(
     if model.size is not None and size != model.size:
         part.unlink()
         raise UserError(f"the file has {size} bytes, not {model.size}")
-    if model.sha256 is not None and (digest := store.sha256(part)) != model.sha256:
+    if model.sha256 is not None and (digest := files.sha256(part)) != model.sha256:
         part.unlink()
         raise UserError(f"the file's sha256 is {digest}, not {model.sha256}; it was removed")
     tag_file.unlink(missing_ok=True)
@@ -224,7 +224,7 @@ def _present(path: Path, model: Model) -> bool:
     """Whether the complete file is there; a wrong one is set aside by the next download."""
     if not path.is_file():
         return False
-    return model.sha256 is None or store.sha256(path) == model.sha256
+    return model.sha256 is None or files.sha256(path) == model.sha256
 
 
 def download(
@@ -298,14 +298,14 @@ def fetch(
     Raises:
         UserError: see `download` and `convert.stylegan2.convert_file`.
     """
-    folder = store.cache_dir() / "downloads" if out is None else out
+    folder = files.cache_dir() / "downloads" if out is None else out
     path = download(model, folder, offline=offline)
     if not convert:
         return path, None
-    converted = store.cache_dir() / "generators" / f"{model.name}.safetensors"
-    fresh = converted.is_file() and store.read_header(converted).get(
+    converted = files.cache_dir() / "generators" / f"{model.name}.safetensors"
+    fresh = converted.is_file() and weights.read_header(converted).get(
         "source_sha256"
-    ) == store.sha256(path)
+    ) == files.sha256(path)
     if not fresh:
         convert_file(path, converted)
     return path, converted
@@ -342,7 +342,7 @@ def _fetch(args: argparse.Namespace) -> None:
     model = find(args.name)
     print(f"{model.title}; licence: {model.licence}; trained on {model.dataset}")
     path, converted = fetch(model, out=args.out, offline=args.offline, convert=not args.no_convert)
-    digest = store.sha256(path)
+    digest = files.sha256(path)
     verdict = "as published" if model.sha256 else "no published value to compare with"
     print(f"{path}: sha256 {digest} ({verdict})")
     if converted is not None:

@@ -18,9 +18,9 @@ from convert.arrays import is_tensor, read_torch_stream, tensor, zip_storages
 from convert.detect import map_file
 from convert.fetch import Model, download
 from convert.safe_pickle import read_pickle
-from stylesr_jax import store
 from stylesr_jax.errors import UserError, exit_code
-from stylesr_jax.inception import kernel_shapes
+from stylesr_jax.metrics.inception import kernel_shapes
+from stylesr_jax.runtime import files, weights
 
 EPSILON = 0.001  # of the batch normalisations
 LICENCE = (
@@ -93,10 +93,10 @@ def convert_file(source: Path, out: Path) -> None:
     header = {
         "kind": "inception",
         "source": source.name,
-        "source_sha256": store.sha256(source),
+        "source_sha256": files.sha256(source),
         "licence": LICENCE,
     }
-    store.save(out, params, header)
+    weights.save(out, params, header)
 
 
 def download_weights(url: str) -> Path:
@@ -116,7 +116,7 @@ def download_weights(url: str) -> Path:
         licence=LICENCE,
         urls=(url,),
     )
-    return download(model, store.cache_dir() / "downloads")
+    return download(model, files.cache_dir() / "downloads")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         remote = args.source.startswith(("http://", "https://"))
         convert_file(download_weights(args.source) if remote else Path(args.source), args.out)
-        print(f"{args.out}: {store.describe_file(args.out)}")
+        print(f"{args.out}: {files.describe_file(args.out)}")
 
     return exit_code(work)
 

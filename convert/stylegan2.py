@@ -22,11 +22,11 @@ import numpy as np
 from convert import openvino
 from convert.detect import is_openvino, map_file, read_source
 from convert.state_dict import Source, checked, require_names
-from stylesr_jax import store
 from stylesr_jax.errors import UserError, exit_code
-from stylesr_jax.generators import config_to_dict
 from stylesr_jax.generators.base import Generator, measure_statistics
+from stylesr_jax.generators.registry import config_to_dict
 from stylesr_jax.generators.stylegan2 import prepare
+from stylesr_jax.runtime import files, weights
 
 STATISTICS_SEED = 0
 DRAWS = 100_000
@@ -36,7 +36,7 @@ UNKNOWN_LICENCE = "unknown: ask whoever published the file"
 
 def _known_file(digest: str) -> dict[str, Any]:
     """The entry of the published file with this sha256 in the registry, or {}."""
-    registry = json.loads(store.find_weights("registry.json").read_text())
+    registry = json.loads(weights.find_weights("registry.json").read_text())
     entries = (entry for entry in registry["models"].values() if entry.get("sha256") == digest)
     return next(entries, {})
 
@@ -104,7 +104,7 @@ def convert_file(
             openvino.convert_file(path, out)
             return ()
         source = read_source(data)
-        digest = store.sha256(path)
+        digest = files.sha256(path)
         known = _known_file(digest)
         if conv_clamp is not None:
             if not source.format.startswith("state dict"):
@@ -122,7 +122,7 @@ def convert_file(
         "licence": known.get("licence", UNKNOWN_LICENCE),
     }
     tensors = {"params": generator.params, "statistics": generator.statistics}
-    store.save(out, jax.tree.map(np.asarray, tensors), header)
+    weights.save(out, jax.tree.map(np.asarray, tensors), header)
     return source.remarks
 
 
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(args: argparse.Namespace) -> None:
     remarks = convert_file(args.source, args.out, conv_clamp=args.conv_clamp)
-    header = store.read_header(args.out)
+    header = weights.read_header(args.out)
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
     config = header["config"]

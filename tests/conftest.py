@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from untrained import untrained_files
 
-from stylesr_jax import programs
-from stylesr_jax.flow import Prior, load_prior
-from stylesr_jax.generators import Generator, generator_from_file, load_generator
+from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.stylegan2 import random_state
-from stylesr_jax.masks import FlowConfig
+from stylesr_jax.loading import generator_from_file, load_generator
+from stylesr_jax.priors.autoregressive import FlowConfig
+from stylesr_jax.priors.flow import Prior, load_prior
+from stylesr_jax.runtime import program_cache as programs
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

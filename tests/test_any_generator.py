@@ -11,9 +11,9 @@ from conftest import GOLDEN
 from PIL import Image
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.flow import load_prior
-from stylesr_jax.generators import load_generator
-from stylesr_jax.solve import upsample
+from stylesr_jax.loading import load_generator
+from stylesr_jax.priors.flow import load_prior
+from stylesr_jax.solver.solve import upsample
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from stylesr_jax import batching
-from stylesr_jax.batching import (
+from stylesr_jax.generators.base import Generator, measure_statistics
+from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.methods import method_named
+from stylesr_jax.solver import batching
+from stylesr_jax.solver.batching import (
     choose_batch,
     fitting,
     search_bytes,
     whole_images,
     within_memory,
 )
-from stylesr_jax.generators import Generator, measure_statistics
-from stylesr_jax.generators.stylegan2 import prepare, random_state
-from stylesr_jax.methods import method_named
-from stylesr_jax.solve import device_mesh
+from stylesr_jax.solver.solve import device_mesh
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from benchmarks.references import ADA, MOBILE, detect, mobile_noise, mobile_stat
 from benchmarks.solutions import pairs, per_solution
 from benchmarks.step import PROBLEM, per_start
 from stylesr_jax.errors import UserError
-from stylesr_jax.runtime import describe_machine
+from stylesr_jax.runtime.machine import describe_machine
 
 
 def test_gflop_of_products_and_convolutions():

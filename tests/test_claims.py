@@ -16,9 +16,9 @@ import pytest
 from conftest import KEPT
 from PIL import Image
 
-from stylesr_jax import claims as claims_module
-from stylesr_jax.claims import Claims, content_key, join_processes
 from stylesr_jax.errors import UserError
+from stylesr_jax.runs import claims as claims_module
+from stylesr_jax.runs.claims import Claims, content_key, join_processes
 
 
 def test_a_claim_is_held_by_one_worker_and_freed(tmp_path):

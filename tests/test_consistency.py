@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax.consistency import corrected, correction
 from stylesr_jax.degradations import Bicubic, Compose, Mask, parse
+from stylesr_jax.solver.consistency import corrected, correction
 
 SIZE = 64
 BOX = np.zeros((16, 16), np.float32)

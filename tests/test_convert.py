@@ -18,10 +18,10 @@ import weight_files as wf
 from convert.detect import read_source
 from convert.state_dict import Source, checked
 from convert.stylegan2 import build, convert_file, main
-from stylesr_jax import store
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators import generator_from_file, load_generator
 from stylesr_jax.generators.stylegan2 import random_state
+from stylesr_jax.loading import generator_from_file, load_generator
+from stylesr_jax.runtime import files, weights
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
@@ -95,11 +95,11 @@ def test_a_converted_fixture_gives_the_reference_values(name, converted, golden)
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_the_header_says_where_the_weights_come_from(name, converted):
-    header = store.read_header(converted(name))
+    header = weights.read_header(converted(name))
     assert header["kind"] == "generator"
     assert header["source"] == name
     assert header["source_format"] == FIXTURES[name][1]
-    assert header["source_sha256"] == store.sha256(GOLDEN / name)
+    assert header["source_sha256"] == files.sha256(GOLDEN / name)
     assert header["licence"].startswith("unknown")
     assert header["config"]["architecture"] == "stylegan2"
     assert header["config"]["resolution"] == 32
@@ -410,7 +410,7 @@ REFUSED = {
     "object arrays": (lambda: bare(a=np.zeros(4, "S3")), "only numbers|no plain array"),
     "an empty zip": (lambda: b"PK\x03\x04" + zip_of({})[0:22], "empty|damaged|no weights"),
     "a converted file": (
-        lambda: safetensors.numpy.save({"a": np.zeros(2, np.float32)}, {store.HEADER_KEY: "{}"}),
+        lambda: safetensors.numpy.save({"a": np.zeros(2, np.float32)}, {weights.HEADER_KEY: "{}"}),
         "already converted",
     ),
 }
@@ -471,7 +471,7 @@ def test_load_generator_converts_once(tmp_path, monkeypatch):
     path = GOLDEN / "ada_pytorch_skip_32.pkl"
     first = load_generator(path)
     (cached,) = (tmp_path / "generators").iterdir()
-    assert cached.name == f"{store.sha256(path)}.safetensors"
+    assert cached.name == f"{files.sha256(path)}.safetensors"
     before = cached.stat().st_mtime_ns
     second = load_generator(path)
     assert cached.stat().st_mtime_ns == before

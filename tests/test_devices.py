@@ -13,7 +13,7 @@ import jax, numpy as np
 from jax.sharding import Mesh
 from stylesr_jax import load_generator, load_prior
 from stylesr_jax.methods import method_named
-from stylesr_jax.solve import device_mesh, observe, solve
+from stylesr_jax.solver.solve import device_mesh, observe, solve
 
 generator = load_generator(sys.argv[1])
 prior = load_prior(generator, sys.argv[2])

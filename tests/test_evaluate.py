@@ -19,25 +19,18 @@ import pytest
 from conftest import KEPT
 from PIL import Image
 
-from stylesr_jax import evaluation
-from stylesr_jax.claims import Claims
 from stylesr_jax.degradations import Bicubic, parse
 from stylesr_jax.errors import UserError
-from stylesr_jax.evaluation import (
-    Plan,
-    append_row,
-    prepare,
-    read_rows,
-    run,
-    variant,
-)
-from stylesr_jax.features import load_features, lpips
-from stylesr_jax.images import read_image, to_uint8
+from stylesr_jax.images.files import read_image, to_uint8
 from stylesr_jax.methods import method_named
-from stylesr_jax.scoring import Sizes, mean_scores
-from stylesr_jax.solve import key_of, observe, solve
-from stylesr_jax.stages import with_budget
-from stylesr_jax.tables import write_report
+from stylesr_jax.methods.base import with_budget
+from stylesr_jax.metrics.lpips import load_features, lpips
+from stylesr_jax.metrics.scorer import Sizes, mean_scores
+from stylesr_jax.runs import evaluation
+from stylesr_jax.runs.claims import Claims
+from stylesr_jax.runs.evaluation import Plan, append_row, prepare, read_rows, run, variant
+from stylesr_jax.runs.tables import write_report
+from stylesr_jax.solver.solve import key_of, observe, solve
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
 
@@ -383,7 +376,7 @@ def test_interruption_keeps_what_is_finished(tiny, tiny_prior, folder, tmp_path,
             raise KeyboardInterrupt
         return solve(*args, **options)
 
-    monkeypatch.setattr("stylesr_jax.solve.solve", interrupted)
+    monkeypatch.setattr("stylesr_jax.solver.solve.solve", interrupted)
     plan = _plan(tiny, tiny_prior, folder, tmp_path)
     outcome = run(plan, say=lambda _: None)
     assert outcome.interrupted and "rls" in outcome.rows["face0.png"]

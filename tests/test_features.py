@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from convert import lpips as convert_lpips
-from stylesr_jax import features, store
 from stylesr_jax.errors import UserError
+from stylesr_jax.metrics import lpips as features
+from stylesr_jax.runtime import files, weights
 
 NETS = ("vgg16", "alexnet")
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -126,7 +127,7 @@ def test_wrong_input_is_refused(network, tmp_path):
     other = "vgg16" if net == "alexnet" else "alexnet"
     with pytest.raises(UserError, match=f"does not hold the feature network {other}"):
         features.load_features(other, WEIGHTS / f"lpips-{net}.safetensors")
-    store.save(
+    weights.save(
         tmp_path / "few.safetensors", {"head0": np.ones(64)}, {"kind": "features", "net": net}
     )
     with pytest.raises(UserError, match="does not hold the parameters"):
@@ -136,8 +137,8 @@ def test_wrong_input_is_refused(network, tmp_path):
 def test_weights_are_those_that_their_page_names(network):
     net, _ = network
     page = (WEIGHTS / "FEATURES.md").read_text()
-    assert store.sha256(WEIGHTS / f"lpips-{net}.safetensors") in page
-    assert store.read_header(WEIGHTS / f"lpips-{net}.safetensors")["licence"]
+    assert files.sha256(WEIGHTS / f"lpips-{net}.safetensors") in page
+    assert weights.read_header(WEIGHTS / f"lpips-{net}.safetensors")["licence"]
     assert convert_lpips.ARCHIVE_SHA256 in page
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from convert import fetch as module
 from convert.fetch import Model, download, fetch, find, main, models
-from stylesr_jax import store
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators import load_generator
+from stylesr_jax.loading import load_generator
+from stylesr_jax.runtime import files, weights
 
 BODY = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -294,11 +294,11 @@ def test_a_known_file_keeps_its_title_and_licence(tmp_path, monkeypatch, request
     from convert import stylegan2
 
     source = request.path.parent / "golden" / "tf_legacy_generator_only_32.pkl"
-    entry = {"sha256": store.sha256(source), "name": "tiny", "title": "Tiny", "licence": "free"}
+    entry = {"sha256": files.sha256(source), "name": "tiny", "title": "Tiny", "licence": "free"}
     registry = tmp_path / "registry.json"
     registry.write_text(module.json.dumps({"models": {"tiny": entry}}))
     monkeypatch.setattr(stylegan2.store, "find_weights", lambda name: registry)
     stylegan2.convert_file(source, tmp_path / "out.safetensors")
-    header = store.read_header(tmp_path / "out.safetensors")
+    header = weights.read_header(tmp_path / "out.safetensors")
     assert (header["source"], header["licence"]) == ("Tiny", "free")
     assert header["config"]["name"] == "tiny"

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from toy_mapping import toy_generator
 
-from stylesr_jax import fit_prior, flow, masks, store
+from stylesr_jax.cli import fit_prior as command
 from stylesr_jax.errors import UserError
+from stylesr_jax.priors import autoregressive as masks
+from stylesr_jax.priors import fit as fit_prior
+from stylesr_jax.priors import flow
+from stylesr_jax.runtime import weights
 
 KEY = jax.random.key(11)
 TINY = masks.FlowConfig(dim=3, blocks=2, width=16, noise=0.1)
@@ -71,7 +75,7 @@ def test_interrupted_fit_resumes_to_the_same_prior(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=checkpoint, report_every=8, report=interrupt)
-    _, header = store.load(checkpoint)
+    _, header = weights.load(checkpoint)
     assert header["kind"] == "prior-checkpoint"
     seen: list[int] = []
     resumed = run(
@@ -105,7 +109,7 @@ def test_checkpoints_are_written_at_their_interval(tmp_path):
 
     def look(progress: fit_prior.Progress) -> None:
         if checkpoint.exists():
-            state, _ = store.load(checkpoint)
+            state, _ = weights.load(checkpoint)
             last = sorted(state["state"])[-1]
             steps_on_disk.append(int(state["state"][last]))
 
@@ -120,7 +124,7 @@ def test_checkpoint_of_another_fit_is_refused(tmp_path):
         run(steps=8, checkpoint=checkpoint)
     with pytest.raises(UserError, match="another fit"):
         run(steps=16, checkpoint=checkpoint, resume=True)
-    store.save(checkpoint, {"a": np.zeros(1)}, {"kind": "generator"})
+    weights.save(checkpoint, {"a": np.zeros(1)}, {"kind": "generator"})
     with pytest.raises(UserError, match="not a checkpoint"):
         run(steps=8, checkpoint=checkpoint, resume=True)
 
@@ -160,7 +164,7 @@ def test_command_killed_and_resumed_writes_a_prior_that_is_found(tmp_path):
         assert result.returncode == 0, result.stderr
         assert "held out" in result.stderr
     assert not checkpoint.exists()
-    (first, header), (second, _) = store.load(killed), store.load(whole)
+    (first, header), (second, _) = weights.load(killed), weights.load(whole)
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert header["noise"] == 0.5
     assert header["fit"]["steps"] == 640
@@ -169,20 +173,20 @@ def test_command_killed_and_resumed_writes_a_prior_that_is_found(tmp_path):
 
 
 def test_mistakes_end_in_one_line_and_code_two(tmp_path, capsys):
-    assert fit_prior.main(["--generator", "no-such-generator"]) == 2
+    assert command.main(["--generator", "no-such-generator"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     for bad in (["--noise", "-1"], ["--steps", "0"], ["--learning-rate", "nan"], ["--batch", "x"]):
         with pytest.raises(SystemExit) as stop:
-            fit_prior.main(bad)
+            command.main(bad)
         assert stop.value.code == 2
 
 
 def test_help_does_not_import_jax():
     code = (
         "import sys; from stylesr_jax import fit_prior\n"
-        "try: fit_prior.main(['--help'])\n"
+        "try: command.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'jax', 'distrax', 'numpy'} & set(sys.modules)"
     )

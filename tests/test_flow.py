@@ -11,9 +11,11 @@ import pytest
 from scipy import stats
 from toy_mapping import toy_generator
 
-from stylesr_jax import bijectors, flow, masks, store
 from stylesr_jax.errors import UserError
-from stylesr_jax.whitening import draw_w, fit_whitening
+from stylesr_jax.priors import autoregressive as masks
+from stylesr_jax.priors import bijectors, flow
+from stylesr_jax.priors.whitening import draw_w, fit_whitening
+from stylesr_jax.runtime import weights
 
 KEY = jax.random.key(7)
 SMALL = masks.FlowConfig(dim=6, blocks=3, width=16, log_scale_bound=2.0)
@@ -298,7 +300,7 @@ def test_a_prior_survives_its_file(tmp_path):
     loaded = flow.load_prior(generator, tmp_path / "p.safetensors")
     assert loaded.config == prior.config
     jax.tree.map(np.testing.assert_array_equal, loaded, prior)
-    header = store.read_header(tmp_path / "p.safetensors")
+    header = weights.read_header(tmp_path / "p.safetensors")
     assert header["kind"] == "prior"
     assert header["mapping_sha256"] == flow.mapping_sha256(generator)
 
@@ -324,10 +326,10 @@ def test_a_prior_is_found_by_its_mapping_network_not_by_name(tmp_path, monkeypat
 def test_files_that_are_no_priors_are_refused(tmp_path):
     generator = toy_generator()
     path = tmp_path / "x.safetensors"
-    store.save(path, {"a": np.zeros(1)}, {"kind": "generator"})
+    weights.save(path, {"a": np.zeros(1)}, {"kind": "generator"})
     with pytest.raises(UserError, match="not a prior"):
         flow.load_prior(generator, path)
-    store.save(path, {"a": np.zeros(1)}, {"kind": "prior", "config": {"depth": 3}})
+    weights.save(path, {"a": np.zeros(1)}, {"kind": "prior", "config": {"depth": 3}})
     with pytest.raises(UserError, match="does not fit this version"):
         flow.load_prior(generator, path)
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.images import find_images, read_image, to_uint8, write_png
+from stylesr_jax.images.files import find_images, read_image, to_uint8, write_png
 
 RAMP = np.stack(
     [

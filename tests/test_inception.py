@@ -12,9 +12,9 @@ import pytest
 
 from convert import inception as convert_inception
 from convert.detect import map_file
-from stylesr_jax import store
 from stylesr_jax.errors import UserError
-from stylesr_jax.inception import WIDTH, inception_features, kernel_shapes, load_inception
+from stylesr_jax.metrics.inception import WIDTH, inception_features, kernel_shapes, load_inception
+from stylesr_jax.runtime import files, weights
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -37,7 +37,7 @@ def state() -> dict[str, np.ndarray]:
 
 def test_features_equal_pytorch_fid(state, golden, tmp_path):
     path = tmp_path / "inception.safetensors"
-    store.save(path, convert_inception.fold(state), {"kind": "inception"})
+    weights.save(path, convert_inception.fold(state), {"kind": "inception"})
     params = load_inception(path)
     images = jnp.asarray(golden("lpips_pairs.npz")["a"][:2] / 127.5 - 1.0, jnp.float32)
     features = jax.jit(lambda x, params: inception_features(x, params=params))
@@ -86,7 +86,7 @@ def test_addresses_are_downloaded_into_the_cache(tmp_path, monkeypatch):
         path = convert_inception.download_weights(address)
         server.shutdown()
     assert path.is_relative_to(tmp_path / "cache")
-    assert store.sha256(path) == store.sha256(GOLDEN / "rosinality_32.pt")
+    assert files.sha256(path) == files.sha256(GOLDEN / "rosinality_32.pt")
     # The server is gone: what follows finds the download in the cache.
     with pytest.raises(UserError, match="not FID's Inception weights"):
         load_inception(address)

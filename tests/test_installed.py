@@ -14,19 +14,19 @@ pytestmark = pytest.mark.slow  # builds an archive of all weights
 FILES = """
 import pathlib, sys
 import stylesr_jax, convert
-from stylesr_jax import store
+from stylesr_jax.runtime import weights
 target = pathlib.Path(sys.argv[1])
 for module in (stylesr_jax, convert):
     assert target in pathlib.Path(module.__file__).parents, module.__file__
 for name in sys.argv[2:]:
-    path = store.find_weights(name)
+    path = weights.find_weights(name)
     assert path.parent == target / "stylesr_jax" / "weights", path
     print(path.name, path.stat().st_size)
 """
 
 LOAD = """
 from stylesr_jax import load_generator, load_prior
-from stylesr_jax import native_library
+from stylesr_jax.generators.mobile.native import library as native_library
 assert native_library.SOURCE.is_file()
 generator = load_generator()
 prior = load_prior(generator)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from stylesr_jax.degradations import Bicubic
-from stylesr_jax.features import load_features
-from stylesr_jax.flow import load_prior
 from stylesr_jax.methods import METHODS
-from stylesr_jax.objective import Example, Shared
-from stylesr_jax.search import advance, begin
-from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
+from stylesr_jax.methods.base import problem_of, sketched, stages_of, traced_settings
+from stylesr_jax.methods.terms import Example, Shared
+from stylesr_jax.metrics.lpips import load_features
+from stylesr_jax.priors.flow import load_prior
+from stylesr_jax.search.engine import advance, begin
 
 ACCELERATORS = ("cuda", "tpu")
 SLOW = ("ilo", "langevin", "rls+")  # four stages; RLS's stages and more

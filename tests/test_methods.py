@@ -5,28 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax import levers, objective, stages
 from stylesr_jax.errors import UserError
-from stylesr_jax.features import load_features
-from stylesr_jax.flow import Prior
-from stylesr_jax.generators import Generator, measure_statistics
+from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare, random_state
-from stylesr_jax.masks import FlowConfig, init_flow
-from stylesr_jax.methods import METHODS, method_named
-from stylesr_jax.objective import Example, Shared
-from stylesr_jax.optimisers import (
+from stylesr_jax.methods import METHODS, levers, method_named
+from stylesr_jax.methods import base as stages
+from stylesr_jax.methods import terms as objective
+from stylesr_jax.methods.base import rate_of, stages_of, with_budget
+from stylesr_jax.methods.terms import Example, Shared
+from stylesr_jax.metrics.lpips import load_features
+from stylesr_jax.priors.autoregressive import FlowConfig, init_flow
+from stylesr_jax.priors.flow import Prior
+from stylesr_jax.priors.whitening import fit_whitening
+from stylesr_jax.runs.folder import read_solutions, save_solutions
+from stylesr_jax.search.engine import Problem, search
+from stylesr_jax.search.optimisers import (
     chain_diagnostics,
     chain_position,
     langevin,
     lookahead,
     ranger21,
 )
-from stylesr_jax.projections import l1_norm, near, on_sphere, onto_l1_ball
-from stylesr_jax.results import read_solutions, save_solutions
-from stylesr_jax.search import Problem, search
-from stylesr_jax.solve import add_correction, redraw, upsample
-from stylesr_jax.stages import rate_of, stages_of, with_budget
-from stylesr_jax.whitening import fit_whitening
+from stylesr_jax.search.projections import l1_norm, near, on_sphere, onto_l1_ball
+from stylesr_jax.solver.solve import add_correction, redraw, upsample
 
 # --- Projections ----------------------------------------------------------------------------
 

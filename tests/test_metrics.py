@@ -12,9 +12,11 @@ from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from convert import niqe as convert_niqe
-from stylesr_jax import features, metrics, store
 from stylesr_jax.degradations import Bicubic, parse
 from stylesr_jax.errors import UserError
+from stylesr_jax.metrics import image as metrics
+from stylesr_jax.metrics import lpips as features
+from stylesr_jax.runtime import files
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -179,7 +181,7 @@ def test_niqe_refuses_what_it_cannot_judge():
 
 def test_niqe_model_is_the_one_its_page_names():
     page = (WEIGHTS / "FEATURES.md").read_text()
-    assert store.sha256(WEIGHTS / "niqe.safetensors") in page
+    assert files.sha256(WEIGHTS / "niqe.safetensors") in page
     assert convert_niqe.ARCHIVE_SHA256 in page
 
 

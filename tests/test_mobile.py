@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from stylesr_jax.generators.layers import leaky_relu
-from stylesr_jax.generators.mobile import _block_rows
-from stylesr_jax.generators.separable import (
+from stylesr_jax.generators.mobile.network import _block_rows
+from stylesr_jax.generators.mobile.separable import (
     SeparableWeights,
     haar_analysis,
     haar_synthesis,
     modulated_pointwise,
     separable_rows,
 )
-from stylesr_jax.generators.strips import map_strips
+from stylesr_jax.generators.mobile.strips import map_strips
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_start_continues_from_features(mobile):
 
 
 def test_statistics_are_those_of_the_mapping(mobile):
-    from stylesr_jax.generators import measure_statistics
+    from stylesr_jax.generators.base import measure_statistics
 
     fresh = measure_statistics(jax.random.key(7), mobile, draws=20_000)
     for name, value in fresh.items():

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from emulated import run_on_eight_devices
 
-from stylesr_jax import native_library
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators import config_from_dict, config_to_dict, load_generator, native
-from stylesr_jax.generators.mobile import _blocks, _native_blocks
-from stylesr_jax.generators.native import BlockArguments
-from stylesr_jax.generators.separable import SeparableWeights
+from stylesr_jax.generators.mobile.native import blocks as native
+from stylesr_jax.generators.mobile.native import library as native_library
+from stylesr_jax.generators.mobile.native.blocks import BlockArguments
+from stylesr_jax.generators.mobile.network import _blocks, _native_blocks
+from stylesr_jax.generators.mobile.separable import SeparableWeights
+from stylesr_jax.generators.registry import config_from_dict, config_to_dict
+from stylesr_jax.loading import load_generator
 
 needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
 EXACT, ROUNDED = "float32", "bfloat16"

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax import objective
 from stylesr_jax.degradations import Bicubic
-from stylesr_jax.features import load_features
-from stylesr_jax.objective import Example, Latents, Shared, View
+from stylesr_jax.methods import terms as objective
+from stylesr_jax.methods.terms import Example, Latents, Shared, View
+from stylesr_jax.metrics.lpips import load_features
 
 
 class _Identity:

@@ -13,7 +13,7 @@ import pytest
 from convert import openvino, stylegan2
 from convert.openvino import _read_constants, bands_first, read_wheel
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators import generator_from_file
+from stylesr_jax.loading import generator_from_file
 
 W, Z = 6, 5  # w_dim, z_dim
 C = 8  # channels out of every layer: two groups of four bands
@@ -407,7 +407,7 @@ def test_only_the_published_wheel_is_converted(members, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist"):
         openvino.convert_file(tmp_path / "missing.whl", out)
     assert not out.exists()
-    monkeypatch.setattr(openvino, "WHEEL_SHA256", openvino.store.sha256(source))
+    monkeypatch.setattr(openvino, "WHEEL_SHA256", openvino.files.sha256(source))
     stylegan2.convert_file(source, out)  # tells by itself which format it is
     generator = generator_from_file(out)
     assert generator.config.architecture == "mobile" and generator.resolution == 32

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from stylesr_jax.pipeline import Pipeline, grouped, images_together
+from stylesr_jax.runs.pipeline import Pipeline, grouped, images_together
 
 
 def _until(condition):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.flow import load_prior
-from stylesr_jax.generators import Generator
+from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.stylegan2 import prepare, random_state
+from stylesr_jax.priors.flow import load_prior
 
 
 def _with_mapping_of(mobile: Generator, *, error: float = 0.0) -> Generator:

@@ -14,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax import native_library, programs, store
 from stylesr_jax.errors import UserError
-from stylesr_jax.flow import load_prior
-from stylesr_jax.generators import load_generator, native
+from stylesr_jax.generators.mobile.native import blocks as native
+from stylesr_jax.generators.mobile.native import library as native_library
+from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import METHODS
-from stylesr_jax.runtime import mappings, release_memory
-from stylesr_jax.solve import upsample
+from stylesr_jax.priors.flow import load_prior
+from stylesr_jax.runtime import files
+from stylesr_jax.runtime import program_cache as programs
+from stylesr_jax.runtime.memory import mappings, release_memory
+from stylesr_jax.solver.solve import upsample
 
 TRACES = []
 
@@ -240,7 +243,7 @@ import sys, tempfile
 from pathlib import Path
 import jax
 import jax.numpy as jnp
-from stylesr_jax import programs
+from stylesr_jax.runtime import program_cache as programs
 
 double = jax.jit(lambda x: 2.0 * x)
 double.__qualname__ = "double"
@@ -326,7 +329,7 @@ def test_tracing_does_not_wait_for_the_compiler(
         raise UserError("cannot write")
 
     if not writable:
-        monkeypatch.setattr(store, "atomic_path", unwritable)
+        monkeypatch.setattr(files, "atomic_path", unwritable)
     _features.clear_cache()
     monkeypatch.setattr(native, "_loaded", loaded)
     monkeypatch.setattr(native_library, "begun", Future)  # never done

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from stylesr_jax import objective
 from stylesr_jax.methods import METHODS
-from stylesr_jax.objective import GeocrossFrom
-from stylesr_jax.stages import adam, rate_of, stages_of
+from stylesr_jax.methods import terms as objective
+from stylesr_jax.methods.base import adam, rate_of, stages_of
+from stylesr_jax.methods.terms import GeocrossFrom
 
 # Nor do published solutions have what they miss of the input put in.
 NO_LEVERS = {

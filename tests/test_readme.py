@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 import stylesr_jax
-from stylesr_jax import store
-from stylesr_jax.flow import priors_folder
-from stylesr_jax.generators import DEFAULT
 from stylesr_jax.methods import METHODS
+from stylesr_jax.priors.flow import priors_folder
+from stylesr_jax.runtime import weights
+from stylesr_jax.runtime.weights import DEFAULT
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,12 +96,12 @@ def _example() -> str:
 @pytest.fixture
 def as_default(tiny_files, tmp_path, monkeypatch):
     """The tiny generator is the embedded one, and its prior is where a user's own are found."""
-    embedded = store.find_weights
+    embedded = weights.find_weights
 
     def find(name: str) -> Path:
         return tiny_files["generator"] if name == f"{DEFAULT}.safetensors" else embedded(name)
 
-    monkeypatch.setattr(store, "find_weights", find)
+    monkeypatch.setattr(weights, "find_weights", find)
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "cache"))
     # Fewer steps, and one program to compile instead of two.
     fewer = {**METHODS["rls"].settings, "sketch_steps": 0, "steps": 20}

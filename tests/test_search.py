@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from stylesr_jax import search as engine
-from stylesr_jax.search import Problem, search
+from stylesr_jax.search import engine
+from stylesr_jax.search.engine import Problem, search
 
 TRACES = []
 

@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax import store
+from stylesr_jax.cli.fit_heads import main as fit_heads
 from stylesr_jax.degradations import Area, Bicubic, Compose, MotionBlur
 from stylesr_jax.errors import UserError
-from stylesr_jax.fit_heads import main as fit_heads
-from stylesr_jax.flow import load_prior
-from stylesr_jax.generators import Generator, config_to_dict, load_generator, measure_statistics
-from stylesr_jax.generators.heads import save_heads, with_heads, with_known_heads
-from stylesr_jax.generators.mobile import ImageHead, MobileConfig
-from stylesr_jax.methods import RLS, SKETCHED
-from stylesr_jax.objective import Example, Shared, degraded
-from stylesr_jax.search import search
-from stylesr_jax.solve import observe, upsample
-from stylesr_jax.stages import problem_of, sketched, stages_of, traced_settings
+from stylesr_jax.generators.base import Generator, measure_statistics
+from stylesr_jax.generators.mobile.heads import save_heads, with_heads, with_known_heads
+from stylesr_jax.generators.mobile.network import ImageHead, MobileConfig
+from stylesr_jax.generators.registry import config_to_dict
+from stylesr_jax.loading import load_generator
+from stylesr_jax.methods.base import problem_of, sketched, stages_of, traced_settings
+from stylesr_jax.methods.catalogue import RLS, SKETCHED
+from stylesr_jax.methods.terms import Example, Shared, degraded
+from stylesr_jax.priors.flow import load_prior
+from stylesr_jax.search.engine import search
+from stylesr_jax.solver.solve import observe, upsample
 
 
 def _tiny_mobile() -> Generator:
@@ -97,7 +98,7 @@ def test_heads_are_recognised_by_their_network(tiny_mobile, with_head, tmp_path,
 @pytest.mark.slow
 def test_fit_heads_learns_and_goes_on_from_kept_pictures(tiny_mobile, tmp_path, capsys):
     weights = tmp_path / "tiny.safetensors"
-    store.save(
+    weights.save(
         weights,
         {"params": tiny_mobile.params, "statistics": tiny_mobile.statistics},
         {"kind": "generator", "config": config_to_dict(tiny_mobile.config)},
@@ -107,7 +108,7 @@ def test_fit_heads_learns_and_goes_on_from_kept_pictures(tiny_mobile, tmp_path, 
     assert fit_heads([*command, "--steps", "0"]) == 2
     assert "must be positive" in capsys.readouterr().err
     assert fit_heads([*command, "--steps", "150"]) == 0
-    figures = store.read_header(out)["figures"]["32"]
+    figures = weights.read_header(out)["figures"]["32"]
     assert figures["error"] < 0.6 * figures["mean_picture_error"]
     assert not list(tmp_path.glob("*.pictures"))
     assert "picture 160/160" in capsys.readouterr().out

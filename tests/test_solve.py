@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax import programs
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods import method_named
-from stylesr_jax.results import read_solutions, save_solutions
-from stylesr_jax.search import search
-from stylesr_jax.solve import add_correction, key_of, observe, redraw, solve, upsample
+from stylesr_jax.runs.folder import read_solutions, save_solutions
+from stylesr_jax.runtime import program_cache as programs
+from stylesr_jax.search.engine import search
+from stylesr_jax.solver.solve import add_correction, key_of, observe, redraw, solve, upsample
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
 
@@ -101,7 +101,7 @@ def test_a_start_whose_loss_is_not_finite_wins_no_race(tiny, tiny_prior, target,
         return result
 
     begun: list = []
-    monkeypatch.setattr("stylesr_jax.solve.search", spy)
+    monkeypatch.setattr("stylesr_jax.solver.solve.search", spy)
     settings = {"style_steps": 0, "steps": 1, "racers": 2, "race_steps": 3}
     _upsample(target, tiny, tiny_prior, settings=settings)
     assert len(races) == 2 and len(begun) == 2

@@ -21,12 +21,12 @@ from benchmarks.studies import (
     table1,
 )
 from stylesr_jax.degradations import parse
-from stylesr_jax.evaluation import picture_path
 from stylesr_jax.generators.stylegan2 import random_state
-from stylesr_jax.masks import FlowConfig
 from stylesr_jax.methods import METHODS
-from stylesr_jax.scoring import Sizes
-from stylesr_jax.stages import stages_of
+from stylesr_jax.methods.base import stages_of
+from stylesr_jax.metrics.scorer import Sizes
+from stylesr_jax.priors.autoregressive import FlowConfig
+from stylesr_jax.runs.evaluation import picture_path
 
 STUDIES = {
     ablation: [6],

@@ -9,7 +9,7 @@ import pytest
 from jax.interpreters import partial_eval
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators import Generator, config_from_dict, config_to_dict
+from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.layers import (
     conv3x3,
     demodulation,
@@ -19,6 +19,7 @@ from stylesr_jax.generators.layers import (
     upsample2x,
 )
 from stylesr_jax.generators.mapping import truncate
+from stylesr_jax.generators.registry import config_from_dict, config_to_dict
 from stylesr_jax.generators.stylegan2 import prepare, random_state
 
 NETWORKS = {

@@ -15,11 +15,11 @@ import pytest
 from conftest import KEPT
 from PIL import Image
 
-from stylesr_jax import programs
-from stylesr_jax import solve as solve_module
-from stylesr_jax.images import read_image
-from stylesr_jax.results import write_result
-from stylesr_jax.solve import solve
+from stylesr_jax.images.files import read_image
+from stylesr_jax.runs.folder import write_result
+from stylesr_jax.runtime import program_cache as programs
+from stylesr_jax.solver import solve as solve_module
+from stylesr_jax.solver.solve import solve
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_batches_are_filled_across_images_and_compiled_once_for_each_size(
         groups.append(([one.target.shape[0] for one in observations], options["batch"]))
         return solve(observations, keys, **options)
 
-    monkeypatch.setattr("stylesr_jax.solve.solve", spy)
+    monkeypatch.setattr("stylesr_jax.solver.solve.solve", spy)
     monkeypatch.setattr(programs, "mappings", lambda: None)  # none are let go while it counts
     programs._ready.clear()
     out = tmp_path / "out"
@@ -175,8 +175,8 @@ def test_results_are_written_while_the_next_input_is_searched(run, tmp_path, mon
         assert threading.current_thread() is not threading.main_thread()
         return write_result(*args, **options)
 
-    monkeypatch.setattr("stylesr_jax.solve.solve", spy)
-    monkeypatch.setattr("stylesr_jax.results.write_result", write)
+    monkeypatch.setattr("stylesr_jax.solver.solve.solve", spy)
+    monkeypatch.setattr("stylesr_jax.runs.folder.write_result", write)
     assert run(photos, "--out", tmp_path / "out", "--quiet", *QUICK) == 0
     assert events[:2] == ["search", "search"] and events.count("write") == 2
 
@@ -246,7 +246,7 @@ def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
 
         return solve(observations, keys, **{**options, "on_progress": on_progress})
 
-    monkeypatch.setattr("stylesr_jax.solve.solve", interrupted)
+    monkeypatch.setattr("stylesr_jax.solver.solve.solve", interrupted)
     assert run(photos, "--out", out, "--share", *QUICK) == 130
     assert "the best so far was saved" in capsys.readouterr().err
     states = {p.parent.name: json.loads(p.read_text())["status"] for p in out.glob("*/report.json")}
@@ -258,8 +258,8 @@ def test_a_summary_bears_with_reports_that_are_not_there(tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "report.json").write_text('{"status": "o')
     work = [(Path(f"{name}.png"), tmp_path / name) for name in ("gone", "torn")]
-    command = importlib.import_module("stylesr_jax.upsample")
-    del sys.modules["stylesr_jax.upsample"]  # runpy, in the other tests, warns of it
+    command = importlib.import_module("stylesr_jax.cli.upsample")
+    del sys.modules["stylesr_jax.cli.upsample"]  # runpy, in the other tests, warns of it
     command._write_summary(tmp_path, work, {})
     entries = json.loads((tmp_path / "summary.json").read_text())["inputs"]
     assert [entry["status"] for entry in entries] == ["unfinished", "unfinished"]
@@ -344,7 +344,7 @@ def test_odd_files_and_empty_folders_do_not_stop_the_others(
     def to_rgb(image):
         raise RuntimeError("what a decoder may say")
 
-    monkeypatch.setattr("stylesr_jax.images._to_rgb", to_rgb)
+    monkeypatch.setattr("stylesr_jax.images.files._to_rgb", to_rgb)
     assert run(odd, "--out", tmp_path / "out", "--quiet", *QUICK) == 2
     assert "damaged" in capsys.readouterr().err
     monkeypatch.undo()

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stylesr_jax import store
-from stylesr_jax.flow import Prior, save_prior
-from stylesr_jax.generators import Generator, config_to_dict, measure_statistics
+from stylesr_jax.generators.base import Generator, measure_statistics
+from stylesr_jax.generators.registry import config_to_dict
 from stylesr_jax.generators.stylegan2 import prepare
-from stylesr_jax.masks import FlowConfig, init_flow
-from stylesr_jax.whitening import fit_whitening
+from stylesr_jax.priors.autoregressive import FlowConfig, init_flow
+from stylesr_jax.priors.flow import Prior, save_prior
+from stylesr_jax.priors.whitening import fit_whitening
+from stylesr_jax.runtime import weights
 
 
 def untrained_files(
@@ -35,7 +36,7 @@ def untrained_files(
     generator = generator.replace(statistics=statistics)
     files = {kind: folder / f"{name}-{kind}.safetensors" for kind in ("generator", "prior")}
     header = {"kind": "generator", "config": config_to_dict(config)}
-    store.save(files["generator"], {"params": params, "statistics": statistics}, header)
+    weights.save(files["generator"], {"params": params, "statistics": statistics}, header)
     whitening = fit_whitening(jax.random.key(1), generator, floor=floor, draws=draws)
     prior = Prior(whitening, init_flow(jax.random.key(2), flow_config), flow_config)
     save_prior(files["prior"], prior, generator, header={})

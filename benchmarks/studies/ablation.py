@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.studies import common
-from stylesr_jax.methods import RLS
+from stylesr_jax.methods.catalogue import RLS
 
 TERMS = {"lambda_w": "P_w", "lambda_g": "P_gauss", "lambda_c": "P_cross"}
 FINDINGS = """\

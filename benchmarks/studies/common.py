@@ -14,17 +14,20 @@ import jax
 import numpy as np
 from PIL import Image
 
-from stylesr_jax import store
+from stylesr_jax.cli.evaluate import evaluate
 from stylesr_jax.errors import exit_code
-from stylesr_jax.evaluate import evaluate
-from stylesr_jax.evaluation import Plan, Variant, load_parts, picture_path, prepare, variant
-from stylesr_jax.evaluation import run as run_plan
-from stylesr_jax.generators import DEFAULT, Generator, generator_from_file, generator_path
-from stylesr_jax.images import find_images, read_image, write_png
-from stylesr_jax.results import draw_grid, write_json
-from stylesr_jax.runtime import configure
-from stylesr_jax.scoring import Sizes
-from stylesr_jax.tables import markdown
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.images.files import find_images, read_image, write_png
+from stylesr_jax.images.grid import draw_grid
+from stylesr_jax.loading import generator_from_file, generator_path
+from stylesr_jax.metrics.scorer import Sizes
+from stylesr_jax.runs.evaluation import Plan, Variant, load_parts, picture_path, prepare, variant
+from stylesr_jax.runs.evaluation import run as run_plan
+from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runs.tables import markdown
+from stylesr_jax.runtime import files
+from stylesr_jax.runtime.startup import configure
+from stylesr_jax.runtime.weights import DEFAULT
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 PORTRAIT = Path(__file__).resolve().parent.parent.parent / "docs" / "images" / "astronaut.png"
@@ -53,7 +56,7 @@ def options(name: str, doc: str | None, **defaults: Any) -> argparse.ArgumentPar
     add("--reference", metavar="DIR|SHEET", help="pictures for the Fréchet distance")
     add("--inception", metavar="FILE|URL", help="Inception weights: only with them there is FID")
     add("--out", metavar="OUT", default=str(RESULTS / name), help="what is kept")
-    add("--work", metavar="DIR", default=str(store.cache_dir() / "studies" / name))
+    add("--work", metavar="DIR", default=str(files.cache_dir() / "studies" / name))
     parser.set_defaults(command="", **defaults)
     return parser
 
@@ -200,7 +203,7 @@ def solution(plan: Plan, one: Variant, image: str, index: int = 0) -> np.ndarray
 
 def save_grid(path: Path, grid: Grid) -> None:
     """A grid of pictures as a JPEG file of quality 90, which is a tenth of a PNG's size."""
-    with store.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         Image.fromarray(draw_grid(grid)).save(temporary, quality=90)
 
 
@@ -234,7 +237,7 @@ def keep_table(
     for heading, summary in tables.items():
         failed = [(f["image"], f["method"], f["message"]) for f in summary.get("failed", ())]
         text += f"\n## {heading}\n\n{markdown(summary, failed)}"
-    with store.atomic_path(out / "README.md") as temporary:
+    with files.atomic_path(out / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     write_json(out / "table.json", {"source": source, **tables})
 
@@ -243,7 +246,7 @@ def keep_rows(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Copy the evaluations' rows.csv to OUT, under the evaluations' names if there are several."""
     for name in names:
         target = Path(args.out) / ("rows.csv" if len(names) == 1 else f"rows-{name}.csv")
-        with store.atomic_path(target) as temporary:
+        with files.atomic_path(target) as temporary:
             shutil.copyfile(Path(args.work) / name / "rows.csv", temporary)
 
 

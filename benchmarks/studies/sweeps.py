@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.common import load_pyplot
 from benchmarks.studies import common
-from stylesr_jax.methods import RLS
+from stylesr_jax.methods.catalogue import RLS
 
 SWEPT = {"lambda_w": "P_w", "lambda_g": "P_gauss"}
 WEIGHTS = "0,0.001,0.01,0.1,1,10"
@@ -31,7 +31,7 @@ def swept(setting: str, weights: list[float]) -> dict[str, str]:
 def draw(path: Path, weights: list[float], tables: dict[str, dict[str, Any]]) -> None:
     """Scores against weights, one panel for each score, one curve for each setting."""
     pyplot = load_pyplot()
-    from stylesr_jax.scoring import MEASURES
+    from stylesr_jax.metrics.scorer import MEASURES
 
     least = min(w for w in weights if w > 0)
     places = [w or least / 10 for w in weights]

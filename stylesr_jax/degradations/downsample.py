@@ -1,0 +1,118 @@
+"""Down-sampling: bicubic, as PULSE does it, and by areas."""
+
+import numpy as np
+from flax import struct
+
+from stylesr_jax.degradations.base import Separable
+from stylesr_jax.degradations.resize import Size, cubic_taps, resize_matrix, taps_matrix
+from stylesr_jax.errors import UserError
+
+
+def _check_size(size: Size | None, factor: int | None, name: str) -> None:
+    if (size is None) == (factor is None):
+        raise UserError(f"{name} takes either a size or a factor, for example {name}(32)")
+    numbers = [factor] if size is None else [size] if isinstance(size, int) else list(size)
+    if len(numbers) > 2 or not all(isinstance(n, int) and n >= 1 for n in numbers):
+        raise UserError(f"{name}: a size or factor is made of whole numbers from 1, got {numbers}")
+
+
+def _output_size(
+    height: int, width: int, size: Size | None, factor: int | None, name: str
+) -> tuple[int, int]:
+    if factor is not None:
+        if height % factor or width % factor:
+            raise UserError(
+                f"{name}: {height}x{width} is not divisible by {factor}; give a size instead"
+            )
+        return height // factor, width // factor
+    if isinstance(size, int):
+        short = min(height, width)
+        return round(height * size / short), round(width * size / short)
+    assert size is not None
+    return size
+
+
+def _size_text(size: Size | None, factor: int | None) -> str:
+    if factor is not None:
+        return f"x{factor}"
+    return f"{size[0]}x{size[1]}" if isinstance(size, tuple) else str(size)
+
+
+class Bicubic(Separable):
+    """Bicubic down-sampling with a = -0.5; antialiased, it equals Pillow's.
+
+    size is the shorter side (the shape is kept) or (height, width); or give a whole factor that
+    divides both sides. Raises UserError for neither, both, or sizes below 1.
+    """
+
+    size: Size | None = struct.field(pytree_node=False, default=None)
+    factor: int | None = struct.field(pytree_node=False, default=None)
+    antialias: bool = struct.field(pytree_node=False, default=True)
+
+    def __post_init__(self) -> None:
+        _check_size(self.size, self.factor, "bicubic")
+
+    def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The matrices (h, height) and (w, width)."""
+        h, w = _output_size(height, width, self.size, self.factor, "bicubic")
+        return (
+            resize_matrix(height, h, kernel="bicubic", antialias=self.antialias),
+            resize_matrix(width, w, kernel="bicubic", antialias=self.antialias),
+        )
+
+    def __str__(self) -> str:
+        return f"bicubic({_size_text(self.size, self.factor)}{'' if self.antialias else ',false'})"
+
+
+class PulseBicubic(Separable):
+    """PULSE's down-sampling: 4 * factor cubic taps (a = -0.5), mirrored border, stride factor.
+
+    It differs from `Bicubic` at the borders only, where that renormalises. size or factor as
+    there, but both sides must shrink by one whole factor and be longer than 1.5 of it (UserError).
+    Source: Menon et al., "PULSE", CVPR 2020, and its published code.
+    """
+
+    size: Size | None = struct.field(pytree_node=False, default=None)
+    factor: int | None = struct.field(pytree_node=False, default=None)
+
+    def __post_init__(self) -> None:
+        _check_size(self.size, self.factor, "pulse")
+
+    def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The matrices (h, height) and (w, width)."""
+        h, w = _output_size(height, width, self.size, self.factor, "pulse")
+        factor = height // h
+        if (h * factor, w * factor) != (height, width):
+            raise UserError(f"pulse: {height}x{width} is not a whole multiple of {h}x{w}")
+        before = (4 * factor - factor) // 2
+        if min(height, width) <= 3 * factor - before:
+            raise UserError(f"pulse: {height}x{width} is too small to shrink {factor} times")
+        weights = cubic_taps(factor)
+        return (
+            taps_matrix(height, weights, stride=factor, before=before, repeat_edge=False),
+            taps_matrix(width, weights, stride=factor, before=before, repeat_edge=False),
+        )
+
+    def __str__(self) -> str:
+        return f"pulse({_size_text(self.size, self.factor)})"
+
+
+class Area(Separable):
+    """Down-sampling by averaging the exact area that each output pixel covers.
+
+    size or factor as for `Bicubic`. Raises UserError for neither, both, or sizes below 1.
+    """
+
+    size: Size | None = struct.field(pytree_node=False, default=None)
+    factor: int | None = struct.field(pytree_node=False, default=None)
+
+    def __post_init__(self) -> None:
+        _check_size(self.size, self.factor, "area")
+
+    def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The matrices (h, height) and (w, width)."""
+        h, w = _output_size(height, width, self.size, self.factor, "area")
+        return resize_matrix(height, h, kernel="area"), resize_matrix(width, w, kernel="area")
+
+    def __str__(self) -> str:
+        return f"area({_size_text(self.size, self.factor)})"

@@ -1,0 +1,47 @@
+"""What hides part of an image: grey, and masks."""
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from stylesr_jax.degradations.base import Degradation
+from stylesr_jax.errors import UserError
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L" and JPEG's Y
+
+
+class Grey(Degradation):
+    """Colour to grey in three equal channels: luma of ITU-R 601 as Pillow's mode "L"."""
+
+    def __call__(self, x: Array) -> Array:
+        """A(x): (H, W, 3) -> (H, W, 3). Raises UserError for other channel counts."""
+        if x.shape[-1] != 3:
+            raise UserError(f"grey: needs 3 channels, got {x.shape[-1]}")
+        weights = jnp.asarray(LUMA, jnp.float32)
+        return jnp.broadcast_to(jnp.sum(x * weights, axis=-1, keepdims=True), x.shape)
+
+    def __str__(self) -> str:
+        return "grey()"
+
+
+class Mask(Degradation):
+    """Inpainting: pixels where `known` is 1 are kept, where it is 0 they become 0, mid-grey.
+
+    known: (H, W) float32 in [0, 1], a leaf, of the size of the image at this stage (UserError).
+    source is the file it came from, for reports.
+    """
+
+    known: Array
+    source: str = struct.field(pytree_node=False, default="")
+
+    def __call__(self, x: Array) -> Array:
+        """A(x): (H, W, C) -> (H, W, C)."""
+        if self.known.shape != x.shape[:2]:
+            raise UserError(
+                f"mask: it is {self.known.shape[0]}x{self.known.shape[1]} but the image at this "
+                f"stage is {x.shape[0]}x{x.shape[1]}; give a mask of that size"
+            )
+        return x * self.known[..., None]
+
+    def __str__(self) -> str:
+        return f"mask({self.source})"

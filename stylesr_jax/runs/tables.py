@@ -1,0 +1,314 @@
+"""What an evaluation leaves to read: table.md, table.json, rows.csv and figures."""
+
+import csv
+import dataclasses
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stylesr_jax.errors import UserError
+from stylesr_jax.methods.base import race_steps, sketched, stages_of
+from stylesr_jax.metrics.scorer import FRECHET, MEASURES, Scorer, mean_scores
+from stylesr_jax.runs.evaluation import (
+    ORIGINAL,
+    Outcome,
+    Plan,
+    Row,
+    Variant,
+    features_path,
+    picture_path,
+    prepare,
+    save_features,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+# --- The table ------------------------------------------------------------------------------
+
+
+def summarise(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """Means and deviations over the images that every variant finished, and what they mean."""
+    labels = [one.label for one in plan.variants]
+    complete = [name for name, row in outcome.rows.items() if all(k in row for k in labels)]
+    table: dict[str, Any] = {}
+    for label in [*labels, ORIGINAL]:
+        entry: dict[str, Any] = {}
+        means = [mean_scores(outcome.rows[name][label]) for name in complete]
+        for measure in MEASURES:
+            values = [m[measure] for m in means if m.get(measure) is not None]
+            if values:
+                deviation = statistics.stdev(values) if len(values) > 1 else 0.0  # type: ignore
+                entry[measure] = {
+                    "mean": statistics.fmean(values),  # type: ignore[arg-type]
+                    "std": deviation,
+                    "n": len(values),
+                }
+        table[label] = entry
+    facts = about(plan, len(complete))
+    if plan.reference is not None and len(complete) > 1:
+        reference = _reference_features(plan)
+        facts["reference_pictures"] = len(next(iter(reference.values())))
+        for label, entry in table.items():
+            entry |= _frechet(plan, label, complete, reference)
+    return {"about": facts, "table": table, "images": complete}
+
+
+def _reference_features(plan: Plan) -> dict[str, "np.ndarray"]:
+    """Features (n, width) of the reference set, kept in OUT once computed."""
+    import numpy as np
+
+    from stylesr_jax.images.files import find_images, read_image
+    from stylesr_jax.runtime import files
+
+    assert plan.reference is not None
+    is_sheet = plan.reference.is_file()
+    pictures = [plan.reference] if is_sheet else find_images([str(plan.reference)])
+    facts = [
+        plan.sizes.frechet,
+        plan.reference_tile,
+        plan.inception,
+        *(files.sha256(f) for f in pictures),
+    ]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()
+    saved = plan.out / "features" / f"reference-{digest[:16]}.npz"
+    if saved.is_file():
+        with np.load(saved) as file:
+            return dict(file)
+    scorer = Scorer(plan.sizes, plan.inception)
+    features = []
+    for path in pictures:
+        image = read_image(path)
+        tile = plan.reference_tile if is_sheet else max(image.shape)
+        tops = range(0, max(image.shape[0] - tile, 0) + 1, tile)
+        lefts = range(0, max(image.shape[1] - tile, 0) + 1, tile)
+        parts = [image[y : y + tile, x : x + tile] for y in tops for x in lefts]
+        features += [scorer.features(part) for part in parts]
+    if len(features) < 2:
+        raise UserError(f"--reference {plan.reference} holds a single picture; give more")
+    save_features(saved, features)
+    return {name: np.stack([f[name] for f in features]) for name in features[0]}
+
+
+def _frechet(
+    plan: Plan, label: str, names: Sequence[str], reference: Mapping[str, "np.ndarray"]
+) -> dict[str, Any]:
+    """A label's Fréchet distances to the reference set."""
+    import numpy as np
+
+    from stylesr_jax.metrics.image import frechet_distance
+
+    parts: dict[str, list[np.ndarray]] = {kind: [] for kind in reference}
+    for name in names:
+        with np.load(features_path(plan, label, name)) as file:
+            for kind, found in parts.items():
+                found.append(file[kind])
+    features = {kind: np.concatenate(found) for kind, found in parts.items()}
+    return {
+        kind: {"mean": float(frechet_distance(own, reference[kind])), "std": 0.0, "n": len(own)}
+        for kind, own in features.items()
+    }
+
+
+def about(plan: Plan, images: int) -> dict[str, Any]:
+    """What a table is of: data, budgets, sizes, machine and versions."""
+    from stylesr_jax.runtime.machine import describe_machine
+
+    return {
+        **describe_machine(),
+        "generator": plan.generator.name,
+        "resolution": plan.generator.resolution,
+        **{name: value[:16] for name, value in plan.identity.items()},
+        "images": images,
+        "lr_size": plan.observed_size,
+        "degradation": str(plan.degradation or f"bicubic({plan.lr_size})"),
+        "search_degradation": "truth" if plan.truth else "bicubic",
+        "solutions": plan.solutions,
+        "seed": plan.seed,
+        "sizes": dataclasses.asdict(plan.sizes),
+        "variants": {
+            one.label: {
+                "method": one.method.name,
+                "preset": one.preset,
+                "evaluations": one.evaluations,
+                "sketched": _sketched_steps(plan, one),
+                "raced": race_steps(one.settings) if plan.solutions > 1 else 0,
+                "settings": dict(one.settings),
+            }
+            for one in plan.variants
+        },
+    }
+
+
+def _sketched_steps(plan: Plan, one: Variant) -> int:
+    """How many of a variant's evaluations stop early, with a sketch of the image."""
+    stages = stages_of(one.method, one.settings)
+    stages = sketched(stages, plan.generator, plan.observed_size)
+    return sum(int(one.settings[stage.steps]) for stage in stages if stage.stop is not None)
+
+
+def _phrases(facts: Mapping[str, Any], name: str, text: str) -> str:
+    """`text` about each variant of which the fact `name` is not 0, with commas between."""
+    variants = facts["variants"].items()
+    return ", ".join(text.format(label=label, **v) for label, v in variants if v.get(name))
+
+
+def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] = ()) -> str:
+    """The summary as a table with a paragraph that says what its numbers are."""
+    facts, table = summary["about"], summary["table"]
+    columns = [n for n in MEASURES if any(n in entry for entry in table.values())]
+    headings = {
+        n: MEASURES[n].heading + {1: " ↑", -1: " ↓", 0: ""}[MEASURES[n].better] for n in columns
+    }
+    digits = {n: MEASURES[n].digits for n in columns}
+    distances = [n for n in FRECHET if any(n in entry for entry in table.values())]
+    for name in distances:
+        columns.append(name)
+        headings[name], digits[name] = f"{FRECHET[name]} ↓", 1
+    lines = [
+        "| method | evaluations | " + " | ".join(headings[n] for n in columns) + " |",
+        "|---|---:|" + "---:|" * len(columns),
+    ]
+    for label, entry in table.items():
+        used = facts["variants"].get(label, {}).get("evaluations", "")
+        cells = []
+        for name in columns:
+            if name not in entry:
+                cells.append("")
+                continue
+            text = f"{entry[name]['mean']:.{digits[name]}f}"
+            if entry[name]["n"] > 1 and name not in distances:
+                text += f" ± {entry[name]['std']:.{digits[name]}f}"
+            cells.append(text)
+        lines.append(f"| {label} | {used} | " + " | ".join(cells) + " |")
+    sizes = facts["sizes"]
+    notes = [
+        f"{facts['images']} images, {facts['lr_size']} px -> {facts['resolution']} px, "
+        f"{facts['generator']}; data suffered `{facts['degradation']}`, the search assumes "
+        f"{'the same' if facts['search_degradation'] == 'truth' else 'plain bicubic'}; "
+        f"{facts['solutions']} solution(s) for each image, seed {facts['seed']}.",
+        "Mean ± standard deviation over images (solutions of an image averaged first). "
+        "Evaluations: passes through the generator, forward and back, for one solution. "
+        f"PSNR, SSIM, LPIPS and diversity at {sizes['score']} px, data range [-1, 1]; NIQE at "
+        f"{sizes['niqe']} px; low-res L1 and PSNR compare the solution, degraded as the search "
+        "assumes, with its input on [-1, 1].",
+    ]
+    early = _phrases(facts, "sketched", "{sketched} of the {evaluations} of {label}")
+    if early:
+        notes.append(
+            f"Of these, {early} stop early, with a sketch of the image, which "
+            "costs a fraction of a full one. Not counted: the full image every 20 such steps, and "
+            "the sketches of starts that were drawn and not taken."
+        )
+    raced = _phrases(facts, "raced", "{raced} for {label}")
+    if raced:
+        notes.append(
+            "Nor are the steps with which starts raced for each solution but an image's first: "
+            f"{raced}."
+        )
+    if distances:
+        counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
+        notes.append(
+            f"Fréchet-VGG16: Fréchet distance of mean VGG16 features at {sizes['frechet']} px to "
+            f"{facts['reference_pictures']} reference pictures, from "
+            f"{' or '.join(map(str, counts))} pictures a row. It is not FID, and with so few "
+            "pictures biased upwards, alike for rows with equally many."
+        )
+    notes.append(
+        f"{facts['date']}, {facts['machine']}, {facts['device']}; "
+        + ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+        + "."
+    )
+    text = "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
+    if failed:
+        text += "\nFailed:\n\n" + "".join(f"- {i}, {k}: {m}\n" for i, k, m in failed)
+    return text
+
+
+def _write_csv(path: Path, rows: Mapping[str, Mapping[str, Row]]) -> None:
+    from stylesr_jax.runtime import files
+
+    names = [n for n in MEASURES if not n.startswith("diversity")]
+    extra = [n for n in MEASURES if n.startswith("diversity")]
+    with files.atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "method", "solution", *names, *extra, "steps", "status"])
+        for image, by_label in rows.items():
+            for label, row in by_label.items():
+                for i, one in enumerate(row["solutions"]):
+                    values = [one.get(n) for n in names] + [row.get(n) for n in extra]
+                    values += [one.get("steps"), one.get("status", row["status"])]
+                    writer.writerow([image, label, i, *("" if v is None else v for v in values)])
+
+
+# --- Figures --------------------------------------------------------------------------------
+
+
+def _draw_examples(plan: Plan, rows: Mapping[str, Mapping[str, Row]]) -> None:
+    """OUT/examples.png: for each of the first images input, every variant's first, original."""
+    from stylesr_jax.images.files import read_image, write_png
+    from stylesr_jax.images.grid import draw_grid
+
+    grid: list[list[Any]] = []
+    for path in plan.images:
+        found = rows.get(path.name, {})
+        if len(grid) == plan.figure_images or not any(v.label in found for v in plan.variants):
+            continue
+        subject = prepare(plan, path)
+        low = subject.observation.image
+        cells: list[Any] = [(f"input {low.shape[1]}x{low.shape[0]}", low, False)]
+        for one in plan.variants:
+            if one.label not in found:
+                cells.append(None)
+                continue
+            score = found[one.label]["solutions"][0]["lpips_vgg"]
+            title = one.label if score is None else f"{one.label}  LPIPS {score:.3f}"
+            cells.append((title, read_image(picture_path(plan, one, path.name, 0)), True))
+        cells.append((ORIGINAL, subject.original, True))
+        grid.append(cells)
+    if grid:
+        write_png(plan.out / "examples.png", draw_grid(grid))
+
+
+def _draw_solutions(plan: Plan, rows: Mapping[str, Mapping[str, Row]]) -> None:
+    """OUT/solutions.png: for the first image every variant's solutions, a row each."""
+    from stylesr_jax.images.files import read_image, write_png
+    from stylesr_jax.images.grid import draw_grid
+
+    labels = [one.label for one in plan.variants]
+    whole = (p for p in plan.images if all(k in rows.get(p.name, {}) for k in labels))
+    path = next(whole, None)
+    if path is None:
+        return
+    subject = prepare(plan, path)
+    grid: list[list[Any]] = []
+    for one in plan.variants:
+        row = rows[path.name][one.label]
+        lead = (f"{one.label}: input", subject.observation.image, False)
+        cells: list[Any] = [lead]
+        for i, score in enumerate(row["solutions"]):
+            picture = read_image(picture_path(plan, one, path.name, i))
+            cells.append((f"{i}: low-res L1 {score['low_l1']:.3f}", picture, True))
+        grid.append(cells)
+    write_png(plan.out / "solutions.png", draw_grid(grid))
+
+
+def write_report(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """Write table.md, table.json, rows.csv and the figures; returns what table.json holds."""
+    from stylesr_jax.runs.folder import write_json
+    from stylesr_jax.runtime import files
+
+    summary = summarise(plan, outcome)
+    failed = [dict(zip(("image", "method", "message"), f, strict=True)) for f in outcome.failed]
+    summary["failed"] = failed
+    write_json(plan.out / "table.json", summary)
+    with files.atomic_path(plan.out / "table.md") as temporary:
+        temporary.write_text(markdown(summary, outcome.failed), encoding="utf-8")
+    _write_csv(plan.out / "rows.csv", outcome.rows)
+    _draw_examples(plan, outcome.rows)
+    if plan.solutions > 1:
+        _draw_solutions(plan, outcome.rows)
+    return summary

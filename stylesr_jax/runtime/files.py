@@ -1,0 +1,91 @@
+"""Files: written whole or not at all, hashed, and the user's cache folder."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stylesr_jax.errors import UserError
+from stylesr_jax.runtime.background import in_background
+
+_hashing: dict[tuple[Any, ...], Future[str]] = {}  # by `_version`
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends well.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {path.parent}: {error.strerror}; choose another folder"
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_UMASK)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()  # once: threads that read it at the same time would set each other's to 0
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    begun = _hashing.pop(_version(path), None)
+    return _sha256(path) if begun is None else begun.result()
+
+
+def begin_sha256(path: str | os.PathLike[str]) -> None:
+    """Let a thread begin with what `sha256` is soon asked for; Python need not wait for it."""
+    _hashing[_version(path)] = in_background(_sha256, path)
+
+
+def _version(path: str | os.PathLike[str]) -> tuple[Any, ...]:
+    """What changes with a file."""
+    found = os.stat(path)
+    return (os.fspath(path), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(path: str | os.PathLike[str]) -> str:
+    """A file's size and sha256, to be printed."""
+    return f"{Path(path).stat().st_size / 1e6:.1f} MB, sha256 {sha256(path)}"
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: $STYLESR_CACHE, else $XDG_CACHE_HOME or ~/.cache/stylesr_jax."""
+    if chosen := os.environ.get("STYLESR_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "stylesr_jax"

@@ -1,0 +1,171 @@
+"""How many starts are searched together: what fits in a device's memory, by XLA's own account."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from stylesr_jax.generators.base import Generator
+    from stylesr_jax.methods.base import Method, Value
+
+SHARE = 0.8  # of a device's free memory: the rest is for rendering, scoring and fragmentation
+MOST = 64  # starts on one device
+
+Made = TypeVar("Made")
+
+
+def search_bytes(
+    batch: int,
+    *,
+    side: int,
+    generator: "Generator",
+    prior: Any,
+    perceptual: Any,
+    method: "Method",
+    settings: Mapping[str, "Value"],
+    chunk: int = 10,
+) -> int:
+    """Bytes that the compiled steps of the largest stage take with `batch` starts on one device.
+
+    Args:
+        side: pixels of the low-resolution canvas.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from stylesr_jax.degradations import Bicubic
+    from stylesr_jax.methods.base import problem_of, sketched, stages_of, traced_settings
+    from stylesr_jax.methods.terms import Example, Shared
+    from stylesr_jax.search.engine import advance, begin
+    from stylesr_jax.solver import solve
+
+    numbers = traced_settings(settings)
+    if method.measure is not None:
+        numbers |= method.measure(generator)
+    shared = Shared(generator, prior, Bicubic(size=side), perceptual, numbers)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), dtype)
+
+    fields, _, _ = jax.eval_shape(
+        partial(solve._draw, **solve.draw_options(settings, generator)),
+        keys,
+        array(dtype=jnp.int32),
+        array(side, side, 3),
+        array(side, side, 1),
+        array(dtype=jnp.int32),
+        array(side, side, 1),
+        shared,
+    )
+    examples = Example(*fields)
+    most, variables = 0, None
+    for stage in sketched(stages_of(method, settings), generator, side):
+        start = partial(solve._begin, coordinates=stage.coordinates)
+        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        begun = (keys, array(dtype=jnp.int32), shared, examples, variables, keys, number)
+        variables, _ = jax.eval_shape(start, *begun)
+        problem = problem_of(stage)
+        state = jax.eval_shape(partial(begin, problem), shared, examples, variables)
+        total = jax.ShapeDtypeStruct((), jnp.int32)
+        length = chunk if problem.refresh is None else problem.refresh_every
+        args = (shared, examples, keys, total, state)
+        lowered = advance.lower(*args, problem=problem, length=length)
+        parts = lowered.compile().memory_analysis()
+        if parts is not None:
+            taken = parts.temp_size_in_bytes + parts.argument_size_in_bytes
+            most = max(most, taken + parts.output_size_in_bytes)
+    return most
+
+
+def free_bytes() -> int | None:
+    """Bytes that searches may take on every device; None on CPUs and where it is not known."""
+    import jax
+
+    free = []
+    for device in jax.local_devices():
+        stats = None if device.platform == "cpu" else device.memory_stats()
+        if not stats or "bytes_limit" not in stats:
+            return None
+        free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return int(SHARE * min(free))
+
+
+def fitting(most: int, free: int, bytes_of: Callable[[int], int]) -> int:
+    """The most starts, at most `most`, that take at most `free` bytes; at least 1.
+
+    Their memory is taken to grow by the same amount with each; the answer is checked.
+    """
+    if most == 1:
+        return 1
+    one, two = bytes_of(1), bytes_of(2)
+    if two > free:
+        return 1
+    size = min(most, 2 + int((free - two) / max(two - one, 1)))
+    while size > 2 and bytes_of(size) > free:
+        size = max(size * 3 // 4, 2)
+    return size
+
+
+def choose_batch(
+    wanted: int | None,
+    *,
+    starts: int,
+    solutions: int,
+    mesh: "Mesh | None",
+    method: "Method",
+    settings: Mapping[str, "Value"],
+    **parts: Any,
+) -> int:
+    """Starts that each device searches together: `wanted`, or what fits; no more than there are.
+
+    On CPUs it is 1, and nothing is compiled to find out: more starts gain little there and take
+    several times the memory (benchmarks/results/solutions), and alone, results are the same to
+    the last bit whatever else is searched. Elsewhere it is what fits, less what would not fill
+    whole images.
+
+    Args:
+        wanted: None is "auto".
+        starts: of all images.
+        solutions: of each image.
+        parts: `side`, `generator`, `prior` and `perceptual`, see `search_bytes`.
+    """
+    from stylesr_jax.methods.base import stages_of
+
+    if not stages_of(method, settings) or settings["diversity"]:
+        return 1  # nothing is searched, or an image's starts make up a batch of their own
+    devices = 1 if mesh is None else mesh.size
+    most = -(-starts // devices)
+    if wanted is not None:
+        return min(wanted, most)
+    free = free_bytes()
+    if free is None:
+        return 1
+    measure = partial(search_bytes, method=method, settings=settings, **parts)
+    return whole_images(fitting(min(most, MOST), free, measure), devices, solutions)
+
+
+def whole_images(batch: int, devices: int, solutions: int) -> int:
+    """The most starts on a device, at most `batch`, that make up images without a rest.
+
+    Else the images that fill whole batches together would be many, and all in memory at once.
+    """
+    for size in range(batch, 0, -1):
+        if (size * devices) % solutions == 0 or solutions % (size * devices) == 0:
+            return size
+    return batch
+
+
+def within_memory(batch: int, call: Callable[[int], Made]) -> tuple[Made, int]:
+    """call(batch) with half as many starts until the device's memory suffices, and how many."""
+    import jax
+
+    while True:
+        try:
+            return call(batch), batch
+        except jax.errors.JaxRuntimeError as error:
+            if batch == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        batch //= 2
