@@ -160,13 +160,15 @@ def writers(state: dict, options: dict) -> dict[str, bytes]:
     np.savez(npz, **state)
     np.savez_compressed(packed, **{f"G_ema.{name}": a for name, a in state.items()}, other=1.0)
     network = wf.ada_network(state, architecture=skeleton)
+    channels = options.get("image_channels", 3)
+    tf = wf.tf_generator(state, architecture=skeleton, num_channels=channels)
     files = {
         "ada, protocol 4": wf.ada_pickle(network),
         "ada, protocol 3": wf.ada_pickle(network, 3),
         "ada, protocol 2": wf.ada_pickle(network, 2),
         "ada, lone": wf.dumps(network),
-        "tf": wf.dumps((None, None, wf.tf_generator(state, architecture=skeleton))),
-        "tf, protocol 3": wf.dumps(wf.tf_generator(state, architecture=skeleton), 3),
+        "tf": wf.dumps((None, None, tf)),
+        "tf, protocol 3": wf.dumps(tf, 3),
         "npz": npz.getvalue(),
         "npz, compressed": packed.getvalue(),
         "safetensors": safetensors.numpy.save(
@@ -604,6 +606,9 @@ REFUSED = {
     ),
     "zeros": (lambda: bytes(5000), "zeros only"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), "gzip: unpack"),
+    "tar": (lambda: bytes(1) + b"x" * 256 + b"ustar\x0000", "tar archive: unpack"),
+    "TFLite": (lambda: b"\x1c\0\0\0TFL3" + bytes(99), "TFLite.*exported from"),
+    "ONNX": (lambda: b"\x08\x07\x12\x07pytorch\x1a" + bytes(99), "ONNX.*exported from"),
     "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(99), "PNG image"),
     "text": (lambda: b"hello world", "unknown format.*invalid load key"),
     "StyleGAN3-T": (lambda: sg3(3), "StyleGAN3"),
