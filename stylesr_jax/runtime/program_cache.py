@@ -330,3 +330,7 @@ def _fetch(key: str, leaves: list[Any]) -> Callable[..., Any] | None:
     except Exception as error:  # whatever it is, the program is read again, and may say more
         _log.debug("%s cannot be loaded beforehand: %s", key, error)
         return None
+
+
+def kept_jit(function, static_argnames=()):  # FIXME until the branch "cache" is merged
+    return jax.jit(function, static_argnames=static_argnames)
