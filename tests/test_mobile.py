@@ -62,11 +62,6 @@ def test_w_plus_image_and_gradient(mobile, reference):
     gradient, image = image_and_gradient(mobile, jnp.asarray(reference["ws"]))
     _check_image(np.asarray(image)[0], reference, "image_ws")
     np.testing.assert_allclose(gradient, expected, atol=1e-3 * np.abs(expected).max())
-    with jax.default_matmul_precision("bfloat16"):  # native code rounds products
-        gradient, _ = image_and_gradient(mobile, jnp.asarray(reference["ws"]))
-    np.testing.assert_allclose(gradient, expected, atol=5e-2 * np.abs(expected).max())
-    cosine = np.vdot(gradient, expected) / np.linalg.norm(gradient) / np.linalg.norm(expected)
-    assert cosine > 0.9995
 
 
 def test_noise_is_optional_and_per_layer(mobile):

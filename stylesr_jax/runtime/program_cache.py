@@ -123,8 +123,7 @@ def _key(facts: list[str], leaves: list[Any]) -> str:
     types_ = (str(jax.typeof(leaf)) for leaf in leaves)
     facts = [*facts, *types_, *_circumstances(_device(leaves))]
     if _may_be_native(facts):
-        # Or the generator's blocks are XLA's after all, or round nothing.
-        facts.append(f"{native.ready()} {native.rounding()}")
+        facts.append(str(native.ready()))  # or the generator's blocks are XLA's after all
 
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 

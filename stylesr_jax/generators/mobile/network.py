@@ -173,7 +173,7 @@ def _native_blocks_forward(strips: tuple[int, ...], x: Any, blocks: Any) -> tupl
     if any(weight.perturbed for block in blocks for weight in jax.tree.leaves(block.weights)):
         out, pull = jax.vjp(partial(_blocks, strips), features, known)
         return out, (pull, None)
-    out, left = native.forward(features, known, for_gradient=True)
+    out, residuals = native.forward(features, known, for_gradient=True)
     # A noise map goes along, for its shape, only where its gradient is wanted.
     kept = [
         block._replace(
@@ -182,15 +182,15 @@ def _native_blocks_forward(strips: tuple[int, ...], x: Any, blocks: Any) -> tupl
         )
         for block, wanted in zip(known, blocks, strict=True)
     ]
-    return out, (None, (kept, left))
+    return out, (None, (kept, residuals))
 
 
 def _native_blocks_backward(strips: tuple[int, ...], saved: tuple, grad: Array) -> tuple:
     pull, known = saved
     if pull is not None:
         return pull(grad)
-    blocks, left = known
-    return native.backward(blocks, left, grad)
+    blocks, residuals = known
+    return native.backward(blocks, residuals, grad)
 
 
 _native_blocks.defvjp(_native_blocks_forward, _native_blocks_backward, symbolic_zeros=True)
