@@ -341,19 +341,17 @@ def _observe(run: _Run, path: Path) -> tuple["Observation", "Degradation", bool]
 
 def _scores(result: "Result", original: "np.ndarray") -> list[dict[str, float]]:
     """PSNR, SSIM and LPIPS of each solution to the original, both at 256 px (longer side)."""
-    from stylesr_jax.metrics.image import Scores, scores
+    from stylesr_jax.metrics.image import scores
     from stylesr_jax.metrics.lpips import load_features
     from stylesr_jax.metrics.scorer import at_shape
-    from stylesr_jax.runtime import program_cache as programs
+    from stylesr_jax.runtime.program_cache import kept_jit
 
     height, width = original.shape[:2]
     scale = 256 / max(height, width)
     size = (max(round(height * scale), 16), max(round(width * scale), 16))
     reference, network = at_shape(original, size), load_features("vgg16")
-    found = [
-        programs.call(scores, solution.image, reference, network, out=Scores(0, 0, 0))
-        for solution in result.solutions
-    ]
+    score = kept_jit(scores)
+    found = [score(solution.image, reference, network) for solution in result.solutions]
     return [{name: float(value) for name, value in one._asdict().items()} for one in found]
 
 
@@ -757,11 +755,11 @@ def _run_configured(args: argparse.Namespace, paths: list[Path], console: _Conso
     # What decides which programs are called, but for an input's own size.
     kind = {**vars(args), **dict.fromkeys(("inputs", "out", "seed", "steps", "quiet", "json"))}
     with gc_paused():
-        from stylesr_jax.runtime import program_cache as programs
+        from stylesr_jax.runtime.program_cache import prefetch
 
         configure()
         process, processes = join(args)
-    with programs.foreseen(repr(sorted(kind.items()))):
+    with prefetch(repr(sorted(kind.items()))):
         with gc_paused():
             run = _prepare(args, console)
         return _run_prepared(run, paths, console, process, processes)

@@ -23,6 +23,7 @@ from jax import Array
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.native import library as native_library
 from stylesr_jax.generators.mobile.separable import haar_synthesis
+from stylesr_jax.runtime.program_cache import Dependency, register_dependency
 
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
@@ -36,7 +37,7 @@ Params = Mapping[str, Any]
 # --- the library ----------------------------------------------------------------------------
 
 
-_promised: ContextVar[bool | None] = ContextVar("_promised", default=None)
+_assumed: ContextVar[bool | None] = ContextVar("_assumed", default=None)
 
 
 def available() -> bool:
@@ -50,23 +51,18 @@ def available() -> bool:
 
 def ready() -> bool:
     """Whether native blocks can be used; waits for the compiler."""
-    promise = _promised.get()
-    return _loaded() is not None if promise is None else promise
+    assumed = _assumed.get()
+    return _loaded() is not None if assumed is None else assumed
 
 
 @contextmanager
-def promised() -> Iterator[bool]:
-    """In here what is available at first is taken to be ready, so that tracing does not wait.
-
-    Yields that promise. Who traces so asks `ready` out here before compiling, and traces anew if
-    the promise was not kept.
-    """
-    promise = available()
-    token = _promised.set(promise)
+def assume_ready() -> Iterator[None]:
+    """In here what is available at first is taken to be ready, so that tracing does not wait."""
+    token = _assumed.set(available())
     try:
-        yield promise
+        yield
     finally:
-        _promised.reset(token)
+        _assumed.reset(token)
 
 
 @lru_cache(maxsize=1)
@@ -335,3 +331,22 @@ def _backward(
         None,  # type: ignore[arg-type]
         *map(of_noise, noises, strengths, grad_noises),  # type: ignore[arg-type]
     )
+
+
+# --- programs that call them ----------------------------------------------------------------
+
+
+def _is_native(argument: Any) -> bool:
+    """Whether a part of a program's arguments is a generator with native blocks, or its config."""
+    return getattr(getattr(argument, "config", argument), "native", None) is True
+
+
+register_dependency(
+    Dependency(
+        module=__name__,
+        targets=tuple(TARGETS),
+        applies_to=_is_native,
+        state=lambda: f"native, rounding: {rounding()}" if ready() else "",
+        assume_ready=assume_ready,
+    )
+)
