@@ -25,7 +25,7 @@ from stylesr_jax.generators.base import PULSE_SLOPE, Generator
 from stylesr_jax.loading import load_generator
 from stylesr_jax.priors import flow
 from stylesr_jax.priors.whitening import draw_w, fit_whitening
-from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runs.records import write_json
 from stylesr_jax.runtime import files, weights
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure

@@ -26,7 +26,7 @@ from stylesr_jax.methods import method_named
 from stylesr_jax.metrics.image import niqe, psnr
 from stylesr_jax.metrics.lpips import load_features, lpips
 from stylesr_jax.priors.flow import load_prior
-from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runs.records import write_json
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
 from stylesr_jax.solver.solve import key_of, upsample

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax.cli.fit_heads import main as fit_heads
 from stylesr_jax.degradations import Area, Bicubic, Compose, MotionBlur
 from stylesr_jax.errors import UserError
+from stylesr_jax.fit_heads import main as fit_heads
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.mobile.heads import save_heads, with_heads, with_known_heads
 from stylesr_jax.generators.mobile.network import ImageHead, MobileConfig
