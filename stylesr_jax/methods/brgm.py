@@ -71,7 +71,7 @@ class BRGM(Search):
 
     def fitted(self, generator: Generator) -> "BRGM":
         """With the generator's deviation of w, unless one is set."""
-        return self if self.w_std else self.replace(w_std=_w_std(generator))
+        return self if self.w_std else self.replace(w_std=float(_w_std(generator)))
 
 
 @jax.jit

@@ -23,14 +23,16 @@ import numpy as np
 
 from stylesr_jax.degradations import output_shape
 from stylesr_jax.errors import UserError, in_a_line
-from stylesr_jax.images.files import read_image, write_png
+from stylesr_jax.images.decoding import decode
+from stylesr_jax.images.files import write_png
 from stylesr_jax.metrics.scorer import MEASURES, Scorer, Sizes, at_size, mean_scores
 from stylesr_jax.runs.places import check_writable
 from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.runs.records import Row, Rows
 from stylesr_jax.runs.worker import Job, Source, Subject, open_source, work
 from stylesr_jax.runtime import files
-from stylesr_jax.solver.solve import Result, degrade_original, key_of
+from stylesr_jax.solver.observation import degrade_original, key_of
+from stylesr_jax.solver.result import Result
 
 ORIGINAL = "original"  # the label of the originals themselves
 FIGURE = 256  # px: longer side of an original in the figures
@@ -97,7 +99,7 @@ def prepare(plan: EvaluationPlan, path: Path) -> Subject:
 
 
 def _prepare(plan: EvaluationPlan, source: Source, data: bytes) -> Subject:
-    original = read_image(source.path)
+    original = decode(data, source.name).pixels
     height, width = original.shape[:2]
     if max(height, width) <= plan.lr_size:
         raise UserError(
@@ -131,7 +133,7 @@ def fingerprint(plan: EvaluationPlan, image: Source, variant: Variant) -> str:
     facts = {
         "image": [image.name, image.sha256],
         "method": variant.method.name,
-        "settings": dict(variant.settings),
+        "settings": variant.settings,
         "identity": {
             name: value
             for name, value in plan.identity.items()

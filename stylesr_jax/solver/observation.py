@@ -39,7 +39,7 @@ class Observation:
         top, left, height, width = self.box
         return self.target[top : top + height, left : left + width]
 
-    def crop(self, images: np.ndarray) -> np.ndarray:
+    def crop(self, images: Any) -> Any:
         """The image's part of pictures of the whole canvas (..., H, H, C), at their scale."""
         scale = images.shape[-2] / self.target.shape[0]
         top, left, height, width = (round(v * scale) for v in self.box)

@@ -42,7 +42,11 @@ def redraw_direct(method: Any, observation: Observation, resolution: int) -> np.
 
 def add_correction(image: np.ndarray, correction: np.ndarray | None) -> np.ndarray:
     """What was generated (H, W, 3) with its correction, clipped; without one, as it is."""
-    return image if correction is None else np.asarray(_corrected(image, correction))
+    return (
+        image
+        if correction is None
+        else np.asarray(_corrected(jnp.asarray(image), jnp.asarray(correction)))
+    )
 
 
 def degrade(degradation: Degradation, image: np.ndarray) -> np.ndarray:

@@ -203,24 +203,24 @@ def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
     ]
 
 
-def _draw_batch(search: _Search, jobs: Sequence[_Job]) -> tuple[Start, Array, Array, np.ndarray]:
+def _draw_batch(search: _Search, jobs: Sequence[_Job]) -> tuple[Start, Array, Array, Array]:
     """The starts of a batch, their keys and their searches', and their numbers as starts."""
     observed = [search.observations[job.image] for job in jobs]
     choices = draw_choices(search.method, search.context.generator)
     numbers = np.array([job.solution for job in jobs], np.int32)
     starts, start_keys, search_keys = draw(
         jnp.stack([search.keys[job.image] for job in jobs]),
-        numbers,
-        np.stack([o.target for o in observed]),
-        np.stack([o.mask for o in observed]),
-        np.array([job.image for job in jobs], np.int32),
-        np.stack([mask_on_canvas(search.noise_mask, o) for o in observed]),
+        jnp.asarray(numbers),
+        jnp.stack([o.target for o in observed]),
+        jnp.stack([o.mask for o in observed]),
+        jnp.array([job.image for job in jobs], jnp.int32),
+        jnp.stack([mask_on_canvas(search.noise_mask, o) for o in observed]),
         search.method,
         search.context.generator,
         later=choices["own_noise"] and bool(numbers.any()),
         **choices,
     )
-    return starts, start_keys, search_keys, numbers * choices["own_starts"]
+    return starts, start_keys, search_keys, jnp.asarray(numbers * choices["own_starts"])
 
 
 def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[list[Solution], bool]:
@@ -228,7 +228,7 @@ def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[lis
     stages = stages_of(search.method)
     starts, start_keys, search_keys, indices = _draw_batch(search, jobs)
     tries = tries_of(search.method)
-    if tries > 1 and indices.any():  # an image's first start is the only one there is
+    if tries > 1 and bool(indices.any()):  # an image's first start is the only one there is
         size = small_size(search.context.generator, starts.target.shape[1])
         args = (stages[0].replace(stop=size), start_keys, indices, search.context, starts)
         start_keys = nearest_keys(*args, tries=tries, mesh=search.mesh)
@@ -248,7 +248,7 @@ def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[lis
     for number, stage in enumerate(stages):
         release_memory()
         args = (stage, start_keys, indices, search.context, starts, variables, search_keys)
-        variables, keys = begin(*args, np.uint32(number))
+        variables, keys = begin(*args, jnp.uint32(number))
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `latents` to read
         done = sum(int(earlier.steps) for earlier in stages[:number])
@@ -300,9 +300,13 @@ def _solution(
     correction = None
     if fidelity := observation.exact * float(search.method.fidelity):
         noise = search.method.noise_std * mask_on_canvas(search.noise_mask, observation)
-        target = observation.crop(np.asarray(start.target))
-        variance = np.square(observation.crop(noise))
-        correction = correction_of(generated, target, degradation, variance, np.float32(fidelity))
+        correction = correction_of(
+            jnp.asarray(generated),
+            observation.crop(start.target),
+            degradation,
+            jnp.square(observation.crop(noise)),
+            jnp.float32(fidelity),
+        )
         correction = np.asarray(correction)
     image = add_correction(generated, correction)
     low = degrade(degradation, image)

@@ -346,7 +346,7 @@ register_dependency(
         module=__name__,
         targets=tuple(TARGETS),
         applies_to=_is_native,
-        state=lambda: f"native, rounding: {rounding()}" if ready() else "",
+        state=lambda: "native" if ready() else "",
         assume_ready=assume_ready,
     )
 )
