@@ -102,7 +102,7 @@ def refuse_unreadable(data: bytes, name: str) -> None:
     by_name = unreadable_by_name(os.path.splitext(name)[1])
     kind = by_name if by_name == _RAW else _unreadable_by_content(data)
     if kind:
-        raise UserError(f"{printable(name)}: {kind.kind}, which cannot be read; {kind.advice}")
+        raise UserError(f"{printable(name)} cannot be read ({kind.kind}); {kind.advice}")
 
 
 def readable_suffixes() -> set[str]:
