@@ -175,7 +175,7 @@ def test_heic_is_read_when_pillow_heif_is_installed(tmp_path, monkeypatch):
 
 def test_heic_files(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
-    smooth = Image.fromarray(PIXELS).resize((64, 48), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(PIXELS[:3, :4]).resize((64, 48), Image.Resampling.BICUBIC)
     pillow_heif.from_pillow(smooth).save(tmp_path / "a.heic", quality=95)
     levels = (read_image(tmp_path / "a.heic") + 1.0) * 127.5
     assert np.abs(levels - np.asarray(smooth)).mean() < 4.0
