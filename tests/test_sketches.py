@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stylesr_jax.methods.catalogue import RLS, SKETCHED
 
 from stylesr_jax.degradations import Area, Bicubic, Compose, MotionBlur
 from stylesr_jax.errors import UserError
@@ -17,7 +18,6 @@ from stylesr_jax.generators.mobile.network import ImageHead, MobileConfig
 from stylesr_jax.generators.registry import config_to_dict
 from stylesr_jax.loading import load_generator
 from stylesr_jax.methods.base import problem_of, sketched, stages_of, traced_settings
-from stylesr_jax.methods.catalogue import RLS, SKETCHED
 from stylesr_jax.methods.terms import Example, Shared, degraded
 from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.search.engine import search

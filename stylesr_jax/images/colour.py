@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from stylesr_jax.images.kinds import printable
 
 MAX_PROFILE = 32 * 2**20  # bytes
-CURVE_STEPS = 65536
+CURVE_STEPS = 65536  # the values of 16 bits
 MAX_NAME = 60  # characters of a profile's name in a note
 CONVERTED = "colours converted from"
 BROKEN = "the colour profile is broken: ignored"
@@ -172,21 +172,23 @@ def says_converted(note: str) -> bool:
 
 def _by_matrix(samples: np.ndarray, profile: MatrixProfile) -> np.ndarray:
     """(H, W, 1 or 3) samples in [0, 1] to sRGB values in [0, 1], float32."""
-    steps = np.linspace(0.0, 1.0, CURVE_STEPS)
-    channels = np.broadcast_to(samples, (*samples.shape[:2], len(profile.curves)))
-    linear = np.empty(channels.shape, np.float32)
-    for i, curve in enumerate(profile.curves):
-        linear[..., i] = np.interp(channels[..., i], steps, curve)
+    steps = np.rint(samples * np.float32(CURVE_STEPS - 1)).astype(np.uint16)
+    steps = np.broadcast_to(steps, (*samples.shape[:2], len(profile.curves)))
+    linear = np.empty(steps.shape, np.float32)
+    for i, curve in enumerate(profile.curves.astype(np.float32)):
+        linear[..., i] = curve[steps[..., i]]
     if profile.matrix is not None:
         to_linear_srgb = np.linalg.inv(SRGB_TO_XYZ) @ profile.matrix
         linear = linear @ to_linear_srgb.T.astype(np.float32)
-    return _srgb_encoded(np.clip(linear, 0.0, 1.0))
+    return _srgb_encoded(np.clip(linear, 0.0, 1.0, out=linear))
 
 
 def _srgb_encoded(linear: np.ndarray) -> np.ndarray:
     """Linear light in [0, 1] to sRGB values in [0, 1] (IEC 61966-2-1)."""
-    power = 1.055 * np.power(linear, np.float32(1 / 2.4)) - 0.055
-    return np.where(linear <= 0.0031308, 12.92 * linear, power).astype(np.float32)
+    power = np.power(linear, np.float32(1 / 2.4))
+    power *= 1.055
+    power -= 0.055
+    return np.where(linear <= 0.0031308, np.float32(12.92) * linear, power)
 
 
 def parse_matrix_profile(profile: bytes) -> MatrixProfile | None:
