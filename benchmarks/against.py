@@ -194,7 +194,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     # Otherwise JAX takes most of a GPU's memory, and PyTorch finds none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--reference", type=Path, required=True, metavar="PATH")
     parser.add_argument("--batch", default="1", help="numbers of starts, separated by commas")
     parser.add_argument("--resolution", type=int, default=256, help="px, of the random network")

@@ -43,7 +43,9 @@ def parse_candidate(text: str) -> tuple[str, dict[str, str]]:
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Compare candidate settings of RLS.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Compare candidate settings of RLS."
+    )
     parser.add_argument("candidates", nargs="+", help="NAME:SETTING=VALUE,...")
     parser.add_argument("--images", required=True, help="aligned faces larger than --size")
     parser.add_argument("--limit", type=int, default=8)

@@ -306,7 +306,9 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
     add("--methods", default=",".join(METHODS), help="separated by commas (default: all)")
     add("--presets", default=",".join(PRESETS), help=f"default {','.join(PRESETS)}")

@@ -106,7 +106,9 @@ def _row(case: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every case, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
     add("--method", default="rls", metavar="NAME", help="default rls")
     add("--preset", default="balanced", metavar="NAME", help="default balanced")

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stylesr_jax.methods.catalogue import RLS, SKETCHED
 
 from stylesr_jax.degradations import Area, Bicubic, Compose, MotionBlur
 from stylesr_jax.errors import UserError

@@ -43,7 +43,9 @@ def options(name: str, doc: str | None, **defaults: Any) -> argparse.ArgumentPar
     `defaults` replaces some of the options' values.
     """
     about = (doc or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.studies.{name}", description=about)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog=f"python -m benchmarks.studies.{name}", description=about
+    )
     add = parser.add_argument
     add("--images", metavar="DIR", help="faces for the numbers (default: drawn faces)")
     add("--limit", type=int, default=12, metavar="N", help="images for the numbers (default 12)")
