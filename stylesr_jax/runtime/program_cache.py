@@ -137,7 +137,7 @@ class _Call(NamedTuple):
     """What tells programs apart within a process."""
 
     jitted: Any
-    static: tuple[tuple[str, Any], ...]  # names and values
+    static: tuple[tuple[str, type, Any], ...]  # names, types and values: 1 is not True
     tree: Any  # of the other arguments, by name
     types: tuple[Any, ...]
     device: Any
@@ -146,13 +146,14 @@ class _Call(NamedTuple):
 
     def on_leaves(self, *leaves: Any) -> Any:
         """The function of the flat arguments."""
-        arguments: Any = {**jax.tree.unflatten(self.tree, leaves), **dict(self.static)}
+        arguments: Any = {name: value for name, _, value in self.static}
+        arguments.update(jax.tree.unflatten(self.tree, leaves))
         bound = inspect.BoundArguments(inspect.signature(self.jitted), arguments)
         return self.jitted(*bound.args, **bound.kwargs)
 
     def facts(self) -> list[str]:
         """What tells the program apart in every process; raises NoNameError if nothing does."""
-        static = (f"{name}={name_of(value)}" for name, value in self.static)
+        static = (f"{name}={name_of(value)}" for name, _, value in self.static)
         structure = json.dumps(describe(self.tree, name_of))
         types = map(str, self.types)
         return [path_of(self.jitted), *static, structure, *types, *_circumstances(self.device)]
@@ -184,8 +185,9 @@ def kept_jit(
         leaves, tree = jax.tree.flatten(bound.arguments)
         if any(map(_is_elsewhere, (*leaves, *static.values()))):
             return jitted(*args, **kwargs)
+        typed = tuple((name, type(value), value) for name, value in static.items())
         types, options = tuple(map(jax.typeof, leaves)), tuple(_options().values())
-        call = _Call(jitted, (*static.items(),), tree, types, _device(leaves), options, _folder)
+        call = _Call(jitted, typed, tree, types, _device(leaves), options, _folder)
         return _program(call, leaves)(*leaves)
 
     return run
@@ -223,7 +225,7 @@ def _program(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
 
 def _prepare(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
     """The program of a call: read, or traced and kept; only traced if it cannot be kept."""
-    modules = _modules_for((jax.tree.unflatten(call.tree, leaves), dict(call.static)))
+    modules = _modules_for((jax.tree.unflatten(call.tree, leaves), call.static))
     try:
         with ExitStack() as stack:
             for module in modules:
@@ -269,7 +271,8 @@ def _make(call: _Call, leaves: list[Any], path: Path) -> Program:
     if jax.tree.structure(example_of(result)) != exported.out_tree:
         raise NoNameError(f"{exported.out_tree} cannot be described")
     flat = jax.tree.structure([0] * len(exported.out_avals))
-    exported = dataclasses.replace(exported, out_tree=flat)
+    data = dataclasses.replace(exported, out_tree=flat).serialize()
+    exported = jax.export.deserialize(data)  # without weak types, as in other processes
     program = Program(exported, result, _modules_in(exported))
     write_program(path, program)
     return program
