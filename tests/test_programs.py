@@ -307,6 +307,13 @@ def test_what_has_no_name_is_traced_as_usual(folder):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("function", [lambda x: x + 1.0, partial(jnp.add, 1.0), jax.vmap(jnp.sinc)])
+def test_functions_without_a_name_are_traced_as_usual(folder, function):
+    kept, x = program_cache.kept_jit(function), jnp.arange(3.0)
+    np.testing.assert_array_equal(kept(x), jax.jit(function)(x))
+    assert not _programs(folder)
+
+
 def test_a_damaged_program_is_made_again(folder):
     _call()
     (file,) = _programs(folder)

@@ -5,7 +5,7 @@ lowered, which takes Python several seconds for a generator's gradient. `kept_ji
 lowered program too (`jax.export`: data, nothing that could run code of its own), under a hash of
 all that decides it: the function, its static values, the arguments' structure and shapes, the
 package's source files, versions of other packages, the backend. What has no name that is the same
-in every process, such as a lambda, is traced as usual.
+in every process, such as a lambda, and what other sources define, is traced as usual.
 
 Reading takes a while too, most of it beside Python: `prefetch` begins with it before the programs
 are called.
@@ -18,7 +18,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import program_dependencies as dependencies
 from stylesr_jax.runtime.machine import versions
 from stylesr_jax.runtime.memory import mappings, release_memory
 from stylesr_jax.runtime.program_files import (
@@ -75,59 +76,6 @@ def drop_programs_if_full() -> None:
         _log.debug("%d of %d memory mappings are used; compiled programs are dropped", *found)
         _ready.clear()
         jax.clear_caches()
-
-
-# --- what programs depend on ----------------------------------------------------------------
-
-
-class Dependency(NamedTuple):
-    """Code outside XLA that programs call and that may be in the making, or not to be had.
-
-    Attributes:
-        module: the module that registers the dependency when imported.
-        targets: names of the XLA custom calls.
-        applies_to: whether a program may call them that has this part among its arguments.
-        state: a text for how they are called; empty if they cannot be. Waits until that is known.
-        assume_ready: a context in which `state` does not wait.
-    """
-
-    module: str
-    targets: tuple[str, ...]
-    applies_to: Callable[[Any], bool]
-    state: Callable[[], str]
-    assume_ready: Callable[[], AbstractContextManager[Any]]
-
-
-_dependencies: dict[str, Dependency] = {}  # by module
-
-
-def register_dependency(dependency: Dependency) -> None:
-    """Tell what programs depend on besides their arguments."""
-    _dependencies[dependency.module] = dependency
-
-
-def _modules_for(arguments: Any) -> list[str]:
-    """The modules of the dependencies that a program with these arguments may call."""
-    return [
-        module
-        for module, one in _dependencies.items()
-        if any(map(one.applies_to, jax.tree.leaves(arguments, is_leaf=one.applies_to)))
-    ]
-
-
-def _modules_in(exported: jax.export.Exported) -> list[str]:
-    """The modules of the dependencies that a program calls."""
-    code = exported.mlir_module_serialized
-    return [
-        module
-        for module, one in _dependencies.items()
-        if any(target.encode() in code for target in one.targets)
-    ]
-
-
-def _can_call(modules: Iterable[str]) -> bool:
-    """Whether these dependencies can be called; waits until that is known."""
-    return all(module in _dependencies and _dependencies[module].state() for module in modules)
 
 
 # --- calls ----------------------------------------------------------------------------------
@@ -201,7 +149,7 @@ def _is_elsewhere(argument: Any) -> bool:
 
 
 def _device(leaves: Iterable[Any]) -> Any:
-    """Where these arguments are computed with."""
+    """The device that computes with these arguments."""
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     placed = max(arrays, key=lambda array: array.committed, default=None)
     return jax.local_devices()[0] if placed is None else next(iter(placed.devices()))
@@ -225,13 +173,11 @@ def _program(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
 
 def _prepare(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
     """The program of a call: read, or traced and kept; only traced if it cannot be kept."""
-    modules = _modules_for((jax.tree.unflatten(call.tree, leaves), call.static))
+    modules = dependencies.modules_for((jax.tree.unflatten(call.tree, leaves), call.static))
     try:
-        with ExitStack() as stack:
-            for module in modules:
-                stack.enter_context(_dependencies[module].assume_ready())
+        with dependencies.assume_ready(modules):
             program = _find(call, leaves, modules)
-        if not _can_call(program.modules):
+        if not dependencies.can_call(program.modules):
             jax.clear_caches()  # of what was traced with them
             program = _find(call, leaves, modules)
         run: Any = _compiled(program, call.device).run
@@ -240,7 +186,7 @@ def _prepare(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
         # Besides what has no name: a custom call without a promise of stability, or a folder that
         # cannot be written.
         _log.debug("%s is not kept: %s", call.jitted, error)
-        if not _can_call(modules):
+        if not dependencies.can_call(modules):
             jax.clear_caches()
         return _compile(call.on_leaves, leaves, call.device)
     return lambda *leaves: jax.tree.unflatten(tree, run(*leaves))
@@ -248,12 +194,12 @@ def _prepare(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
 
 def _find(call: _Call, leaves: list[Any], modules: Iterable[str]) -> Program:
     """The program of a call: prefetched, read, or made and kept."""
-    states = (_dependencies[module].state() for module in modules)
-    key = _hash([*call.facts(), *states])
+    key = _hash([*call.facts(), *dependencies.states(modules)])
     path = call.folder / f"{key}.program"
     program = _take(key, call.device) or read_program(path) or _make(call, leaves, path)
-    if _called is not None and call.device == jax.local_devices()[0]:
-        _called[key] = program.modules
+    called = _called  # another thread may end the notes
+    if called is not None and call.device == jax.local_devices()[0]:
+        called[key] = program.modules
     return program
 
 
@@ -264,8 +210,7 @@ def _make(call: _Call, leaves: list[Any], path: Path) -> Program:
         NoNameError, ValueError, TypeError, NotImplementedError: what cannot be kept.
         UserError: the folder cannot be written.
     """
-    targets = [target for one in _dependencies.values() for target in one.targets]
-    checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in targets]
+    checks = dependencies.safety_checks()
     exported = jax.export.export(jax.jit(call.on_leaves), disabled_checks=checks)(*leaves)
     result = json.loads(json.dumps(describe(exported.out_tree)))
     if jax.tree.structure(example_of(result)) != exported.out_tree:
@@ -273,7 +218,7 @@ def _make(call: _Call, leaves: list[Any], path: Path) -> Program:
     flat = jax.tree.structure([0] * len(exported.out_avals))
     data = dataclasses.replace(exported, out_tree=flat).serialize()
     exported = jax.export.deserialize(data)  # without weak types, as in other processes
-    program = Program(exported, result, _modules_in(exported))
+    program = Program(exported, result, dependencies.modules_in(exported))
     write_program(path, program)
     return program
 
@@ -372,7 +317,7 @@ def prefetch(kind: str) -> Iterator[None]:
 def _load(path: Path) -> Program | None:
     """A kept program for the first device, or None if it cannot be had."""
     program = read_program(path)
-    if program is None or not _can_call(program.modules):
+    if program is None or not dependencies.can_call(program.modules):
         return None
     return _compiled(program, jax.local_devices()[0])
 

@@ -30,7 +30,7 @@ from jax import Array
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.native import library as native_library
 from stylesr_jax.generators.mobile.separable import haar_synthesis
-from stylesr_jax.runtime.program_cache import Dependency, register_dependency
+from stylesr_jax.runtime.program_dependencies import Dependency, register_dependency
 
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
