@@ -205,7 +205,9 @@ def total_steps(header: dict[str, Any]) -> int:
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="How Gaussian the flow makes mapped latents.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="How Gaussian the flow makes mapped latents."
+    )
     parser.add_argument("--generator", default=DEFAULT, metavar="NAME|PATH")
     parser.add_argument("--prior", type=Path, help="the prior (default: the embedded one)")
     parser.add_argument("--plain", type=Path, help="a prior fitted with --noise 0")

@@ -1,6 +1,7 @@
 """The benchmarks' arithmetic, and short runs on a tiny generator, whose times nobody looks at."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import quality_over_time, solutions, step
+from benchmarks import presets, quality_over_time, solutions, step
 from benchmarks.common import Timing, count_gflop, interleaved, machine_line, ratios
 from benchmarks.quality_over_time import budgets, curves, draw, summarise, table
 from benchmarks.references import ADA, MOBILE, detect, mobile_noise, mobile_state, style_inverse
 from benchmarks.solutions import pairs, per_solution
-from benchmarks.step import PROBLEM, per_start
+from benchmarks.step import BlockMeans, per_start
 from stylesr_jax.errors import UserError
+from stylesr_jax.methods import METHODS
 from stylesr_jax.runtime.machine import describe_machine
 
 
@@ -81,7 +83,8 @@ def test_the_step_is_an_l1_distance_to_block_means():
         def synthesise(self, ws):
             return jnp.full((1, 32, 32, 3), 0.25)
 
-    terms, _ = PROBLEM.loss(Flat(), jnp.full((16, 16, 3), 1.0), jnp.zeros((2, 4)), jnp.zeros(()))
+    flat: Any = Flat()
+    terms, _ = BlockMeans().loss(flat, jnp.full((16, 16, 3), 1.0), jnp.zeros((2, 4)))
     assert float(terms["l1"]) == pytest.approx(0.75)
 
 
@@ -162,6 +165,24 @@ def test_curves_are_methods_with_the_presets_they_have():
         curves(["nothing"], ["fast"])
 
 
+def test_candidates_are_presets_with_changes():
+    name, method = presets.parse_candidate("mine:preset=fast,lambda_w=0.5")
+    fast = METHODS["rls"].resolve("fast").settings
+    assert name == "mine" and method.settings == {**fast, "lambda_w": 0.5}
+    assert presets.parse_candidate("balanced:")[1].settings == METHODS["rls"]().settings
+    with pytest.raises(UserError, match="no setting"):
+        presets.parse_candidate("mine:nothing=1")
+
+
+def test_means_of_candidates_stand_in_the_table():
+    rows = [
+        {"candidate": name, **dict.fromkeys(presets.COLUMNS, value)}
+        for name, value in (("a", 1.0), ("b", 5.0), ("a", 2.0))
+    ]
+    lines = presets.table(rows).splitlines()
+    assert lines[2:] == ["| a |" + " 1.5 |" * 8, "| b |" + " 5 |" * 8]
+
+
 def test_summaries_and_plot(tmp_path):
     def row(method, evaluations, seconds, **scores):
         return {"method": method, "preset": "fast", "evaluations": evaluations, **scores} | {
@@ -219,6 +240,19 @@ def test_quality_over_time_goes_on_where_it_was(options, tmp_path, monkeypatch, 
     names = {"rows.jsonl", "table.md", "quality_over_time.json", "quality_over_time.png"}
     assert names <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "| csgm | fast | 8 | 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_candidates_are_compared_on_every_face(options, tmp_path, capsys):
+    candidates = ["short:style_steps=0,steps=2", "longer:style_steps=2,steps=2,tries=1"]
+    settings = [*options[:2], "--size=8", f"--images={tmp_path / 'faces'}"]
+    assert presets.main([*candidates, *settings, f"--out={tmp_path / 'out'}"]) == 0
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert [(row["candidate"], row["steps"]) for row in rows] == [("short", 2), ("longer", 4)]
+    assert all(set(presets.COLUMNS) <= set(row) and 0 < row["lpips"] < 2 for row in rows)
+    with Image.open(tmp_path / "out" / "faces.png") as sheet:
+        assert sheet.width > 4 * presets.SCORED  # original, input, two candidates
+    assert "| longer | 4 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stylesr_jax.methods.catalogue import METHODS, _ProjectLayer
 
 from stylesr_jax.methods import terms as objective
 from stylesr_jax.methods.base import stages_of
-from stylesr_jax.methods.catalogue import METHODS, _ProjectLayer
 from stylesr_jax.methods.terms import Example, Latents, Shared, View
 
 SLOPE = 5.0  # of the leaky ReLU that whitening begins with
