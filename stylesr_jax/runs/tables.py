@@ -195,13 +195,17 @@ def _columns(summary: Mapping[str, Any]) -> list[_Column]:
         for n in held(MEASURES)
     ]
     by_image = summary["by_image"]
-    if summary["about"]["images"] > 1 and by_image:
+    if _compares_images(summary):
         columns.append(_Column("worst LPIPS ↓", partial(_worst, by_image)))
         if any("beats_bicubic" in entry for entry in by_image.values()):
             columns.append(_Column("beats bicubic ↑", partial(_beaten, by_image)))
     return columns + [
         _Column(f"{FRECHET[n]} ↓", partial(_distance, table, n)) for n in held(FRECHET)
     ]
+
+
+def _compares_images(summary: Mapping[str, Any]) -> bool:
+    return summary["about"]["images"] > 1 and bool(summary["by_image"])
 
 
 def _score(table: Mapping[str, Any], name: str, label: str) -> str:
@@ -238,9 +242,10 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         "Evaluations: passes through the generator, forward and back, for one solution. "
         f"PSNR, SSIM, LPIPS and diversity at {sizes['score']} px, data range [-1, 1]; NIQE at "
         f"{sizes['niqe']} px; low-res L1 and PSNR compare the solution, degraded as the search "
-        "assumes, with its input on [-1, 1]. Worst LPIPS and images that beat bicubic: by "
-        "LPIPS-VGG.",
+        "assumes, with its input on [-1, 1].",
     ]
+    if _compares_images(summary):
+        notes[-1] += " Worst images, and those that beat bicubic, are by LPIPS-VGG."
     distances = [name for name in FRECHET if any(name in entry for entry in table.values())]
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
