@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stylesr_jax.generators.layers import leaky_relu
-from stylesr_jax.generators.mobile.network import _block_rows
+from stylesr_jax.generators.mobile.blocks import block_rows
 from stylesr_jax.generators.mobile.separable import (
     SeparableWeights,
     haar_analysis,
@@ -87,15 +87,7 @@ def test_start_continues_from_features(mobile):
     whole, continued = jax.jit(
         lambda g, w: (
             g.features(w, block=5),
-            g.config.synthesis_module().apply(
-                {"params": g.params["synthesis"]},
-                g.features(w, block=3),
-                w,
-                g.stored_noise,
-                3,
-                5,
-                method="_run",
-            ),
+            g.features(w, block=5, start=(3, g.features(w, block=3))),
         )
     )(mobile, ws)
     np.testing.assert_allclose(whole, continued, atol=1e-5)
@@ -202,7 +194,7 @@ def test_strips_change_nothing(with_image):
 
     def run(strips):
         def loss(whole, shared):
-            out = jax.vmap(lambda w: map_strips(_block_rows, w, shared, strips=strips))(whole)
+            out = jax.vmap(lambda w: map_strips(block_rows, w, shared, strips=strips))(whole)
             return jnp.sum(jnp.sin(out)), out
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(batch, shared)

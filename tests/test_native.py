@@ -16,11 +16,10 @@ import pytest
 from emulated import run_on_eight_devices
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.generators.mobile.blocks import native_blocks, xla_blocks
 from stylesr_jax.generators.mobile.native import blocks as native
 from stylesr_jax.generators.mobile.native import library as native_library
-from stylesr_jax.generators.mobile.native.blocks import BlockArguments
-from stylesr_jax.generators.mobile.network import _blocks, _native_blocks
-from stylesr_jax.generators.mobile.separable import SeparableWeights
+from stylesr_jax.generators.mobile.separable import BlockArguments, SeparableWeights
 from stylesr_jax.generators.registry import config_from_dict, config_to_dict
 from stylesr_jax.loading import load_generator
 
@@ -97,11 +96,11 @@ def _error(found, expected):
 
 
 def _in_xla(*args):
-    return _blocks((1,), args[0], (BlockArguments(*args[1:]),))
+    return xla_blocks((1,), args[0], (BlockArguments(*args[1:]),))
 
 
 def _in_native(*args):
-    return _native_blocks((1,), args[0], (BlockArguments(*args[1:]),))
+    return native_blocks((1,), args[0], (BlockArguments(*args[1:]),))
 
 
 def _with_gradients(run, args, argnums=(0, 1, 3, 4)):
@@ -148,9 +147,9 @@ def test_blocks_in_turn_are_xlas(image):
     _, *third = _arguments(32, 64, 80, 144, image=True, seed=2)
     blocks = [BlockArguments(*args) for args in (first, second, third)][: 3 if image else 2]
     args = (x, _without_weights(blocks))
-    expected, (grad_x, grads) = _with_gradients(_in_turn(_blocks, blocks), args, (0, 1))
+    expected, (grad_x, grads) = _with_gradients(_in_turn(xla_blocks, blocks), args, (0, 1))
     out, (native_grad_x, native_grads) = _with_gradients(
-        _in_turn(_native_blocks, blocks), args, (0, 1)
+        _in_turn(native_blocks, blocks), args, (0, 1)
     )
     _close(out, expected, rtol=1e-5)
     assert _error(native_grad_x, grad_x) < 1e-3
@@ -168,7 +167,7 @@ def _two_blocks():
     blocks = [BlockArguments(*first), BlockArguments(*second)]
 
     def run(*args):
-        return _with_gradients(_in_turn(_native_blocks, blocks), args, (0, 1))
+        return _with_gradients(_in_turn(native_blocks, blocks), args, (0, 1))
 
     return run, x, _without_weights(blocks)
 

@@ -1,12 +1,13 @@
 """What the searching commands share once JAX is there."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from stylesr_jax.cli.console import Console
 from stylesr_jax.errors import UserError
-from stylesr_jax.images.files import images_of
+from stylesr_jax.images.files import find_pictures
 from stylesr_jax.runs.claims import join_processes
 from stylesr_jax.runs.places import distinct
 from stylesr_jax.runtime.startup import check_device
@@ -27,19 +28,28 @@ def join(args: argparse.Namespace) -> tuple[int, int]:
     return place
 
 
-def images_named(texts: Sequence[str], console: Console) -> tuple[tuple[Path, ...], int]:
+def images_named(
+    texts: Sequence[str], console: Console, *, recursive: bool = False
+) -> tuple[tuple[Path, ...], int]:
     """The images of all inputs, each once, and how many inputs named none, which are reported.
+
+    Files that look like pictures and cannot be read are named.
 
     Raises:
         UserError: there is no image at all; the message is the first input's.
     """
     paths: list[Path] = []
     errors: list[tuple[str, UserError]] = []
+    skipped: list[str] = []
     for text in texts:
         try:
-            paths += images_of(text)
+            found = find_pictures([os.path.expanduser(text)], recursive=recursive)
+            paths += found.paths
+            skipped += found.skipped
         except UserError as error:
             errors.append((text, error))
+    for line in skipped:
+        console.say("warning", f"warning: {line}")
     for text, error in errors if paths else errors[1:]:
         console.error(str(error), input=text)
     if not paths:

@@ -38,6 +38,7 @@ class Console:
     def say(self, event: str, text: str, **values: Any) -> None:
         with self._lock:
             if self.as_json:
+                values = values or {"text": text}
                 self._print(json.dumps(finite({"event": event, **values})))
             elif not self.quiet:
                 if self._bar is not None:

@@ -151,6 +151,7 @@ def upsample_parser() -> argparse.ArgumentParser:
     parser = parser_of("upsample", UPSAMPLE)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="image files, folders or patterns")
+    add("--recursive", action="store_true", help="take folders in folders too")
     add("--out", type=file, metavar="DIR", help="where DIR/STEM/ is written for each input")
     _add_model(parser, default="mobile-ffhq-1024; with --from, its own")
     add("--method", default="rls", help="which search; see the README (default rls)")
@@ -179,6 +180,12 @@ def upsample_parser() -> argparse.ArgumentParser:
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
     add("--uncertainty", action="store_true", help="write each pixel's deviation over solutions")
     add("--only-images", action="store_true", help="write the solutions without anything else")
+    add(
+        "--format",
+        choices=("png", "jpg", "webp"),
+        default="png",
+        help="of the solutions (default png); jpg is not exactly consistent with the input",
+    )
     add("--flat", action="store_true", help="write DIR/STEM_solution_0.png, no folders")
     add("--resume", action="store_true", help="skip inputs that DIR holds a finished report of")
     _add_scale(parser)
@@ -195,7 +202,7 @@ def upsample_parser() -> argparse.ArgumentParser:
     return parser
 
 
-REDRAWING = ("source", "out", "generator", "quiet", "json")  # what goes with --from
+REDRAWING = ("source", "out", "generator", "format", "quiet", "json")  # what goes with --from
 
 
 def parse_upsample(argv: Sequence[str] | None) -> argparse.Namespace:

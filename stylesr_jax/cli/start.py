@@ -12,7 +12,19 @@ from stylesr_jax.runtime.memory import gc_paused
 from stylesr_jax.runtime.weights import DEFAULT, find_weights
 
 # Options that do not decide which programs are called.
-OTHERS = ("inputs", "images", "out", "seed", "steps", "quiet", "json", "resume")
+OTHERS = (
+    "inputs",
+    "images",
+    "out",
+    "seed",
+    "steps",
+    "quiet",
+    "json",
+    "resume",
+    "recursive",
+    "format",
+    "flat",
+)
 
 
 def upsample(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """What `python -m stylesr_jax.upsample` does."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from stylesr_jax.cli.options import change
 from stylesr_jax.degradations import parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.images.files import read_mask, write_png
+from stylesr_jax.images.files import read_mask, write_image
+from stylesr_jax.images.kinds import printable
 from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.methods import method_named
 from stylesr_jax.methods.base import Value
 from stylesr_jax.methods.levers import layer_range
 from stylesr_jax.runs.folder import read_solutions
 from stylesr_jax.runs.photos import PhotosJob, PhotosPlan, device_line
-from stylesr_jax.runs.places import check_writable
+from stylesr_jax.runs.places import make_ready
 from stylesr_jax.runs.plan import Variant, load_parts
 from stylesr_jax.runs.worker import work
 from stylesr_jax.runtime import files
@@ -33,8 +35,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Search for all inputs, or redraw; the exit code."""
     if args.source is not None:
         return _redraw(args, console)
-    photos, mistaken = images_named(args.inputs, console)
-    check_writable(Path(args.out))
+    photos, mistaken = images_named(args.inputs, console, recursive=args.recursive)
+    make_ready(Path(args.out), depth=1)
     with gc_paused():
         plan = _plan(args, photos, console)
     _announce(plan, console)
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _show_progress(
     console: Console, solutions: int, subject: Any, index: int, *values: Any
 ) -> None:
-    console.progress(f"{subject.name} {index + 1}/{solutions}", *values)
+    console.progress(f"{subject.shown} {index + 1}/{solutions}", *values)
 
 
 def _announce(plan: PhotosPlan, console: Console) -> None:
@@ -94,7 +96,7 @@ def _variant(args: argparse.Namespace, console: Console) -> Variant:
     method = method_named(args.method).resolve(args.preset, _changes(args))
     if args.steps is not None:
         if not method.steps_in_all:
-            text = f"--steps {args.steps} does nothing: {method.name} has no search"
+            text = f"warning: --steps {args.steps} does nothing: {method.name} has no search"
             console.say("warning", text)
         method = method.with_budget(args.steps)
     return Variant(method.name, method, args.preset)
@@ -140,6 +142,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         resume=args.resume,
         uncertainty=args.uncertainty,
         only_images=args.only_images,
+        format=args.format,
         flat=args.flat,
         **parts,
     )
@@ -151,13 +154,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
 def _redraw(args: argparse.Namespace, console: Console) -> int:
     """Draw the pictures of a solutions.npz again, beside it or in --out."""
     config = read_solutions(args.source).config
-    path = generator_path(args.generator or config["generator"])
-    if files.sha256(path) != config["weights_sha256"]:
-        raise UserError(
-            f"{args.source} was drawn with other weights than {path} "
-            f"(sha256 {config['weights_sha256'][:12]}...); give the same with --generator"
-        )
-    generator = generator_from_file(path)
+    generator = generator_from_file(_weights_of(config, args))
     saved = read_solutions(args.source, generator)
     out = Path(args.out) if args.out else Path(args.source).parent
     for i, latents in enumerate(saved.latents):
@@ -167,6 +164,31 @@ def _redraw(args: argparse.Namespace, console: Console) -> int:
         else:
             image = redraw(generator, latents, block=int(config["block"]))
         image = add_correction(saved.observation.crop(image), saved.corrections[i])
-        write_png(out / f"solution_{i}.png", image)
-        console.say("result", f"{out / f'solution_{i}.png'}", file=str(out / f"solution_{i}.png"))
+        file = out / f"solution_{i}.{args.format}"
+        write_image(file, image, format=args.format)
+        console.say("result", printable(file), file=str(file))
     return 0
+
+
+def _weights_of(config: Mapping[str, Any], args: argparse.Namespace) -> Path:
+    """The file of the generator that drew the saved solutions, recognised by its hash."""
+    wanted = config["weights_sha256"]
+    for path in _likely_weights(config, args.generator):
+        if path.is_file() and files.sha256(path) == wanted:
+            return path
+    raise UserError(
+        f"{args.source} was drawn with weights of sha256 {wanted[:12]}... that are not "
+        f"{args.generator or 'here'}; give the file of {config['generator']} with --generator"
+    )
+
+
+def _likely_weights(config: Mapping[str, Any], generator: str | None) -> Iterator[Path]:
+    """Where the weights may be: as given, else as named, where they were, embedded, cached."""
+    if generator is not None:
+        yield generator_path(generator)
+        return
+    with suppress(UserError):
+        yield generator_path(config["generator"])
+    yield Path(config.get("generator_file", ""))
+    yield generator_path(DEFAULT)
+    yield from sorted((files.cache_dir() / "generators").glob("*.safetensors"))

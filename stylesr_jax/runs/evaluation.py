@@ -25,8 +25,9 @@ from stylesr_jax.degradations import output_shape
 from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.images.decoding import decode
 from stylesr_jax.images.files import write_png
+from stylesr_jax.images.kinds import printable
 from stylesr_jax.metrics.scorer import MEASURES, Scorer, Sizes, at_size, mean_scores
-from stylesr_jax.runs.places import check_writable
+from stylesr_jax.runs.places import make_ready, short_name
 from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.runs.records import Row, Rows
 from stylesr_jax.runs.worker import Job, Source, Subject, open_source, work
@@ -99,11 +100,12 @@ def prepare(plan: EvaluationPlan, path: Path) -> Subject:
 
 
 def _prepare(plan: EvaluationPlan, source: Source, data: bytes) -> Subject:
-    original = decode(data, source.name).pixels
+    picture = decode(data, printable(source.path))
+    original = picture.pixels
     height, width = original.shape[:2]
     if max(height, width) <= plan.lr_size:
         raise UserError(
-            f"{source.name}: {width}x{height} px is no larger than --lr-size {plan.lr_size}; "
+            f"{source.shown}: {width}x{height} px is no larger than --lr-size {plan.lr_size}; "
             "give the high-resolution originals"
         )
     try:
@@ -116,8 +118,8 @@ def _prepare(plan: EvaluationPlan, source: Source, data: bytes) -> Subject:
             truth=plan.truth,
         )
     except UserError as error:
-        raise UserError(f"{source.name}: {error}") from error
-    return Subject(source.path, source.sha256, observation, assumed, original)
+        raise UserError(f"{source.shown}: {error}") from error
+    return Subject(source.path, source.sha256, observation, assumed, original, picture.notes)
 
 
 def example_of(subject: Subject) -> Example:
@@ -152,17 +154,17 @@ def fingerprint(plan: EvaluationPlan, image: Source, variant: Variant) -> str:
 
 
 def _slug(label: str) -> str:
-    return re.sub(r"[^\w.@=+-]+", "_", label)
+    return short_name(re.sub(r"[^\w.@=+-]+", "_", label))
 
 
 def picture_path(plan: Plan, variant: Variant, image: str, solution: int) -> Path:
     """Where a solution's picture is kept."""
-    return plan.out / "images" / _slug(variant.label) / f"{image}_{solution}.png"
+    return plan.out / "images" / _slug(variant.label) / f"{short_name(image)}_{solution}.png"
 
 
 def features_path(plan: Plan, label: str, image: str) -> Path:
     """Where the features of an image's pictures under a label are kept."""
-    return plan.out / "features" / _slug(label) / f"{image}.npz"
+    return plan.out / "features" / _slug(label) / f"{short_name(image)}.npz"
 
 
 def save_features(path: Path, features: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -206,7 +208,7 @@ def run(plan: EvaluationPlan, *, say: Say = print, job: "EvaluationJob | None" =
     labels = [ORIGINAL, *(_slug(variant.label) for variant in plan.variants)]
     _check_distinct("images", names)
     _check_distinct("methods", labels)
-    check_writable(plan.out)
+    make_ready(plan.out, depth=2)
     job, interrupted = job or EvaluationJob(plan, say), False
     try:
         work(plan.images, job)
@@ -252,6 +254,8 @@ class EvaluationJob(Job[EvaluationPlan]):
     def prepare(self, source: Source, data: bytes) -> Subject:
         """Read and degrade an image, and score the original."""
         subject = _prepare(self.plan, source, data)
+        for note in subject.notes:
+            self.say(f"{source.shown}: {note}")
         if len(self.examples) < self.plan.figure_images:
             self.examples[source.name] = example_of(subject)
         if self._row_of_original(source) is None:
@@ -356,7 +360,7 @@ class EvaluationJob(Job[EvaluationPlan]):
             left = self.total - self.done
             if self.worked and left:
                 text += f"; about {self.spent / self.worked * left / 60:.1f} min left"
-            self.say(f"[{self.done}/{self.total}] {image} {variant.label}: {text}")
+            self.say(f"[{self.done}/{self.total}] {printable(image)} {variant.label}: {text}")
 
 
 def _in_short(row: Row) -> str:

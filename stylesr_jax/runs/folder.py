@@ -1,14 +1,14 @@
 """What a run leaves in a folder: pictures, a report, and latents that redraw the pictures."""
 
-import glob
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.images.files import write_png
+from stylesr_jax.images.files import write_image, write_png
 from stylesr_jax.images.grid import result_grid
 from stylesr_jax.methods.view import Latents
 from stylesr_jax.runs.records import write_json
@@ -24,6 +24,7 @@ from stylesr_jax.runtime import files
 from stylesr_jax.solver.observation import Observation
 from stylesr_jax.solver.result import Result
 
+Format = Literal["png", "jpg", "webp"]  # of solutions
 WHITE = 0.5  # the deviation that uncertainty.png shows as white; images in [-1, 1]
 
 
@@ -151,9 +152,10 @@ class Place:
         """Where a file of the result lies."""
         return self.folder / f"{self.prefix}{name}"
 
-    def files(self, pattern: str) -> list[Path]:
-        """The files of the result that are there, by a pattern of their names."""
-        return list(self.folder.glob(glob.escape(self.prefix) + pattern))
+    def pictures(self) -> list[Path]:
+        """The solutions and deviations that are there."""
+        name = re.compile(re.escape(self.prefix) + r"(solution_\d+|uncertainty)\.\w+")
+        return [path for path in self.folder.glob("*.*") if name.fullmatch(path.name)]
 
 
 def place_in(folder: str | os.PathLike[str]) -> Place:
@@ -170,8 +172,9 @@ def write_result(
     original: np.ndarray | None = None,
     uncertainty: bool = False,
     only_images: bool = False,
+    format: Format = "png",
 ) -> None:
-    """Write solution_i.png, grid.png, solutions.npz and, last, the report.
+    """Write solution_i.png (or jpg, webp: `format`), grid.png, solutions.npz and, last, the report.
 
     With `uncertainty`, also the standard deviation of each pixel over the solutions:
     uncertainty.npy, (H, W, 3) float32 with images in [-1, 1], and uncertainty.png, its mean over
@@ -185,10 +188,10 @@ def write_result(
     """
     deviation = result.uncertainty if uncertainty else None
     place.report.unlink(missing_ok=True)
-    for stale in (*place.files("solution_*.*"), *place.files("uncertainty.*")):
+    for stale in place.pictures():
         stale.unlink()
     for i, solution in enumerate(result.solutions):
-        write_png(place.file(f"solution_{i}.png"), solution.image)
+        write_image(place.file(f"solution_{i}.{format}"), solution.image, format=format)
     if not only_images:
         write_png(place.file("grid.png"), result_grid(result, original))
         if deviation is not None:

@@ -15,12 +15,13 @@ import numpy as np
 
 from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.generators.mobile.native.blocks import blocks_of
-from stylesr_jax.images.decoding import decode
+from stylesr_jax.images.decoding import Picture, decode
+from stylesr_jax.images.kinds import printable
 from stylesr_jax.metrics.image import scores
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.metrics.scorer import at_shape
 from stylesr_jax.runs.claims import content_key
-from stylesr_jax.runs.folder import Place, place_in, write_result
+from stylesr_jax.runs.folder import Format, Place, place_in, write_result
 from stylesr_jax.runs.places import RESERVED, candidates, firsts_of_stem, safe_stem, same_name
 from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.runs.records import write_json
@@ -36,7 +37,7 @@ from stylesr_jax.solver.observation import (
     place_on_canvas,
     realised_for_search,
 )
-from stylesr_jax.solver.result import Result
+from stylesr_jax.solver.result import Result, Solution
 
 COMPARED = 256  # px: longer side at which solutions are compared with an original
 
@@ -55,6 +56,7 @@ class PhotosPlan(Plan):
         resume: leave out those of which `out` holds a whole result.
         uncertainty: write each pixel's deviation over solutions.
         only_images: write the solutions alone.
+        format: of the solutions: png, jpg or webp.
         flat: write all into `out`, names begin with the photo's.
     """
 
@@ -64,6 +66,7 @@ class PhotosPlan(Plan):
     resume: bool = False
     uncertainty: bool = False
     only_images: bool = False
+    format: Format = "png"
     flat: bool = False
 
     @property
@@ -164,23 +167,27 @@ class PhotosJob(Job[PhotosPlan]):
 
     def skip(self, source: Source, variant: Variant) -> None:
         owner = self._owner(source)
-        why = "already done" if owner == source.path else f"the same picture as {owner}"
-        self.say("skip", f"{source.name}: {why}", input=str(source.path))
+        why = "already done"
+        if owner != source.path:
+            why = f"the same picture as {printable(owner)}"
+        self.say("skip", f"{source.shown}: {why}", input=str(source.path))
 
     # --- reading
 
     def prepare(self, source: Source, data: bytes) -> Subject:
-        image = decode(data, source.name).pixels
+        picture = decode(data, printable(source.path))
+        for note in picture.notes:
+            self.say("note", f"{source.shown}: {note}", input=str(source.path), note=note)
         try:
-            if max(image.shape[:2]) > MAX_LOW:
-                return self._degraded(source, image)
-            return self._observed(source, image)
+            if max(picture.pixels.shape[:2]) > MAX_LOW:
+                return self._degraded(source, picture)
+            return self._observed(source, picture)
         except UserError as error:
-            raise UserError(f"{source.name}: {error}") from error
+            raise UserError(f"{source.shown}: {error}") from error
 
-    def _degraded(self, source: Source, image: np.ndarray) -> Subject:
+    def _degraded(self, source: Source, picture: Picture) -> Subject:
         """An original, of which solutions are compared with a small version."""
-        plan = self.plan
+        plan, image = self.plan, picture.pixels
         observation, assumed = degrade_original(
             image,
             key_of(plan.seed, source.sha256),
@@ -190,11 +197,11 @@ class PhotosJob(Job[PhotosPlan]):
             truth=plan.truth,
         )
         original = np.asarray(at_shape(image, compared_size(*image.shape[:2])))
-        return Subject(source.path, source.sha256, observation, assumed, original)
+        return Subject(source.path, source.sha256, observation, assumed, original, picture.notes)
 
-    def _observed(self, source: Source, image: np.ndarray) -> Subject:
+    def _observed(self, source: Source, picture: Picture) -> Subject:
         """A photo that is small already."""
-        plan, observation = self.plan, place_on_canvas(image)
+        plan, observation = self.plan, place_on_canvas(picture.pixels)
         if plan.degradation is None:
             assumed = default_degradation(observation)
         elif plan.truth:
@@ -207,7 +214,7 @@ class PhotosJob(Job[PhotosPlan]):
                 f"it is small already, and --degradation damages inputs of over {MAX_LOW} px; "
                 "if that is how it came about, add --search-degradation truth"
             )
-        return Subject(source.path, source.sha256, observation, assumed, None)
+        return Subject(source.path, source.sha256, observation, assumed, None, picture.notes)
 
     # --- writing
 
@@ -222,6 +229,7 @@ class PhotosJob(Job[PhotosPlan]):
             original=subject.original,
             uncertainty=several and (plan.uncertainty or variant.method.draws),
             only_images=plan.only_images,
+            format=plan.format,
         )
         self._say_result(subject, result, place)
 
@@ -230,6 +238,7 @@ class PhotosJob(Job[PhotosPlan]):
         plan, variant = self.plan, self.plan.variant
         return {
             "generator": plan.generator_name,
+            "generator_file": str(plan.weights_file),
             "weights_sha256": plan.identity["weights_sha256"],
             "class": plan.facts["class"],
             "degradation": str(subject.degradation),
@@ -243,12 +252,14 @@ class PhotosJob(Job[PhotosPlan]):
 
     def _say_result(self, subject: Subject, result: Result, place: Place) -> None:
         residuals = [solution.residual_psnr for solution in result.solutions]
-        shown = place.file("solution_0.png" if self.plan.only_images else "grid.png")
+        shown = place.file(
+            f"solution_0.{self.plan.format}" if self.plan.only_images else "grid.png"
+        )
         self.say(
             "result",
-            f"{subject.name}: {len(residuals)} solution(s) in {duration(result.seconds)}, "
+            f"{subject.shown}: {len(residuals)} solution(s) in {duration(result.seconds)}, "
             f"re-downscaled they match the input to {', '.join(f'{r:.1f}' for r in residuals)} dB"
-            f"\n  {shown}",
+            f"\n  {printable(shown)}",
             input=str(subject.path),
             folder=str(place.folder),
             seconds=round(result.seconds, 2),
@@ -261,8 +272,8 @@ class PhotosJob(Job[PhotosPlan]):
                 self.say("warning", text, solution=i, status=solution.status)
 
     def fail(self, path: Path, variant: Variant, error: Exception) -> None:
-        message = in_a_line(error)
-        self.failed[path] = message if path.name in message else f"{path.name}: {message}"
+        message, name = in_a_line(error), printable(path.name)
+        self.failed[path] = message if name in message else f"{name}: {message}"
         self.error(self.failed[path], input=str(path))
         if not self.plan.flat:
             with suppress(OSError):
@@ -327,13 +338,14 @@ def _status(result: Result) -> str:
 
 def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, Any]:
     """What a report says beside what decides the result."""
-    solutions = [_solution_entry(i, one) for i, one in enumerate(result.solutions)]
+    solutions = [_solution_entry(i, one, plan.format) for i, one in enumerate(result.solutions)]
     if subject.original is not None:
         for entry, against in zip(solutions, _scores(result, subject.original), strict=True):
             entry[f"against_original_at_{COMPARED}px"] = against
     return {
         "status": _status(result),
         "input": str(subject.path),
+        "notes": list(subject.notes),
         "input_size": list(result.observation.image.shape[1::-1]),
         "settings": result.settings,
         "preset": plan.variant.preset,
@@ -352,9 +364,9 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
     }
 
 
-def _solution_entry(number: int, solution: Any) -> dict[str, Any]:
+def _solution_entry(number: int, solution: Solution, format: str) -> dict[str, Any]:
     return {
-        "file": f"solution_{number}.png",
+        "file": f"solution_{number}.{format}",
         "status": solution.status,
         "loss": solution.loss,
         "terms": solution.terms,

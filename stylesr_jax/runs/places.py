@@ -1,5 +1,6 @@
 """Where results go: names that depend on an input alone, whatever it is called."""
 
+import hashlib
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,21 @@ def safe_stem(path: Path) -> str:
 
     Bytes that are not UTF-8 stay as they are.
     """
-    stem = path.stem.strip(". ") or "image"
-    while len(os.fsencode(stem)) > LONGEST:
-        stem = stem[:-1]
-    return stem
+    return _cut(path.stem.strip(". ") or "image")
+
+
+def short_name(name: str) -> str:
+    """A name that can be a file's with an ending, and is no other's; most stay as they are."""
+    cut = _cut(name)
+    if cut == name and name.strip("."):
+        return name
+    return f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
+def _cut(name: str) -> str:
+    while len(os.fsencode(name)) > LONGEST:
+        name = name[:-1]
+    return name
 
 
 def same_name(name: str) -> str:
@@ -55,8 +67,13 @@ def firsts_of_stem(paths: Sequence[Path]) -> set[Path]:
     return set(first.values())
 
 
-def check_writable(out: Path) -> None:
-    """Raise UserError unless files can be written in a folder."""
+def make_ready(out: Path, *, depth: int) -> None:
+    """Remove what killed runs left in a folder and `depth` below it.
+
+    Raises:
+        UserError: files cannot be written there.
+    """
+    files.remove_leftovers(out, depth=depth)
     probe = out / ".stylesr-write-test"
     with files.atomic_path(probe):
         pass

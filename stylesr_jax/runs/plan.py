@@ -93,6 +93,7 @@ class Plan:
         variants: methods that search for each image.
         out: the folder of the results.
         generator, prior, perceptual: as `solve` takes them.
+        weights_file: of the generator, in this project's format.
         identity: hashes of the weights, so that other weights do not continue a run.
         lr_size: longer side of the low-resolution image, for plain bicubic data.
         degradation: of originals brought to the generator's resolution (so that its pixels mean
@@ -113,6 +114,7 @@ class Plan:
     generator: Generator
     prior: Any = None
     perceptual: Any = None
+    weights_file: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     lr_size: int
     degradation: Degradation | None = None
@@ -164,7 +166,7 @@ def load_parts(
     identity: dict[str, Any] = {"weights_sha256": files.sha256(path)}
     if label is not None:
         identity["class"] = label
-    parts: dict[str, Any] = {"generator": loaded, "identity": identity}
+    parts: dict[str, Any] = {"generator": loaded, "weights_file": path, "identity": identity}
     if any(one.method.needs_prior for one in variants):
         parts["prior"] = load_prior(loaded, path=prior)
         identity["prior_sha256"] = flow_sha256(parts["prior"])

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from stylesr_jax.degradations import Degradation
-from stylesr_jax.errors import UserError
+from stylesr_jax.images.files import read_bytes
+from stylesr_jax.images.kinds import printable
 from stylesr_jax.runs.claims import Claim, Claims, repeat_until_free
 from stylesr_jax.runs.pipeline import Pipeline, grouped, images_together
 from stylesr_jax.runs.plan import Plan, Variant
@@ -22,8 +23,6 @@ from stylesr_jax.solver.batching import choose_batch, within_memory
 from stylesr_jax.solver.observation import Observation, key_of
 from stylesr_jax.solver.result import Result
 from stylesr_jax.solver.solve import solve
-
-MAX_BYTES = 2**30  # of an input file: larger ones hold no picture that is read
 
 P = TypeVar("P", bound=Plan)
 
@@ -45,6 +44,11 @@ class Source:
         """The name of the file."""
         return self.path.name
 
+    @property
+    def shown(self) -> str:
+        """The name of the file, as it can be printed."""
+        return printable(self.path.name)
+
 
 @dataclass(frozen=True)
 class Subject(Source):
@@ -54,11 +58,13 @@ class Subject(Source):
         observation: the degraded image.
         degradation: the A that the search inverts.
         original: (H, W, 3) float32 in [-1, 1], to compare solutions with; None if there is none.
+        notes: what is to be said of the file, see `images.decoding.Picture`.
     """
 
     observation: Observation
     degradation: Degradation
     original: Any
+    notes: tuple[str, ...] = ()
 
     @property
     def canvas(self) -> int:
@@ -72,15 +78,7 @@ def open_source(path: Path) -> tuple[Source, bytes]:
     Raises:
         UserError: it is missing, too large, or cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: the file is larger than 1 GB; shrink the image first")
+    data = read_bytes(path)
     return Source(path, hashlib.sha256(data).hexdigest()), data
 
 

@@ -7,16 +7,27 @@ from typing import Any
 
 import jax
 
-from stylesr_jax.errors import UserError, in_a_line
+from stylesr_jax.errors import UserError
 from stylesr_jax.runtime import files, program_cache
+
+# Searches are in 32 bits, and set aside by themselves what is not finite.
+REQUIRED = {
+    "jax_enable_x64": False,
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_numpy_rank_promotion": "allow",
+}
 
 
 def configure() -> None:
-    """Turn on JAX's persistent compilation cache, unless the user set one up, and `program_cache`.
+    """Set what commands need of JAX, and turn on its compilation cache and `program_cache`.
 
-    The cache lies in `files.cache_dir()`; JAX_COMPILATION_CACHE_DIR moves it and
+    The caches lie in `files.cache_dir()`; JAX_COMPILATION_CACHE_DIR moves the first and
     JAX_ENABLE_COMPILATION_CACHE=false turns both off.
     """
+    files.remove_leftovers(files.cache_dir(), depth=1)
+    for name, value in REQUIRED.items():
+        jax.config.update(name, value)
     config: Any = jax.config
     if config.jax_enable_compilation_cache:
         program_cache.keep_in(files.cache_dir() / "programs")
@@ -48,9 +59,9 @@ def check_device() -> None:
     """Raise UserError unless there is a device such as JAX is told to use."""
     try:
         jax.local_devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
-            f"JAX finds no device for JAX_PLATFORMS={asked} ({in_a_line(error)}); unset it to "
-            "compute with what there is, or install JAX for the device: pip install 'jax[cuda13]'"
+            f"JAX finds no device for JAX_PLATFORMS={asked}; unset it to compute with what there "
+            "is, or install JAX for the device: pip install 'jax[cuda13]'"
         ) from error

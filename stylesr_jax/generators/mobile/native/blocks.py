@@ -22,7 +22,7 @@ from jax import Array
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.native import library as native_library
-from stylesr_jax.generators.mobile.separable import haar_synthesis
+from stylesr_jax.generators.mobile.separable import BlockArguments, Blocks, haar_synthesis
 from stylesr_jax.runtime.program_cache import Dependency, register_dependency
 
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
@@ -88,24 +88,6 @@ def fits(bands: int, features: int) -> bool:
 
 
 # --- calls ----------------------------------------------------------------------------------
-
-
-class BlockArguments(NamedTuple):
-    """What a block takes besides features.
-
-    Attributes:
-        styles: "up" (N, 4C), "conv1" (N, C), "conv2" (N, F), perhaps "image" (N, F).
-        weights: "conv1" and "conv2" (`SeparableWeights`), perhaps "image" (`ToWavelets`).
-        noise1, noise2: (1 or N, H, W).
-    """
-
-    styles: Params
-    weights: Params
-    noise1: Array
-    noise2: Array
-
-
-Blocks = tuple[BlockArguments, ...]
 
 
 class Residuals(NamedTuple):
