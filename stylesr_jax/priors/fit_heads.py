@@ -9,15 +9,20 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from stylesr_jax.degradations import resize
 from stylesr_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from jax import Array
-
-    from stylesr_jax.generators.base import Generator
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.generators.mobile.network import ImageHead
+from stylesr_jax.priors.whitening import fit_whitening, unwhiten, whiten
+from stylesr_jax.runtime import weights
 
 SIZES = (32,)  # px of the features that get a head
 PICTURE = 128  # px of the kept pictures; heads make smaller ones
@@ -27,17 +32,12 @@ BATCH = 8
 Say = Callable[[str], None]
 
 
-def draw_styles(key: "Array", generator: "Generator", whitening: dict[str, Any]) -> "Array":
+def draw_styles(key: Array, generator: Generator, whitening: dict[str, Any]) -> Array:
     """Styles (num_ws, w_dim) as a search meets them, in whitened coordinates around the mean.
 
     A mapped latent moved 0.2 to 1.1 of the way from the mean w; in 70% of the draws every layer
     is jittered by 0.1 to 0.6 of a standard deviation.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from stylesr_jax.priors.whitening import unwhiten, whiten
-
     z_key, psi_key, kind_key, jitter_key, layer_key = jax.random.split(key, 5)
     w: Any = generator.map_latents(jax.random.normal(z_key, (1, generator.z_dim)))[0]
     mean, _ = whiten(whitening, generator.statistics["w_mean"])
@@ -50,19 +50,12 @@ def draw_styles(key: "Array", generator: "Generator", whitening: dict[str, Any])
 
 
 def draw_pictures(
-    key: "Array", generator: "Generator", count: int, *, size: int, keep: Path, say: Say
+    key: Array, generator: Generator, count: int, *, size: int, keep: Path, say: Say
 ) -> "tuple[np.ndarray, np.ndarray]":
     """`count` styles (count, num_ws, w_dim) and their pictures (count, size, size, 3), float16.
 
     They depend on the key alone and are kept in `keep`, from where a killed run goes on.
     """
-    import jax
-    import numpy as np
-
-    from stylesr_jax.degradations import resize
-    from stylesr_jax.priors.whitening import fit_whitening
-    from stylesr_jax.runtime import weights
-
     whitening_key, draw_key = jax.random.split(key)
     whitening = fit_whitening(whitening_key, generator, floor=1e-2)
 
@@ -94,11 +87,11 @@ def draw_pictures(
 
 
 def fit_head(
-    key: "Array",
-    generator: "Generator",
+    key: Array,
+    generator: Generator,
     size: int,
-    styles: "np.ndarray",
-    pictures: "np.ndarray",
+    styles: np.ndarray,
+    pictures: np.ndarray,
     *,
     steps: int,
     learning_rate: float,
@@ -110,13 +103,6 @@ def fit_head(
         Its parameters and figures: mean absolute errors of held-out pictures on [-1, 1], as the
         head makes them and after shrinking to 16 px, and those of their mean as a guess.
     """
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from stylesr_jax.degradations import resize
-    from stylesr_jax.generators.mobile.network import ImageHead
-
     block = generator.config.block_resolutions.index(size) + 1
     head, chunk = ImageHead(), 50
     shrink = jax.vmap(partial(resize, size=(2 * size, 2 * size)))
