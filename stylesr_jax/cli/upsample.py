@@ -17,7 +17,7 @@ from stylesr_jax.images.files import read_mask, write_image
 from stylesr_jax.images.kinds import printable
 from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.methods import method_named
-from stylesr_jax.methods.base import Value, with_budget
+from stylesr_jax.methods.base import Value
 from stylesr_jax.methods.levers import layer_range
 from stylesr_jax.runs.folder import read_solutions
 from stylesr_jax.runs.photos import PhotosJob, PhotosPlan, device_line
@@ -27,7 +27,8 @@ from stylesr_jax.runs.worker import work
 from stylesr_jax.runtime import files
 from stylesr_jax.runtime.memory import gc_paused
 from stylesr_jax.runtime.weights import DEFAULT
-from stylesr_jax.solver.solve import add_correction, device_mesh, redraw, redraw_direct
+from stylesr_jax.solver.rendering import add_correction, redraw, redraw_direct
+from stylesr_jax.solver.solve import device_mesh
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -92,15 +93,13 @@ def _changes(args: argparse.Namespace) -> dict[str, Value]:
 
 
 def _variant(args: argparse.Namespace, console: Console) -> Variant:
-    method = method_named(args.method)
-    settings = method.resolve(args.preset, _changes(args))
-    variant = Variant(method.name, method, args.preset, settings)
-    if args.steps is None:
-        return variant
-    if not variant.stages:
-        text = f"warning: --steps {args.steps} does nothing: {method.name} has no search"
-        console.say("warning", text)
-    return Variant(method.name, method, args.preset, with_budget(method, settings, args.steps))
+    method = method_named(args.method).resolve(args.preset, _changes(args))
+    if args.steps is not None:
+        if not method.steps_in_all:
+            text = f"warning: --steps {args.steps} does nothing: {method.name} has no search"
+            console.say("warning", text)
+        method = method.with_budget(args.steps)
+    return Variant(method.name, method, args.preset)
 
 
 def _check(args: argparse.Namespace, settings: Mapping[str, Value]) -> None:
@@ -160,7 +159,7 @@ def _redraw(args: argparse.Namespace, console: Console) -> int:
     out = Path(args.out) if args.out else Path(args.source).parent
     for i, latents in enumerate(saved.latents):
         if latents is None:
-            method = method_named(config["method"])
+            method = method_named(config["method"])()
             image = redraw_direct(method, saved.observation, generator.resolution)
         else:
             image = redraw(generator, latents, block=int(config["block"]))

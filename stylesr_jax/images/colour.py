@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from stylesr_jax.images.kinds import printable
 
 MAX_PROFILE = 32 * 2**20  # bytes
-CURVE_STEPS = 65536
+CURVE_STEPS = 65536  # the values of 16 bits
 MAX_NAME = 60  # characters of a profile's name in a note
 CONVERTED = "colours converted from"
 BROKEN = "the colour profile is broken: ignored"
@@ -70,6 +70,11 @@ def _name(profile: ImageCms.ImageCmsProfile) -> str:
     return printable(text.strip(" \0\n")[:MAX_NAME]) or "its profile"
 
 
+def has_transparency(image: Image.Image) -> bool:
+    """Whether an image has opacity or a colour that counts as clear."""
+    return image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
 def _space(profile: ImageCms.ImageCmsProfile) -> str:
     """Such as "RGB", "GRAY" or "CMYK"."""
     return profile.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]
@@ -77,42 +82,40 @@ def _space(profile: ImageCms.ImageCmsProfile) -> str:
 
 def _in_space(image: Image.Image, space: str) -> Image.Image | None:
     """The image in a mode whose channels are the profile's; None if they are others."""
-    if image.mode in ("P", "PA", "RGBa", "La") or "transparency" in image.info:
-        clear = image.mode in ("PA", "RGBa", "La") or "transparency" in image.info
-        image = image.convert("RGBA" if clear else "RGB")
-    if space == "GRAY" and image.mode in ("1", "L", "LA"):
-        return image.convert("L") if image.mode == "1" else image
+    clear = has_transparency(image)
+    if space == "GRAY" and image.mode in ("1", "L", "LA", "La"):
+        return image.convert("LA" if clear else "L")
     if space == "CMYK" and image.mode == "CMYK":
         return image
-    if space == "RGB" and image.mode in ("1", "L", "LA", "RGB", "RGBA", "RGBX", "YCbCr"):
-        return image.convert("RGBA" if image.mode in ("LA", "RGBA") else "RGB")
+    if space == "RGB" and image.mode != "CMYK":
+        return image.convert("RGBA" if clear else "RGB")
     return None
 
 
 def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """From "L", "LA", "RGB", "RGBA" or "CMYK" to sRGB, transparency kept."""
-    if image.mode == "LA":
-        grey, alpha = image.split()
-        rgb = _converted(grey, profile)
-        rgb.putalpha(alpha)
-        return rgb
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    """From "L", "LA", "RGB", "RGBA" or "CMYK" to sRGB in the same mode, CMYK to RGB."""
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-    transform = ImageCms.buildTransform(profile, _srgb(), image.mode, mode, INTENT, flags)
-    return transform.apply(image)
+    if image.mode in ("L", "LA"):
+        # 256 levels without the optimisation, which is off by 10 of them for a curve of power 1.
+        flags |= ImageCms.Flags.NOOPTIMIZE
+        ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
+        transform = ImageCms.buildTransform(profile, _srgb(), "L", "RGB", INTENT, flags)
+        table = transform.apply(ramp).getchannel("G").tobytes()
+        opacity = range(256) if image.mode == "LA" else ()
+        return image.point([*table, *opacity])
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    return ImageCms.buildTransform(profile, _srgb(), image.mode, mode, INTENT, flags).apply(image)
 
 
 def _is_srgb(profile: ImageCms.ImageCmsProfile, space: str) -> bool:
     """Whether no colour changes by more than a rounding."""
     if space == "CMYK":
         return False
-    levels = np.arange(0, 256, 15, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
-    if space == "GRAY":
-        grid = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    sample = Image.fromarray(grid if space == "RGB" else np.ascontiguousarray(grid[..., 0]))
-    result = np.asarray(_converted(sample, profile), np.int16)
-    return bool(np.abs(result - grid).max() <= 1)
+    levels = np.arange(256, dtype=np.uint8)[None]
+    if space == "RGB":
+        levels = np.stack(np.meshgrid(*[levels[0, ::15]] * 3), axis=-1).reshape(1, -1, 3)
+    result = np.asarray(_converted(Image.fromarray(levels), profile), np.int16)
+    return bool(np.abs(result - levels).max() <= 1)
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
@@ -135,7 +138,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
 def lab_to_srgb(image: Image.Image) -> Image.Image:
     """An image of CIE L*a*b* values, as TIFF files hold them, in sRGB."""
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    return ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB", INTENT).apply(image)
+    exact = ImageCms.Flags.NOOPTIMIZE
+    return ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB", INTENT, exact).apply(image)
 
 
 def deep_to_srgb(samples: np.ndarray, profile: bytes) -> tuple[np.ndarray, str]:
@@ -155,32 +159,36 @@ def deep_to_srgb(samples: np.ndarray, profile: bytes) -> tuple[np.ndarray, str]:
     if parsed is None:
         levels = np.rint(samples * 255.0).astype(np.uint8)
         image, note = to_srgb(Image.fromarray(levels[..., 0] if grey else levels), profile)
-        return (np.asarray(image, np.float32) / 255.0 if _changed(note) else samples), note
+        converted = np.asarray(image, np.float32).reshape(*samples.shape[:2], -1) / 255.0
+        return (converted if says_converted(note) else samples), note
     _, note = to_srgb(Image.new("L" if grey else "RGB", (1, 1)), profile)
-    return (_by_matrix(samples, parsed) if _changed(note) else samples), note
+    return (_by_matrix(samples, parsed) if says_converted(note) else samples), note
 
 
-def _changed(note: str) -> bool:
+def says_converted(note: str) -> bool:
+    """Whether a note of this module says that colours changed."""
     return note.startswith(CONVERTED)
 
 
 def _by_matrix(samples: np.ndarray, profile: MatrixProfile) -> np.ndarray:
     """(H, W, 1 or 3) samples in [0, 1] to sRGB values in [0, 1], float32."""
-    steps = np.linspace(0.0, 1.0, CURVE_STEPS)
-    channels = np.broadcast_to(samples, (*samples.shape[:2], len(profile.curves)))
-    linear = np.empty(channels.shape, np.float32)
-    for i, curve in enumerate(profile.curves):
-        linear[..., i] = np.interp(channels[..., i], steps, curve)
+    steps = np.rint(samples * np.float32(CURVE_STEPS - 1)).astype(np.uint16)
+    steps = np.broadcast_to(steps, (*samples.shape[:2], len(profile.curves)))
+    linear = np.empty(steps.shape, np.float32)
+    for i, curve in enumerate(profile.curves.astype(np.float32)):
+        linear[..., i] = curve[steps[..., i]]
     if profile.matrix is not None:
         to_linear_srgb = np.linalg.inv(SRGB_TO_XYZ) @ profile.matrix
         linear = linear @ to_linear_srgb.T.astype(np.float32)
-    return _srgb_encoded(np.clip(linear, 0.0, 1.0))
+    return _srgb_encoded(np.clip(linear, 0.0, 1.0, out=linear))
 
 
 def _srgb_encoded(linear: np.ndarray) -> np.ndarray:
     """Linear light in [0, 1] to sRGB values in [0, 1] (IEC 61966-2-1)."""
-    power = 1.055 * np.power(linear, np.float32(1 / 2.4)) - 0.055
-    return np.where(linear <= 0.0031308, 12.92 * linear, power).astype(np.float32)
+    power = np.power(linear, np.float32(1 / 2.4))
+    power *= 1.055
+    power -= 0.055
+    return np.where(linear <= 0.0031308, np.float32(12.92) * linear, power)
 
 
 def parse_matrix_profile(profile: bytes) -> MatrixProfile | None:

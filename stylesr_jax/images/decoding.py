@@ -53,9 +53,10 @@ class Picture:
         saved_size: (width, height) of the upright file in px; a mosaic has smaller `pixels`.
         block: px: side of a mosaic's blocks, 1 for an ordinary picture.
         sha256: hexadecimal, of the file's bytes.
+        converted: whether colours were converted from a profile.
         lossy: whether the file's compression changed values.
-        jpeg_tables: None unless `pixels` are a JPEG's own YCbCr or grey values: lossless
-            files, converted colours and mosaics have none.
+        jpeg_tables: of a JPEG in YCbCr or grey, as saved: before colours were converted and a
+            mosaic was shrunk; None for any other file.
     """
 
     pixels: np.ndarray
@@ -63,6 +64,7 @@ class Picture:
     saved_size: tuple[int, int]
     block: int
     sha256: str
+    converted: bool
     lossy: bool
     jpeg_tables: JpegTables | None
 
@@ -109,26 +111,28 @@ def decode(data: bytes, name: str, *, mosaics: bool = True) -> Picture:
         _refuse_size(image, shown)
         notes = _notes_of_frames(image)
         levels, told = _levels(image, data, shown)
-        lossy = _is_lossy(image, data)
         orientation, broken = _orientation(image)
-        tables = None if told else _jpeg_tables(image, orientation)
+        lossy, tables = _is_lossy(image, data), _jpeg_tables(image, orientation)
     levels = _upright(levels, orientation)
     saved_size = (levels.shape[1], levels.shape[0])
     fine = tables is not None and tables.luminance[0, 1] <= FINE_STEP
     block = mosaic.block_size(levels, lossy=fine) if mosaics else 1
     notes += told + broken
     if block > 1:
-        levels, tables = mosaic.shrink(levels, block), None
+        levels = mosaic.shrink(levels, block)
         notes.append(
             f"a mosaic of {block}x{block} px blocks: read as the "
             f"{levels.shape[1]}x{levels.shape[0]} picture that it is"
         )
+    pixels = np.divide(levels, 127.5, dtype=np.float32, order="C")
+    pixels -= 1.0
     return Picture(
-        pixels=levels / np.float32(127.5) - np.float32(1.0),
+        pixels=pixels,
         notes=tuple(notes),
         saved_size=saved_size,
         block=block,
         sha256=hashlib.sha256(data).hexdigest(),
+        converted=any(map(colour.says_converted, told)),
         lossy=lossy,
         jpeg_tables=tables,
     )
@@ -149,12 +153,18 @@ def _refuse_size(image: Image.Image, name: str) -> None:
         )
     if isinstance(image, ImageFile.StubImageFile):
         raise UserError(f"{name}: {image.format} files cannot be read; save it as PNG")
-    if DNG_VERSION in getattr(image, "tag_v2", ()):
-        raise UserError(f"{name}: raw camera data (DNG), which cannot be read; develop it first")
+    tags = getattr(image, "tag_v2", {})
+    if DNG_VERSION in tags:
+        raise UserError(f"{name} cannot be read (raw camera data); develop it to a PNG file")
+    if tags.get(PLANAR_CONFIGURATION) == 2 and max(tags.get(ranges.BITS_PER_SAMPLE, (8,))) > 8:
+        raise UserError(f"{name} cannot be read (16-bit planes); save its channels interleaved")
 
 
 def _notes_of_frames(image: Image.Image) -> list[str]:
-    many = image.format in FORMATS_OF_MANY and getattr(image, "is_animated", False)
+    try:
+        many = image.format in FORMATS_OF_MANY and getattr(image, "is_animated", False)
+    except Exception:  # whatever Pillow meets in the second one
+        many = True
     return ["several frames or pages: the first is read"] if many else []
 
 
@@ -197,7 +207,7 @@ def _levels(image: Image.Image, data: bytes, name: str) -> tuple[np.ndarray, lis
     elif profile is not None:
         image, note = colour.to_srgb(image, profile)
         notes = [note] if note else []
-    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if colour.has_transparency(image):
         image = _with_white_behind(image)
     return np.asarray(image.convert("RGB"), np.float32), notes
 
@@ -210,38 +220,49 @@ def _with_white_behind(image: Image.Image) -> Image.Image:
 
 
 def _deep_samples(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """(H, W, 1, 3 or 4) samples of more than 8 bits, the fourth of them opacity, None for 8."""
+    """(H, W, C) samples of more than 8 bits, None for 8; opacity is the last of two or four."""
     if image.mode.startswith(("I", "F")):
         return np.asarray(image)[..., None]
     raw_modes = {_raw_mode(tile.args) for tile in getattr(image, "tile", ())}
-    channels, _, order = next(iter(raw_modes), "").partition(";16")
-    if len(raw_modes) != 1 or channels not in DEEP_COLOUR or order not in OTHER_ORDER:
+    raw_mode = raw_modes.pop() if len(raw_modes) == 1 else ""
+    channels, _, order = raw_mode.partition(";16")
+    if raw_mode == "LA;16B":
+        high_and_low = _loaded_as(data, "RGBA").astype(np.uint16)
+        return high_and_low[..., ::2] * np.uint16(256) + high_and_low[..., 1::2]
+    if channels not in DEEP_COLOUR or order not in OTHER_ORDER:
         return None
-    with _open(data) as other:
-        assert isinstance(other, ImageFile.ImageFile)
-        raw_mode = f"{channels};16{OTHER_ORDER[order]}"
-        other.tile = [t._replace(args=_with_raw_mode(t.args, raw_mode)) for t in other.tile]
-        low = np.asarray(other, np.uint16)
+    low = _loaded_as(data, f"{channels};16{OTHER_ORDER[order]}")
     return np.asarray(image, np.uint16) * np.uint16(256) + low
 
 
-def _raw_mode(args: object) -> str:
-    return str(args[0] if isinstance(args, tuple) else args)
+def _raw_mode(args: Any) -> str:
+    return str(args[0]) if isinstance(args, tuple) and args else str(args)
 
 
-def _with_raw_mode(args: Any, raw_mode: str) -> Any:
-    return (raw_mode, *args[1:]) if isinstance(args, tuple) else raw_mode
+def _loaded_as(data: bytes, raw_mode: str) -> np.ndarray:
+    """The bytes that Pillow takes from a file's samples in a raw mode: (H, W, C) uint8."""
+    with _open(data) as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        for i, tile in enumerate(image.tile):
+            others = tile.args[1:] if isinstance(tile.args, tuple) else None
+            image.tile[i] = tile._replace(args=raw_mode if others is None else (raw_mode, *others))
+        return np.asarray(image)
 
 
 def _levels_of_deep(
     image: Image.Image, data: bytes, samples: np.ndarray, profile: bytes | None, name: str
 ) -> tuple[np.ndarray, list[str]]:
     found = ranges.find_range(samples, ranges.stated_range(image, data), name)
-    values = (samples.astype(np.float32) - found.black) / (found.white - found.black)
-    values = np.clip(values, 0.0, 1.0)
+    values = samples.astype(np.float32)
+    values -= found.black
+    values /= found.white - found.black
+    np.clip(values, 0.0, 1.0, out=values)
     if ranges.white_is_zero(image):
-        values = 1.0 - values
-    colours, opacity = values[..., :3], values[..., 3:]
+        np.subtract(1.0, values, out=values)
+    n_colours = 1 if samples.shape[2] < 3 else 3
+    colours, opacity = values[..., :n_colours], values[..., n_colours:]
+    if (clear := image.info.get("transparency")) is not None:
+        opacity = (samples != np.array(clear)).any(axis=-1, keepdims=True)
     note = ""
     if profile is not None:
         colours, note = colour.deep_to_srgb(colours, profile)

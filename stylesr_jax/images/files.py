@@ -194,10 +194,6 @@ def _pictures_of(text: str, *, recursive: bool) -> Found:
         return _chosen((Path(m) for m in matches if os.path.isfile(m)), shown, suffixes=None)
     except OSError as error:
         raise UserError(f"{shown} cannot be read ({error.strerror}); check its rights") from error
-    except UserError:
-        raise
-    except ValueError:
-        raise UserError(f"{shown}: not a name that a file can have") from None
 
 
 def _files_of(folder: Path, recursive: bool) -> Iterator[Path]:
@@ -242,4 +238,4 @@ def _chosen(files: Iterable[Path], text: str, *, suffixes: set[str] | None) -> F
 def _skipped(kind: Unreadable, paths: list[Path]) -> str:
     names = ", ".join(printable(path.name) for path in paths[:MAX_NAMED])
     more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
-    return f"skipped {names}{more}: {kind.kind}, which cannot be read; {kind.advice}"
+    return f"skipped {names}{more} ({kind.kind}): {kind.advice}"

@@ -24,6 +24,7 @@ _DRAWING = Unreadable("drawing or document", "export it as PNG")
 _OTHER = Unreadable("format that Pillow cannot read", "save it as PNG")
 
 _SUFFIXES = {
+    _AVIF: "avif avifs",
     _HEIC: "heic heics heif heifs hif",
     _RAW: "3fr ari arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw "
     "rw2 rwl sr2 srf srw x3f",
@@ -73,8 +74,7 @@ def _if_missing(kind: Unreadable) -> Unreadable | None:
 
 def unreadable_by_name(suffix: str) -> Unreadable | None:
     """Why files with this ending cannot be read; None where they can, or are no pictures."""
-    suffix = suffix.lower()
-    kind = _AVIF if suffix in (".avif", ".avifs") else _KINDS.get(suffix)
+    kind = _KINDS.get(suffix.lower())
     return kind and _if_missing(kind)
 
 
@@ -88,7 +88,8 @@ def _unreadable_by_content(data: bytes) -> Unreadable | None:
         return _if_missing(_AVIF)
     if brand in _VIDEO_BRANDS or (data[:4] == b"RIFF" and data[8:12] == b"AVI "):
         return _VIDEO
-    if brand == b"crx " or data[8:10] == b"CR":  # Canon's raw files, of both ages
+    canon = data[:4] == b"II*\0" and data[8:10] == b"CR"
+    if canon or brand == b"crx ":  # Canon's raw files, of both ages
         return _RAW
     return next((kind for start, kind in _STARTS.items() if data.startswith(start)), None)
 
@@ -102,7 +103,7 @@ def refuse_unreadable(data: bytes, name: str) -> None:
     by_name = unreadable_by_name(os.path.splitext(name)[1])
     kind = by_name if by_name == _RAW else _unreadable_by_content(data)
     if kind:
-        raise UserError(f"{printable(name)}: {kind.kind}, which cannot be read; {kind.advice}")
+        raise UserError(f"{printable(name)} cannot be read ({kind.kind}); {kind.advice}")
 
 
 def readable_suffixes() -> set[str]:

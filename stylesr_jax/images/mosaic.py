@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+LINES = 256  # are looked at, of large pictures
 MIN_SIDE = 4  # px of the small picture: fewer blocks are a drawing
 DENSITY = 0.5  # of the edges between rows and columns of blocks are seen: drawings show few
 MIN_LOSSY_BLOCK = 4  # px
@@ -63,20 +64,20 @@ def _columns_that_begin(levels: np.ndarray) -> list[int]:
 
 def _lossy_block(levels: np.ndarray) -> int:
     """The largest block that explains nearly all of what changes between pixels."""
-    luminance = levels @ LUMINANCE
-    sides = math.gcd(*luminance.shape)
-    most = min(luminance.shape) // MIN_SIDE
+    height, width = levels.shape[:2]
+    sides, most = math.gcd(height, width), min(height, width) // MIN_SIDE
     candidates = [b for b in range(most, MIN_LOSSY_BLOCK - 1, -1) if sides % b == 0]
-    steps = [_squared_steps(luminance), _squared_steps(luminance.T)]
+    steps = [_squared_steps(levels), _squared_steps(levels.swapaxes(0, 1))]
     for block in candidates:
-        if _explains(steps, block) and _flat(luminance, block):
+        if _explains(steps, block) and _flat(levels @ LUMINANCE, block):
             return block
     return 1
 
 
-def _squared_steps(luminance: np.ndarray) -> np.ndarray:
-    """(W - 1,) sums of the squared differences between neighbouring columns."""
-    return np.square(np.diff(luminance, axis=1)).sum(axis=0, dtype=np.float64)
+def _squared_steps(levels: np.ndarray) -> np.ndarray:
+    """(W - 1,) mean squared differences between neighbouring columns, over some of the rows."""
+    rows = levels[:: max(len(levels) // LINES, 1)]
+    return np.square(np.diff(rows @ LUMINANCE, axis=1)).mean(axis=0, dtype=np.float64)
 
 
 def _explains(steps: list[np.ndarray], block: int) -> bool:

@@ -32,7 +32,8 @@ from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.runs.records import Row, Rows
 from stylesr_jax.runs.worker import Job, Source, Subject, open_source, work
 from stylesr_jax.runtime import files
-from stylesr_jax.solver.solve import Result, degrade_original, key_of
+from stylesr_jax.solver.observation import degrade_original, key_of
+from stylesr_jax.solver.result import Result
 
 ORIGINAL = "original"  # the label of the originals themselves
 FIGURE = 256  # px: longer side of an original in the figures
@@ -134,7 +135,7 @@ def fingerprint(plan: EvaluationPlan, image: Source, variant: Variant) -> str:
     facts = {
         "image": [image.name, image.sha256],
         "method": variant.method.name,
-        "settings": dict(variant.settings),
+        "settings": variant.settings,
         "identity": {
             name: value
             for name, value in plan.identity.items()

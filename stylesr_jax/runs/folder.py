@@ -18,10 +18,11 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.images.files import write_image, write_png
 from stylesr_jax.images.grid import result_grid
-from stylesr_jax.methods.terms import Latents
+from stylesr_jax.methods.view import Latents
 from stylesr_jax.runs.records import write_json
 from stylesr_jax.runtime import files
-from stylesr_jax.solver.solve import Observation, Result
+from stylesr_jax.solver.observation import Observation
+from stylesr_jax.solver.result import Result
 
 Format = Literal["png", "jpg", "webp"]  # of solutions
 WHITE = 0.5  # the deviation that uncertainty.png shows as white; images in [-1, 1]

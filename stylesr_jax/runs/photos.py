@@ -17,7 +17,7 @@ from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.generators.mobile.native.blocks import blocks_of
 from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.kinds import printable
-from stylesr_jax.metrics.image import Scores, scores
+from stylesr_jax.metrics.image import scores
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.metrics.scorer import at_shape
 from stylesr_jax.runs.claims import content_key
@@ -26,22 +26,22 @@ from stylesr_jax.runs.places import RESERVED, candidates, firsts_of_stem, safe_s
 from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.runs.records import write_json
 from stylesr_jax.runs.worker import Job, Source, Subject, open_source
-from stylesr_jax.runtime import program_cache as programs
 from stylesr_jax.runtime.machine import versions
-from stylesr_jax.solver.solve import (
+from stylesr_jax.runtime.program_cache import kept_jit
+from stylesr_jax.solver.observation import (
     DATA_KEY,
     MAX_LOW,
-    Result,
-    Solution,
     default_degradation,
     degrade_original,
     key_of,
-    observe,
-    told,
+    place_on_canvas,
+    realised_for_search,
 )
+from stylesr_jax.solver.result import Result, Solution
 
 COMPARED = 256  # px: longer side at which solutions are compared with an original
 
+_score = kept_jit(scores)
 Say = Callable[..., None]  # (event, text, **values)
 
 
@@ -201,13 +201,13 @@ class PhotosJob(Job[PhotosPlan]):
 
     def _observed(self, source: Source, picture: Picture) -> Subject:
         """A photo that is small already."""
-        plan, observation = self.plan, observe(picture.pixels)
+        plan, observation = self.plan, place_on_canvas(picture.pixels)
         if plan.degradation is None:
             assumed = default_degradation(observation)
         elif plan.truth:
             key = jax.random.fold_in(key_of(plan.seed, source.sha256), DATA_KEY)
             resolution = plan.generator.resolution
-            assumed = told(observation, plan.degradation, key, resolution=resolution)
+            assumed = realised_for_search(observation, plan.degradation, key, resolution=resolution)
             observation = replace(observation, exact=plan.degradation.exact)
         else:
             raise UserError(
@@ -351,7 +351,7 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         "preset": plan.variant.preset,
         "generator": plan.generator.name,
         "device": device_line(),
-        "blocks": None if plan.variant.method.direct else blocks_of(plan.generator),
+        "blocks": None if not plan.variant.stages else blocks_of(plan.generator),
         "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,
@@ -388,10 +388,7 @@ def compared_size(height: int, width: int) -> tuple[int, int]:
 def _scores(result: Result, reference: np.ndarray) -> list[dict[str, float]]:
     """PSNR, SSIM and LPIPS of each solution to the small original."""
     network = load_features("vgg16")
-    found = [
-        programs.call(scores, solution.image, reference, network, out=Scores(0, 0, 0))
-        for solution in result.solutions
-    ]
+    found = [_score(solution.image, reference, network) for solution in result.solutions]
     return [{name: float(value) for name, value in one._asdict().items()} for one in found]
 
 

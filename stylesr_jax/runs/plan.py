@@ -15,15 +15,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.methods import method_named
-from stylesr_jax.methods.base import (
-    Method,
-    Stage,
-    Value,
-    race_steps,
-    sketched,
-    stages_of,
-    with_budget,
-)
+from stylesr_jax.methods.base import Method, Stage, Value, stages_of
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.priors.flow import flow_sha256, load_prior
 from stylesr_jax.runtime import files
@@ -38,35 +30,28 @@ class Variant:
 
     Attributes:
         label: how tables and figures call it.
-        method: the method.
+        method: the method, the budget included.
         preset: which of its presets the settings began with.
-        settings: all of its settings, the budget included.
     """
 
     label: str
     method: Method
     preset: str
-    settings: Mapping[str, Value]
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """All settings of the method."""
+        return self.method.settings
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """The searches of the method, one after the other."""
-        return stages_of(self.method, self.settings)
+        return stages_of(self.method)
 
     @property
     def evaluations(self) -> int:
         """Gradient steps for one solution."""
-        return sum(int(self.settings[stage.steps]) for stage in self.stages)
-
-    @property
-    def raced(self) -> int:
-        """Steps with which starts race for each solution but an image's first."""
-        return race_steps(self.settings)
-
-    def sketched(self, generator: Generator, size: int) -> int:
-        """How many of the evaluations stop early, with a sketch, for observations of `size` px."""
-        stages = sketched(self.stages, generator, size)
-        return sum(int(self.settings[stage.steps]) for stage in stages if stage.stop is not None)
+        return self.method.steps_in_all
 
 
 def variant(
@@ -92,12 +77,12 @@ def variant(
         if not sign:
             raise UserError(f"--methods {text}: write NAME:SETTING=VALUE, e.g. rls:lambda_w=0.1")
         own[setting.strip()] = value.strip()
-    method = method_named(name.strip())
-    chosen = own_preset if at else preset if preset in method.presets else "balanced"
-    settings: dict[str, Any] = method.resolve(chosen, {**own, **(changes or {})})
+    kind = method_named(name.strip())
+    chosen = own_preset if at else preset if preset in kind.presets else "balanced"
+    method = kind.resolve(chosen, {**own, **(changes or {})})
     if evaluations is not None:
-        settings = with_budget(method, settings, evaluations)
-    return Variant(label if equals else text.strip(), method, chosen, settings)
+        method = method.with_budget(evaluations)
+    return Variant(label if equals else text.strip(), method, chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,19 +128,11 @@ def about(plan: EvaluationPlan, images: int) -> dict[str, Any]:
                 "method": one.method.name,
                 "preset": one.preset,
                 "evaluations": one.evaluations,
-                "sketched": one.sketched(plan.generator, plan.observed_size),
-                "raced": one.raced if plan.solutions > 1 else 0,
-                "settings": dict(one.settings),
+                "settings": one.settings,
             }
             for one in plan.variants
         },
     }
-
-
-def _phrases(facts: Mapping[str, Any], name: str, text: str) -> str:
-    """`text` about each variant of which the fact `name` is not 0, with commas between."""
-    variants = facts["variants"].items()
-    return ", ".join(text.format(label=label, **v) for label, v in variants if v.get(name))
 
 
 def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] = ()) -> str:
@@ -183,19 +175,6 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
         f"{sizes['niqe']} px; low-res L1 and PSNR compare the solution, degraded as the search "
         "assumes, with its input on [-1, 1].",
     ]
-    early = _phrases(facts, "sketched", "{sketched} of the {evaluations} of {label}")
-    if early:
-        notes.append(
-            f"Of these, {early} stop early, with a sketch of the image, which "
-            "costs a fraction of a full one. Not counted: the full image every 20 such steps, and "
-            "the sketches of starts that were drawn and not taken."
-        )
-    raced = _phrases(facts, "raced", "{raced} for {label}")
-    if raced:
-        notes.append(
-            "Nor are the steps with which starts raced for each solution but an image's first: "
-            f"{raced}."
-        )
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
         notes.append(

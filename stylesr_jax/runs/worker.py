@@ -20,7 +20,9 @@ from stylesr_jax.runs.claims import Claim, Claims, repeat_until_free
 from stylesr_jax.runs.pipeline import Pipeline, grouped, images_together
 from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.solver.batching import choose_batch, within_memory
-from stylesr_jax.solver.solve import Observation, Result, key_of, solve
+from stylesr_jax.solver.observation import Observation, key_of
+from stylesr_jax.solver.result import Result
+from stylesr_jax.solver.solve import solve
 
 P = TypeVar("P", bound=Plan)
 
@@ -244,7 +246,6 @@ class _Worker:
                 solutions=plan.solutions,
                 mesh=plan.mesh,
                 method=variant.method,
-                settings=variant.settings,
                 side=subject.canvas,
                 generator=plan.generator,
                 prior=plan.prior,
@@ -317,7 +318,6 @@ class _Worker:
             prior=plan.prior,
             perceptual=plan.perceptual,
             method=variant.method,
-            settings=variant.settings,
             solutions=plan.solutions,
             degradation=subjects[0].degradation,
             noise_mask=plan.noise_mask,

@@ -40,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         )
     except OSError as error:
         raise UserError(
-            f"cannot write in {path.parent}: {error.strerror}; choose another folder"
+            f"cannot write in {path.parent}: {error.strerror}; {elsewhere(path)}"
         ) from error
     os.close(handle)
     temporary = Path(name)
@@ -51,7 +51,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; {elsewhere(path)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,6 +84,13 @@ def _is_alive(process: int) -> bool:
     except OSError:
         pass  # of another user
     return True
+
+
+def elsewhere(path: Path) -> str:
+    """What a user can do where a file cannot be written."""
+    if path.is_relative_to(cache_dir()):
+        return "set STYLESR_CACHE to a folder that can be written and has room"
+    return "choose another folder"
 
 
 def _umask() -> int:

@@ -51,7 +51,7 @@ def prefetched(facts: Mapping[str, Any] | None) -> Iterator[None]:
         yield
         return
     check_device()
-    with program_cache.foreseen(repr(sorted(facts.items()))):
+    with program_cache.prefetch(repr(sorted(facts.items()))):
         yield
 
 
