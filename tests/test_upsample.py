@@ -367,12 +367,13 @@ def test_odd_files_and_empty_folders_do_not_stop_the_others(
     odd = tmp_path / "odd.png"
     odd.write_bytes(photo.read_bytes())
 
-    def to_rgb(image):
-        raise RuntimeError("what a decoder may say")
+    def decode(data, name):
+        raise RuntimeError("what a decoder may say\nat length")
 
-    monkeypatch.setattr("stylesr_jax.images.files._to_rgb", to_rgb)
+    monkeypatch.setattr("stylesr_jax.runs.photos.decode", decode)
     assert run(odd, "--out", tmp_path / "out", "--quiet", *QUICK) == 2
-    assert "damaged" in capsys.readouterr().err
+    error = "error: odd.png: RuntimeError: what a decoder may say\n"
+    assert capsys.readouterr().err == error
     monkeypatch.undo()
 
 
@@ -525,8 +526,11 @@ def test_only_images_in_one_folder(run, photo, tmp_path):
     assert run(photo, "--out", out, *options) == 0
     assert {path.name for path in out.iterdir()} == {"photo_solution_0.png", ".reports"}
     before = (out / "photo_solution_0.png").stat().st_mtime_ns
-    assert run(photo, "--out", out, *options, "--resume") == 0
+    copy = shutil.copy(photo, photo.with_name("copy.png"))
+    assert run(photo, copy, "--out", out, *options, "--resume") == 0
     assert (out / "photo_solution_0.png").stat().st_mtime_ns == before
+    names = {path.name for path in out.iterdir()}
+    assert names == {"photo_solution_0.png", "copy_solution_0.png", ".reports"}
 
 
 def test_flat_results_lie_beside_one_another(run, photo, tmp_path):
