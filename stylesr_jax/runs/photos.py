@@ -89,13 +89,18 @@ class PhotosPlan(Plan):
             **self.identity,
         }
 
+    @property
+    def reports(self) -> Path:
+        """Where reports lie that stand beside nothing, and the summary."""
+        return self.out / ".reports" if self.only_images else self.out
+
     def place_of(self, name: str) -> Place:
         """Where a result of this name lies."""
         place = place_in(self.out / name)
         if self.flat:
             place = Place(self.out, self.out / f"{name}_report.json", f"{name}_")
         if self.only_images:
-            place = replace(place, report=self.out / ".reports" / f"{name}.json")
+            place = replace(place, report=self.reports / f"{name}.json")
         return place
 
 
@@ -294,10 +299,10 @@ class PhotosJob(Job[PhotosPlan]):
         return False
 
     def write_summary(self) -> None:
-        """DIR/summary.json: what became of each photo, by the reports of whoever worked on it."""
+        """summary.json: what became of each photo, by the reports of whoever worked on it."""
         failed = self.failures()
         entries = [self._entry(path, failed.get(path)) for path in sorted(self.plan.photos)]
-        write_json(self.plan.out / "summary.json", {"inputs": entries})
+        write_json(self.plan.reports / "summary.json", {"inputs": entries})
 
     def _entry(self, path: Path, failure: str | None) -> dict[str, Any]:
         name = self._name_of(path)
