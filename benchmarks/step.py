@@ -46,6 +46,7 @@ from stylesr_jax.search.engine import Problem, advance, begin
 
 RANDOM = "stylegan2-256"
 TARGET = 16  # px of the low-resolution image
+RATE = 0.02  # Adam's
 
 
 def random_generator(*, resolution: int, channel_base: int) -> Generator:
@@ -58,24 +59,23 @@ def random_generator(*, resolution: int, channel_base: int) -> Generator:
     return bare.replace(statistics=statistics)  # type: ignore[attr-defined]
 
 
-def _loss(generator: Generator, target: jax.Array, ws: jax.Array, progress: jax.Array) -> Any:
-    """L1 between the image's block means and the target, both (TARGET, TARGET, 3)."""
-    image = generator.synthesise(ws[None])[0]
-    block = image.shape[0] // TARGET
-    small = image.reshape(TARGET, block, TARGET, block, 3).mean(axis=(1, 3))
-    return {"l1": jnp.abs(small - target).mean()}, None
+class BlockMeans(Problem):
+    """L1 between the image's block means and the target, both (TARGET, TARGET, 3), with Adam."""
+
+    def loss(self, context: Generator, start: jax.Array, variables: jax.Array) -> Any:
+        image = context.synthesise(variables[None])[0]
+        block = image.shape[0] // TARGET
+        small = image.reshape(TARGET, block, TARGET, block, 3).mean(axis=(1, 3))
+        return {"l1": jnp.abs(small - start).mean()}, None
+
+    def learning_rate(self, progress: jax.Array) -> jax.Array:
+        return jnp.asarray(RATE)
+
+    def optimiser(self) -> optax.GradientTransformation:
+        return optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
 
 
-def _adam(generator: Generator) -> optax.GradientTransformation:
-    return optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
-
-
-PROBLEM = Problem(
-    loss=_loss,
-    optimiser=_adam,
-    learning_rate=lambda generator: jnp.asarray(0.02),
-    rate=lambda progress: jnp.ones(()),
-)
+PROBLEM = BlockMeans()
 
 
 def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
     keys = jax.random.split(jax.random.key(2), batch)
     state = begin(PROBLEM, generator, targets, ws)
     total = jnp.asarray(10**6, jnp.int32)
-    arguments = (generator, targets, keys, total, state)
+    arguments = (PROBLEM, generator, targets, keys, total, state)
 
     def compiled() -> tuple[Callable[..., Any], float]:
         start = time.perf_counter()
-        result = advance.lower(*arguments, problem=PROBLEM, length=steps).compile()
+        result = advance.lower(*arguments, length=steps).compile()
         return result, time.perf_counter() - start
 
     run, cold = compiled()
