@@ -83,6 +83,7 @@ def test_the_portrait_has_one_face_that_is_framed(portrait_face):
         ((640, 480), 60.0, 35.0, (207.0, 201.0)),  # where tiles meet
         ((640, 480), 120.0, -45.0, (540.0, 380.0)),
         ((500, 620), 430.0, 20.0, (250.0, 310.0)),
+        ((400, 400), 180.0, 90.0, (200.0, 200.0)),
         ((300, 300), 260.0, 0.0, (40.0, 150.0)),  # a third lies beyond the border
         ((32, 32), 32.0, 0.0, (16.0, 16.0)),  # 14 px from eye to chin, enlarged to be found
     ],

@@ -44,6 +44,7 @@ FINEST = 0.6  # of a photo's size: a face of 24 px from eye to chin is found at 
 COARSEST_SIDE = 128  # px of the longer side: a face that fills the photo is found at it
 MAX_PIXELS = 50_000_000  # of a photo
 MAX_SCANNED = 4_500_000  # pixels of the finest scale: larger photos are looked at less finely
+STRIP = 256  # rows of a photo that are converted together
 CANDIDATE_SCORE = 0.5
 BATCH = 4  # candidates that the landmark network sees together
 
@@ -115,8 +116,11 @@ def detect(params: Params, tile: Array) -> tuple[Array, Array]:
 # --- scales and tiles -----------------------------------------------------------------------
 
 
-def halvings(pixels: np.ndarray) -> list[Image.Image]:
-    """A photo (H, W, 3) uint8 and its halvings, down to 64 pixels of the shorter side."""
+def halvings(image: np.ndarray) -> list[Image.Image]:
+    """A photo (H, W, 3) in [-1, 1] in 8 bits and its halvings, to 64 px of the shorter side."""
+    pixels = np.empty(image.shape, np.uint8)
+    for start in range(0, len(image), STRIP):  # a large photo's floats take gigabytes at once
+        pixels[start : start + STRIP] = to_uint8(image[start : start + STRIP])
     levels = [Image.fromarray(pixels)]
     while min(levels[-1].size) >= 128:
         levels.append(levels[-1].reduce(2))
@@ -232,8 +236,8 @@ PASSES = 3  # each crops as the points of the last one say
 PRESENCE = (0.05, 0.5, 0.5)  # least probability of a face after each pass
 DISAGREEMENT = 0.5  # most that the networks' points may differ, over the way from eyes to mouth
 AROUND = 1.2  # sides of the crop that is seen both ways up, over those of FFHQ's crop
-SAME = 0.3  # least overlap of two boxes of one face
-NEAR = 0.25  # most distance of two crops' centres of one face, over the larger one's side
+SAME = 0.2  # least overlap of two boxes of one face
+NEAR = 0.35  # most distance of two crops' centres of one face, over the larger one's side
 
 
 def five_points(mesh: np.ndarray) -> np.ndarray:
@@ -349,8 +353,10 @@ def _right_way_up(levels: list[Image.Image], faces: list[Face]) -> list[Face]:
 def find_faces(image: np.ndarray) -> list[Face]:
     """The faces in a photo, largest first.
 
-    Faces of 24 px from eye to chin are found in photos of up to 12 million pixels, in larger ones
-    those that are as much larger as the photo's sides are.
+    Faces of 24 px from eye to chin and larger are found, turned by up to 90 degrees; in photos of
+    more than 12 million pixels they must be larger, as the photo's sides are. Faces that are upside
+    down are not found. Faces in profile may be missed, and so may faces of which one half is
+    hidden, or their crop be off by a tenth of its side.
 
     Args:
         image: (H, W, 3) float32 in [-1, 1], of at most 50 million pixels.
@@ -365,7 +371,7 @@ def find_faces(image: np.ndarray) -> list[Face]:
             f"{image.shape[1]}x{image.shape[0]} px is over {MAX_PIXELS // 10**6} million pixels; "
             "shrink the photo first"
         )
-    levels = halvings(to_uint8(image))
+    levels = halvings(image)
     candidates = merge(find_candidates(levels))
     eyes = candidates.points[:, :2]
     regions = [_around_box(box, eye) for box, eye in zip(candidates.boxes, eyes, strict=True)]
