@@ -116,14 +116,14 @@ def detect(params: Params, tile: Array) -> tuple[Array, Array]:
 # --- scales and tiles -----------------------------------------------------------------------
 
 
-def halvings(image: np.ndarray) -> list[Image.Image]:
+def halvings(image: np.ndarray) -> list[np.ndarray]:
     """A photo (H, W, 3) in [-1, 1] in 8 bits and its halvings, to 64 px of the shorter side."""
     pixels = np.empty(image.shape, np.uint8)
     for start in range(0, len(image), STRIP):  # a large photo's floats take gigabytes at once
         pixels[start : start + STRIP] = to_uint8(image[start : start + STRIP])
-    levels = [Image.fromarray(pixels)]
-    while min(levels[-1].size) >= 128:
-        levels.append(levels[-1].reduce(2))
+    levels = [pixels]
+    while min(levels[-1].shape[:2]) >= 128:
+        levels.append(np.asarray(Image.fromarray(levels[-1]).reduce(2)))
     return levels
 
 
@@ -177,15 +177,17 @@ def _on_scale(params: Params, picture: Image.Image) -> Iterator[Candidates]:
             yield found.take(owned & (scores >= CANDIDATE_SCORE) & (half > 0.0).all(1))
 
 
-def find_candidates(levels: list[Image.Image]) -> Candidates:
+def find_candidates(levels: list[np.ndarray]) -> Candidates:
     """All that the detector finds on all scales, in the photo's pixels, not merged."""
-    params, photo = detector_network(), levels[0]
+    params = detector_network()
+    height, width = levels[0].shape[:2]
     parts = []
-    for scale in scales(photo.height, photo.width):
-        size = (max(round(photo.width * scale), 1), max(round(photo.height * scale), 1))
-        source = next((v for v in reversed(levels) if v.width >= size[0]), photo)
-        ratio = np.array([photo.width / size[0], photo.height / size[1]], np.float32)
-        for found in _on_scale(params, source.resize(size, Image.Resampling.BICUBIC)):
+    for scale in scales(height, width):
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        source = next((v for v in reversed(levels) if v.shape[1] >= size[0]), levels[0])
+        ratio = np.array([width / size[0], height / size[1]], np.float32)
+        resized = Image.fromarray(source).resize(size, Image.Resampling.BICUBIC)
+        for found in _on_scale(params, resized):
             boxes = found.boxes * np.tile(ratio, 2)
             parts.append(Candidates(boxes, found.points * ratio, found.scores))
     return Candidates(*(np.concatenate(values) for values in zip(*parts, strict=True)))
@@ -267,17 +269,17 @@ def _around_box(box: np.ndarray, eyes: np.ndarray) -> Transform:
     return Transform(center, MARGIN * side, _angle(eyes))
 
 
-def upright_crop(levels: list[Image.Image], region: Transform, side: int) -> np.ndarray:
+def upright_crop(levels: list[np.ndarray], region: Transform, side: int) -> np.ndarray:
     """A region of a photo, (side, side, 3) float32 in [-1, 1]; its border is repeated outwards."""
     halved = int(np.clip(np.log2(max(region.size / side, 1.0)), 0, len(levels) - 1))
     level = levels[halved]
-    ratio = level.width / levels[0].width
+    ratio = level.shape[1] / levels[0].shape[1]
     region = Transform(region.center * ratio, region.size * ratio, region.rotation)
     low = np.floor(region.corners.min(0)).astype(int) - 2
     high = np.ceil(region.corners.max(0)).astype(int) + 2
-    rows = np.clip(np.arange(low[1], high[1]), 0, level.height - 1)
-    columns = np.clip(np.arange(low[0], high[0]), 0, level.width - 1)
-    part = Image.fromarray(np.asarray(level)[rows[:, None], columns])
+    rows = np.clip(np.arange(low[1], high[1]), 0, level.shape[0] - 1)
+    columns = np.clip(np.arange(low[0], high[0]), 0, level.shape[1] - 1)
+    part = Image.fromarray(level[rows[:, None], columns])
     across, down = region.axes * region.size / side
     origin = region.corners[0] - low
     matrix = (across[0], down[0], origin[0], across[1], down[1], origin[1])
@@ -285,7 +287,7 @@ def upright_crop(levels: list[Image.Image], region: Transform, side: int) -> np.
     return np.asarray(crop, np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def _meshes(levels: list[Image.Image], regions: list[Transform]) -> tuple[np.ndarray, np.ndarray]:
+def _meshes(levels: list[np.ndarray], regions: list[Transform]) -> tuple[np.ndarray, np.ndarray]:
     """The points (N, 468, 2) in the photo's pixels, and the presences (N,), of faces in regions."""
     params = landmark_network()
     meshes, presences = np.zeros((len(regions), POINTS, 2)), np.zeros(len(regions))
@@ -324,7 +326,7 @@ def _distinct(faces: list[Face]) -> list[Face]:
     return kept
 
 
-def _right_way_up(levels: list[Image.Image], faces: list[Face]) -> list[Face]:
+def _right_way_up(levels: list[np.ndarray], faces: list[Face]) -> list[Face]:
     """The faces that the detector prefers as they are to upside down.
 
     Both networks take many an upside-down face for an upright one, with its points in wrong places.
