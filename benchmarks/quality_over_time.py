@@ -33,23 +33,16 @@ from benchmarks.studies.common import PORTRAIT
 from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.images.files import find_images
 from stylesr_jax.methods import METHODS, method_named
-from stylesr_jax.methods.base import with_budget
 from stylesr_jax.metrics.scorer import Scorer
 from stylesr_jax.priors.flow import load_prior
-from stylesr_jax.runs.evaluation import (
-    Plan,
-    Row,
-    Subject,
-    Variant,
-    append_row,
-    load_parts,
-    prepare,
-    read_rows,
-    variant,
-)
+from stylesr_jax.runs.evaluation import EvaluationPlan, prepare
+from stylesr_jax.runs.plan import Variant, load_parts, variant
+from stylesr_jax.runs.records import Row, append_row, read_rows
+from stylesr_jax.runs.worker import Subject
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
-from stylesr_jax.solver.solve import key_of, solve
+from stylesr_jax.solver.observation import key_of
+from stylesr_jax.solver.solve import solve
 
 PRESETS = tuple(
     dict.fromkeys(name for method in METHODS.values() for name in ("balanced", *method.presets))
@@ -76,22 +69,23 @@ def curves(methods: Sequence[str], presets: Sequence[str]) -> list[Variant]:
     """Every method with every preset that it has; one curve for a method without a search."""
     found = []
     for name in methods:
-        method = method_named(name)
-        own = [preset for preset in presets if preset in ("balanced", *method.presets)]
-        if method.direct is not None:
-            own = own[:1]
-        found += [variant(name, preset=preset, evaluations=None) for preset in own]
+        has = ("balanced", *method_named(name).presets)
+        own = [variant(name, preset=p, evaluations=None) for p in presets if p in has]
+        searching = [one for one in own if one.stages]
+        found += searching or own[:1]
     return found
 
 
-def fingerprint(subject: Subject, one: Variant, identity: Mapping[str, str], plan: Plan) -> str:
+def fingerprint(
+    subject: Subject, one: Variant, identity: Mapping[str, str], plan: EvaluationPlan
+) -> str:
     """A hash of all that decides a search."""
     facts = [subject.name, subject.sha256, one.method.name, dict(one.settings), dict(identity)]
     facts += [plan.lr_size, plan.seed]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def search(plan: Plan, subject: Subject, one: Variant) -> tuple[Any, float]:
+def search(plan: EvaluationPlan, subject: Subject, one: Variant) -> tuple[Any, float]:
     """One solution, and the seconds until its last step."""
     began = time.perf_counter()
     last = [began]
@@ -101,12 +95,11 @@ def search(plan: Plan, subject: Subject, one: Variant) -> tuple[Any, float]:
 
     (result,) = solve(
         [subject.observation],
-        [key_of(plan.seed, subject.name)],
+        [key_of(plan.seed, subject.sha256)],
         generator=plan.generator,
         prior=plan.prior,
         perceptual=plan.perceptual,
         method=one.method,
-        settings=one.settings,
         solutions=1,
         degradation=subject.degradation,
         on_progress=tick,
@@ -117,7 +110,7 @@ def search(plan: Plan, subject: Subject, one: Variant) -> tuple[Any, float]:
 
 
 def measure_curve(
-    plan: Plan, curve: Variant, prior: Any, scorer: Scorer, options: argparse.Namespace
+    plan: EvaluationPlan, curve: Variant, prior: Any, scorer: Scorer, options: argparse.Namespace
 ) -> None:
     """The searches of one curve that OUT does not hold yet."""
     file = plan.out / "rows.jsonl"
@@ -127,15 +120,13 @@ def measure_curve(
     for path in plan.images:
         subject = prepare(plan, path)
         for budget in budgets(curve.evaluations, options.points, options.evaluations):
-            settings = with_budget(curve.method, curve.settings, budget)
-            one = replace(curve, settings=settings)
+            one = replace(curve, method=curve.method.with_budget(budget))
             mark = fingerprint(subject, one, plan.identity, plan)
             if mark in known:
                 continue
             if not warm:
-                least = len(curve.method.stages(curve.settings))
-                short = with_budget(curve.method, curve.settings, least)
-                search(plan, subject, replace(curve, settings=short))  # compiles
+                short = curve.method.with_budget(len(curve.stages))
+                search(plan, subject, replace(curve, method=short))  # compiles
                 warm = True
             solution, seconds = search(plan, subject, one)
             row: Row = {
@@ -252,7 +243,7 @@ def draw(path: Path, entries: Sequence[dict[str, Any]], title: str) -> None:
     pyplot.close(figure)
 
 
-def keep(plan: Plan, machine: dict[str, Any]) -> list[dict[str, Any]]:
+def keep(plan: EvaluationPlan, machine: dict[str, Any]) -> list[dict[str, Any]]:
     """Write OUT's table, plot and JSON from its rows of this setting; returns the summary."""
     rows = [
         row
@@ -286,7 +277,7 @@ def run(options: argparse.Namespace) -> None:
             prior = load_prior(parts["generator"], path=options.prior)
         except UserError:
             print("no prior fits this generator: log p is left out", file=sys.stderr)
-    plan = Plan(
+    plan = EvaluationPlan(
         images=tuple(find_images([options.images])[: options.limit]),
         variants=tuple(chosen),
         out=options.out,
@@ -311,7 +302,9 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
     add("--methods", default=",".join(METHODS), help="separated by commas (default: all)")
     add("--presets", default=",".join(PRESETS), help=f"default {','.join(PRESETS)}")

@@ -22,7 +22,7 @@ from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.loading import generator_from_file, load_generator
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.flow import Prior, load_prior
-from stylesr_jax.runtime import program_cache as programs
+from stylesr_jax.runtime import program_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -53,15 +53,15 @@ def pytest_unconfigure():
 def _room():
     """A worker compiles more than a process has memory mappings for."""
     yield
-    programs.make_room()
+    program_cache.drop_programs_if_full()
 
 
 @pytest.fixture
 def kept_programs():
     """Searches take the programs that other tests have traced, as those of the commands do."""
-    programs.keep_in(KEPT / "programs")
+    program_cache.keep_in(KEPT / "programs")
     yield
-    programs.keep_in(None)
+    program_cache.keep_in(None)
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,11 @@ import weight_files as wf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from convert import safe_pickle
-from convert.arrays import TORCH_MAGIC
+from convert import pickles
 from convert.detect import read_source
-from convert.safe_pickle import Global, Record, read_pickle, refused_globals
-from convert.state_dict import checked
+from convert.parameters import checked
+from convert.pickles import Global, Record, read_pickle, refused_globals
+from convert.torch_files import TORCH_MAGIC
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.stylegan2 import random_state
 
@@ -128,7 +128,7 @@ def test_a_real_exploit_does_not_run(protocol, tmp_path):
 
 def test_the_unpickler_imports_nothing():
     code = (
-        "import sys; from convert.safe_pickle import read_pickle; before = set(sys.modules)\n"
+        "import sys; from convert.pickles import read_pickle; before = set(sys.modules)\n"
         "read_pickle(memoryview(b'cantigravity\\nfly\\n)R.'))\n"
         "assert set(sys.modules) == before and 'antigravity' not in sys.modules"
     )
@@ -136,7 +136,7 @@ def test_the_unpickler_imports_nothing():
 
 
 def test_the_reader_uses_no_unpickler():
-    for path in (ROOT / "convert").glob("*.py"):
+    for path in (ROOT / "convert").rglob("*.py"):
         text = path.read_text()
         for word in ("import pickle", "from pickle", "eval(", "exec(", "__import__", "importlib"):
             assert word not in text, (path.name, word)
@@ -298,6 +298,8 @@ SIZES = {
     "torch: stream of many steps": lambda: ada_with(
         tensor(source=wf.Call(wf.LOAD_BYTES, (b"\x80\x02" + b"N0" * 5000 + b"N.",)))
     ),
+    "dictionaries that multiply": lambda: multiplied(),
+    "long names in dictionaries": lambda: long_names(),
     "torch: stream in a stream": lambda: ada_with(
         tensor(
             source=wf.Call(
@@ -307,6 +309,20 @@ SIZES = {
         )
     ),
 }
+
+
+def multiplied() -> bytes:
+    """A few shared dictionaries that are a hundred million entries to who walks through them."""
+    shared: dict[str, object] = {"input": 1}
+    for _ in range(5):
+        shared = {str(i): shared for i in range(40)}
+    return wf.torch_archive(shared, {})
+
+
+def long_names() -> bytes:
+    """Entries whose dotted paths would take 20 GB."""
+    inner = {str(i): {} for i in range(10_000)}
+    return wf.torch_archive({"a" * 1_000_000: {"b" * 1_000_000: inner}}, {})
 
 
 @pytest.mark.parametrize("what", SIZES)
@@ -544,6 +560,13 @@ WHOLE = {
     "ada, protocol 2": wf.ada_pickle(wf.ada_network(TINY), 2),
     "tf": wf.dumps((None, None, wf.tf_generator(TINY))),
     "rosinality zip": wf.torch_save_zip({"g_ema": wf.rosinality_state(TINY)}),
+    "pSp": wf.torch_save_zip(
+        {
+            "state_dict": {f"decoder.{n}": a for n, a in wf.rosinality_state(TINY).items()},
+            "latent_avg": np.zeros((4, 8), np.float32),
+        }
+    ),
+    "module by torch": wf.torch_save_zip(wf.ada_network(TINY, record=np.asarray)),
     "rosinality legacy": wf.torch_save_legacy({"g_ema": wf.rosinality_state(TINY)}),
     "npz": zipped({f"{n}.npy": npy(str(a.shape)[1:-1], a.tobytes()) for n, a in TINY.items()}),
 }
@@ -656,5 +679,5 @@ def test_random_programs_of_valid_opcodes(parts):
 def test_limits_are_far_from_real_files():
     """Three networks at 32 px (at 1024 px there are 9 blocks instead of 4)."""
     data = memoryview((GOLDEN / "ada_pytorch_skip_32.pkl").read_bytes())
-    read_pickle(data, max_opcodes=safe_pickle.MAX_OPCODES // 20)
-    assert TORCH_MAGIC.bit_length() < 8 * safe_pickle.MAX_INTEGER // 3
+    read_pickle(data, max_opcodes=pickles.MAX_OPCODES // 20)
+    assert TORCH_MAGIC.bit_length() < 8 * pickles.MAX_INTEGER // 3

@@ -1,7 +1,8 @@
 """The command line, on an untrained 32 px generator and files in a temporary folder."""
 
-import importlib
+import hashlib
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -15,8 +16,12 @@ import pytest
 from conftest import KEPT
 from PIL import Image
 
+from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import read_image
+from stylesr_jax.runs import worker
 from stylesr_jax.runs.folder import write_result
+from stylesr_jax.runs.photos import PhotosJob, PhotosPlan
+from stylesr_jax.runs.plan import variant
 from stylesr_jax.runtime import program_cache as programs
 from stylesr_jax.solver import solve as solve_module
 from stylesr_jax.solver.solve import solve
@@ -52,6 +57,7 @@ def photo(tmp_path):
 
 
 QUICK = ("--steps", "12", "--solutions", "2")
+FEW = ("--method", "bicubic", "--solutions", "1")
 PLAIN = (*QUICK, "--method", "csgm")  # one stage and no races: a third of the programs
 
 
@@ -68,7 +74,7 @@ def test_everything_is_written(run, photo, tmp_path, capsys):
     assert one["steps"] == 12 and one["residual_psnr"] > 0 and "l1" in one["terms"]
     assert read_image(out / "photo" / "solution_0.png").shape == (32, 32, 3)
     first_line = capsys.readouterr().out.splitlines()[0]
-    assert "device" in first_line and "tiny-32" in first_line and "estimated time" in first_line
+    assert "device" in first_line and "tiny-32" in first_line and "12 steps" in first_line
 
 
 def test_redrawing_gives_the_same_pixels(run, photo, tmp_path):
@@ -129,7 +135,7 @@ def test_batches_are_filled_across_images_and_compiled_once_for_each_size(
         groups.append(([one.target.shape[0] for one in observations], options["batch"]))
         return solve(observations, keys, **options)
 
-    monkeypatch.setattr("stylesr_jax.solver.solve.solve", spy)
+    monkeypatch.setattr("stylesr_jax.runs.worker.solve", spy)
     monkeypatch.setattr(programs, "mappings", lambda: None)  # none are let go while it counts
     programs._ready.clear()
     out = tmp_path / "out"
@@ -175,18 +181,23 @@ def test_results_are_written_while_the_next_input_is_searched(run, tmp_path, mon
         assert threading.current_thread() is not threading.main_thread()
         return write_result(*args, **options)
 
-    monkeypatch.setattr("stylesr_jax.solver.solve.solve", spy)
-    monkeypatch.setattr("stylesr_jax.runs.folder.write_result", write)
+    monkeypatch.setattr("stylesr_jax.runs.worker.solve", spy)
+    monkeypatch.setattr("stylesr_jax.runs.photos.write_result", write)
     assert run(photos, "--out", tmp_path / "out", "--quiet", *QUICK) == 0
     assert events[:2] == ["search", "search"] and events.count("write") == 2
 
 
-def test_a_result_that_cannot_be_written_is_its_inputs_failure(run, tmp_path, capsys):
+def test_a_result_that_cannot_be_written_is_its_inputs_failure(run, tmp_path, monkeypatch, capsys):
     photos, out = _photos(tmp_path / "in", [8, 8]), tmp_path / "out"
-    out.mkdir()
-    (out / "photo0").write_text("in the way")
-    assert run(photos, "--out", out, *QUICK) == 2
-    assert "photo0" in capsys.readouterr().err
+
+    def full(place, *args, **options):
+        if place.folder.name == "photo0":
+            raise UserError("no space left")
+        return write_result(place, *args, **options)
+
+    monkeypatch.setattr("stylesr_jax.runs.photos.write_result", full)
+    assert run(photos, "--out", out, *FEW) == 2
+    assert "photo0.png: no space left" in capsys.readouterr().err
     states = [e["status"] for e in json.loads((out / "summary.json").read_text())["inputs"]]
     assert states == ["failed", "ok"]
 
@@ -202,7 +213,7 @@ def test_an_input_whose_search_breaks_does_not_stop_those_searched_with_it(
         return solve(observations, keys, **options)
 
     broken = read_image(inputs / "photo1.png")[0, 0, 0]
-    monkeypatch.setattr(solve_module, "solve", breaking)
+    monkeypatch.setattr(worker, "solve", breaking)
     assert run(inputs, "--out", out, "--batch", 3, *PLAIN, "--solutions", 1) == 2
     entries = json.loads((out / "summary.json").read_text())["inputs"]
     status = {entry["folder"]: entry["status"] for entry in entries}
@@ -225,7 +236,7 @@ def test_a_result_whose_claim_was_taken_over_is_dropped(run, photo, tmp_path, mo
         threading.Timer(0.2, lambda: [c.unlink() for c in (out / ".claims").glob("*")]).start()
         return results
 
-    monkeypatch.setattr(solve_module, "solve", succeeded)
+    monkeypatch.setattr(worker, "solve", succeeded)
     assert run(photo, "--out", out, "--share", *QUICK) == 0
     for path in (first / "photo").iterdir():
         assert (out / "photo" / path.name).read_bytes() == path.read_bytes()
@@ -246,7 +257,7 @@ def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
 
         return solve(observations, keys, **{**options, "on_progress": on_progress})
 
-    monkeypatch.setattr("stylesr_jax.solver.solve.solve", interrupted)
+    monkeypatch.setattr("stylesr_jax.runs.worker.solve", interrupted)
     assert run(photos, "--out", out, "--share", *QUICK) == 130
     assert "the best so far was saved" in capsys.readouterr().err
     states = {p.parent.name: json.loads(p.read_text())["status"] for p in out.glob("*/report.json")}
@@ -254,13 +265,25 @@ def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
     assert not list((out / ".claims").iterdir())
 
 
-def test_a_summary_bears_with_reports_that_are_not_there(tmp_path):
+def _plan(tiny, out, photos=(), **options):
+    bicubic = variant("bicubic")
+    return PhotosPlan(
+        photos=tuple(photos),
+        variants=(bicubic,),
+        out=out,
+        generator=tiny,
+        generator_name="tiny",
+        **{"lr_size": 8, **options},
+    )
+
+
+def test_a_summary_bears_with_reports_that_are_not_there(tiny, tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "report.json").write_text('{"status": "o')
-    work = [(Path(f"{name}.png"), tmp_path / name) for name in ("gone", "torn")]
-    command = importlib.import_module("stylesr_jax.cli.upsample")
-    del sys.modules["stylesr_jax.cli.upsample"]  # runpy, in the other tests, warns of it
-    command._write_summary(tmp_path, work, {})
+    job = PhotosJob(
+        _plan(tiny, tmp_path, (Path("gone.png"), Path("torn.png"))), say=None, error=None
+    )
+    job.write_summary()
     entries = json.loads((tmp_path / "summary.json").read_text())["inputs"]
     assert [entry["status"] for entry in entries] == ["unfinished", "unfinished"]
 
@@ -271,21 +294,24 @@ def test_resume_skips_what_is_done(run, photo, tmp_path, capsys):
     before = (out / "photo" / "report.json").stat().st_mtime_ns
     assert run(photo, "--out", out, "--resume", *QUICK) == 0
     assert "already done" in capsys.readouterr().out
-    assert (out / "photo" / "report.json").stat().st_mtime_ns == before
     assert run(photo, "--out", out, "--resume", "--quiet", "--seed", 1, *QUICK) == 0
-    assert (out / "photo" / "report.json").stat().st_mtime_ns != before
+    assert (out / "photo" / "report.json").stat().st_mtime_ns == before
+    content = hashlib.sha256(photo.read_bytes()).hexdigest()[:8]
+    assert {path.name for path in out.iterdir()} == {"photo", f"photo-{content}"}
 
 
 @pytest.mark.parametrize("options", [("--lr-size", 16), ("--degradation", "blur(9)|bicubic(8)")])
-def test_resume_does_other_work_again(run, tmp_path, capsys, options):
+def test_resume_does_other_work_too(run, tmp_path, capsys, options):
     folder, out = _photos(tmp_path / "in", [300]), tmp_path / "out"
-    first = ("--out", out, "--lr-size", 8, "--method", "bicubic", "--solutions", 1)
+    first = ("--out", out, "--lr-size", 8, *FEW)
     assert run(folder, *first) == 0
     before = (out / "photo0" / "report.json").read_text()
     capsys.readouterr()
     assert run(folder, *first, "--resume", *options) == 0
     assert "already done" not in capsys.readouterr().out
-    assert (out / "photo0" / "report.json").read_text() != before
+    assert (out / "photo0" / "report.json").read_text() == before
+    (report,) = out.glob("photo0-*/report.json")
+    assert report.read_text() != before
 
 
 @pytest.mark.slow
@@ -341,12 +367,13 @@ def test_odd_files_and_empty_folders_do_not_stop_the_others(
     odd = tmp_path / "odd.png"
     odd.write_bytes(photo.read_bytes())
 
-    def to_rgb(image):
-        raise RuntimeError("what a decoder may say")
+    def decode(data, name):
+        raise RuntimeError("what a decoder may say\nat length")
 
-    monkeypatch.setattr("stylesr_jax.images.files._to_rgb", to_rgb)
+    monkeypatch.setattr("stylesr_jax.runs.photos.decode", decode)
     assert run(odd, "--out", tmp_path / "out", "--quiet", *QUICK) == 2
-    assert "damaged" in capsys.readouterr().err
+    error = "error: odd.png: RuntimeError: what a decoder may say\n"
+    assert capsys.readouterr().err == error
     monkeypatch.undo()
 
 
@@ -380,6 +407,221 @@ def test_json_mode_prints_one_object_a_line(run, photo, tmp_path, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[0]["event"] == "start" and events[-1]["event"] == "result"
     assert any(e["event"] == "step" and "l1" in e["terms"] for e in events)
+
+
+def test_events_say_how_many_seconds_are_left(run, photo, tmp_path, capsys):
+    assert run(photo, "--out", tmp_path / "out", "--json", *PLAIN, "--steps", 30) == 0
+    steps = [e for e in map(json.loads, capsys.readouterr().out.splitlines()) if "step" in e]
+    assert [e["seconds_left"] is None for e in steps] == [True, *[False] * 5]  # nothing is known
+    assert steps[1]["seconds_left"] > steps[2]["seconds_left"] == 0.0
+
+
+# --- names and folders ----------------------------------------------------------------------
+
+
+def _folders(out):
+    return {path.parent.name for path in out.glob("*/report.json")}
+
+
+def _short_hash(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+
+
+def test_photos_of_one_name_overwrite_nothing(run, tmp_path, capsys):
+    first, second = (_photos(tmp_path / name, [8]) / "photo0.png" for name in "ab")
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(second)
+    out, other = tmp_path / "out", f"photo0-{_short_hash(second)}"
+    assert run(first, "--out", out, "--quiet", *FEW) == 0
+    before = (out / "photo0" / "solution_0.png").read_bytes()
+    assert run(second, first, "--out", out, "--resume", *FEW) == 0
+    assert _folders(out) == {"photo0", other}
+    assert "photo0.png: already done" in capsys.readouterr().out
+    assert (out / "photo0" / "solution_0.png").read_bytes() == before
+    summary = json.loads((out / "summary.json").read_text())["inputs"]
+    assert [(e["folder"], e["status"]) for e in summary] == [("photo0", "ok"), (other, "ok")]
+
+
+def test_a_photo_that_is_named_twice_is_solved_once(run, photo, tmp_path, capsys):
+    inputs = (photo, photo.parent / "." / photo.name, photo.parent / "*.png")
+    assert run(*inputs, "--out", tmp_path / "out", *FEW) == 0
+    said = capsys.readouterr().out
+    assert "1 input(s)" in said and said.count("1 solution(s) in") == 1
+
+
+def test_a_copy_in_another_folder_is_solved_once(run, photo, tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    copy = shutil.copy(photo, tmp_path / "b" / photo.name)
+    assert run(photo, copy, "--out", tmp_path / "out", *FEW) == 0
+    assert f"the same picture as {photo}" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["inputs"]
+    assert [(e["folder"], e["status"]) for e in summary] == [("photo", "ok")] * 2
+
+
+ODD = [b"...png", b"summary.json.png", b".claims.png", b"caf\xe9.png", b"two\nlines.png"]
+ODD.append(b"x" * 251 + b".png")
+
+
+def test_odd_names_stay_inside_the_folder(run, photo, tmp_path, capsys):
+    out, named = tmp_path / "out", [tmp_path / "in" / os.fsdecode(name) for name in ODD]
+    (tmp_path / "in").mkdir()
+    for i, path in enumerate(named):
+        Image.fromarray(np.full((8, 8, 3), 40 + i, np.uint8)).save(str(path), format="PNG")
+    before = set(tmp_path.iterdir())
+    assert run(*named, "--out", out, *FEW) == 0
+    assert set(tmp_path.iterdir()) == before | {out}
+    folders = _folders(out)
+    json_name = f"summary.json-{_short_hash(named[1])}"
+    cafe = os.fsdecode(b"caf\xe9")
+    assert folders == {"image", json_name, "claims", cafe, "two\nlines", "x" * 200}
+    entries = json.loads((out / "summary.json").read_text())["inputs"]
+    assert {e["folder"] for e in entries} == folders
+    assert {e["status"] for e in entries} == {"ok"}
+    said = capsys.readouterr().out
+    assert "two\\nlines.png: 1 solution(s)" in said and "caf\\udce9.png: 1 solution(s)" in said
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(run, photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert run(photo, "--out=~/results", "--quiet", *FEW) == 0
+    assert (tmp_path / "home" / "results" / "photo" / "report.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_seed_depends_on_the_content_not_on_the_name(run, photo, tmp_path):
+    renamed, other = photo.with_name("renamed.png"), photo.with_name("other.png")
+    shutil.copy(photo, renamed)
+    pixels = np.array(Image.open(photo))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(other)
+    out = tmp_path / "out"
+    assert run(photo, renamed, other, "--out", out, "--quiet", *PLAIN) == 0
+    names = ("photo", "renamed", "other")
+    a, b, c = ((out / name / "solution_1.png").read_bytes() for name in names)
+    assert a == b != c
+    assert (
+        np.abs(
+            read_image(out / "photo" / "solution_1.png")
+            - read_image(out / "other" / "solution_1.png")
+        ).mean()
+        > 0.05
+    )
+
+
+def test_an_input_is_opened_once(run, photo, tmp_path, monkeypatch):
+    opened = []
+    real = worker.read_bytes
+    monkeypatch.setattr(worker, "read_bytes", lambda path: opened.append(path) or real(path))
+    large = tmp_path / "large.png"
+    Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(large)
+    assert run(photo, large, "--out", tmp_path / "out", "--lr-size", 8, *FEW) == 0
+    assert sorted(opened) == sorted([photo, large])
+
+
+# --- what is written ------------------------------------------------------------------------
+
+
+def test_only_images_in_one_folder(run, photo, tmp_path):
+    out, options = tmp_path / "out", ("--only-images", "--flat", "--quiet", *FEW)
+    assert run(photo, "--out", out, *options) == 0
+    assert {path.name for path in out.iterdir()} == {"photo_solution_0.png", ".reports"}
+    before = (out / "photo_solution_0.png").stat().st_mtime_ns
+    copy = shutil.copy(photo, photo.with_name("copy.png"))
+    assert run(photo, copy, "--out", out, *options, "--resume") == 0
+    assert (out / "photo_solution_0.png").stat().st_mtime_ns == before
+    names = {path.name for path in out.iterdir()}
+    assert names == {"photo_solution_0.png", "copy_solution_0.png", ".reports"}
+
+
+def test_flat_results_lie_beside_one_another(run, photo, tmp_path):
+    shutil.copy(photo, photo.with_name("photo_solution_0.png"))
+    out = tmp_path / "out"
+    for _ in range(2):  # the second removes only its own pictures first
+        assert run(tmp_path / "*.png", "--out", out, "--flat", "--quiet", *FEW) == 0
+    kinds = ("solution_0.png", "grid.png", "solutions.npz", "report.json")
+    stems = ("photo", "photo_solution_0")
+    wanted = {f"{stem}_{kind}" for stem in stems for kind in kinds}
+    assert {path.name for path in out.iterdir()} == wanted | {"summary.json"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("jpg", "JPEG"), ("webp", "WEBP")])
+def test_formats(run, photo, tmp_path, kind, name):
+    out = tmp_path / "out"
+    assert run(photo, "--out", out, "--quiet", *FEW) == 0
+    assert run(photo, "--out", out, "--quiet", "--format", kind, *FEW) == 0
+    folder = out / "photo"
+    assert {p.name for p in folder.glob("solution_*.*")} == {f"solution_0.{kind}"}
+    with Image.open(folder / f"solution_0.{kind}") as picture:
+        assert picture.format == name and picture.size == (32, 32)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["solutions"][0]["file"] == f"solution_0.{kind}"
+
+
+def test_folders_in_folders(run, tmp_path):
+    _photos(tmp_path / "in", [8])
+    _photos(tmp_path / "in" / "deeper", [8, 8])
+    out = tmp_path / "out"
+    assert run(tmp_path / "in", "--out", out, "--quiet", *FEW) == 0
+    assert _folders(out) == {"photo0"}
+    assert run(tmp_path / "in", "--out", out, "--recursive", "--quiet", *FEW) == 0
+    assert _folders(out) == {"photo0", "photo1"}
+
+
+def test_notes_of_a_file_are_said_and_reported(run, tmp_path, capsys):
+    blocks = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    Image.fromarray(blocks.repeat(32, 0).repeat(32, 1)).save(tmp_path / "mosaic.png")
+    assert run(tmp_path / "mosaic.png", "--out", tmp_path / "out", *FEW) == 0
+    report = json.loads((tmp_path / "out" / "mosaic" / "report.json").read_text())
+    assert report["input_size"] == [8, 8]
+    (note,) = report["notes"]
+    assert f"mosaic.png: {note}" in capsys.readouterr().out
+
+
+# --- options --------------------------------------------------------------------------------
+
+
+def test_one_solution_of_a_sampler_is_one_draw(run, photo, tmp_path):
+    out, one = tmp_path / "out", ("--method", "langevin", "--solutions", "1", "--steps", "8")
+    assert run(photo, "--out", out, "--quiet", *one) == 0
+    names = {path.name for path in (out / "photo").iterdir()}
+    assert names == {"solution_0.png", "grid.png", "solutions.npz", "report.json"}
+
+
+def test_steps_of_a_method_without_a_search_are_warned_of(run, photo, tmp_path, capsys):
+    assert run(photo, "--out", tmp_path / "out", *FEW, "--steps", 5) == 0
+    assert "--steps 5 does nothing: bicubic has no search" in capsys.readouterr().out
+    assert (tmp_path / "out" / "photo" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["INPUT"], "inputs"), (["--solutions", "4"], "solutions"), (["--set", "rls.a=1"], "set"),
+     (["--seed", "0", "--resume"], "resume, seed")],
+)  # fmt: skip
+def test_redrawing_takes_no_option_of_a_search(run, tmp_path, capsys, arguments, named):
+    assert run("--from", tmp_path / "solutions.npz", *arguments, generator=False) == 2
+    assert f"leave out {named}" in capsys.readouterr().err
+
+
+def test_redrawing_finds_its_generator_by_hash(run, photo, tiny_files, tmp_path, monkeypatch):
+    """From another folder, and when the file that was named is another one by now."""
+    there = tmp_path / "there"
+    there.mkdir()
+    shutil.copy(tiny_files["generator"], there / "g.safetensors")
+    monkeypatch.chdir(there)
+    here = ("--generator", "g.safetensors", "--prior", tiny_files["prior"], "--quiet")
+    assert run(photo, "--out", tmp_path / "out", *QUICK, *here, generator=False) == 0
+    source = tmp_path / "out" / "photo" / "solutions.npz"
+    monkeypatch.chdir(tmp_path)
+    assert run("--from", source, "--out", tmp_path / "again", generator=False) == 0
+    shutil.rmtree(there)
+    cached = tmp_path / "cache" / "generators"
+    cached.mkdir(parents=True)
+    shutil.copy(tiny_files["generator"], cached / "other-name.safetensors")
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "cache"))
+    assert run("--from", source, "--out", tmp_path / "third", generator=False) == 0
+    names = [tmp_path / name / "solution_1.png" for name in ("out/photo", "again", "third")]
+    assert len({path.read_bytes() for path in names}) == 1
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,10 @@ class Config:
         """The configuration that is computed by XLA alone, for any platform."""
         return self
 
+    def computed_by(self) -> str:
+        """What computes the blocks on this machine, for reports: "xla" or "native" code."""
+        return "xla"
+
     def synthesis_module(self) -> nn.Module:
         """The Flax module; `apply` takes (ws, noise, start=, stop=), see `Generator`."""
         raise NotImplementedError
@@ -122,7 +126,7 @@ class Generator:
     @property
     def stored_noise(self) -> Noise:
         """The noise maps of the weight file, one (h, w) of unit variance per noisy layer."""
-        maps = self.params["noise"]
+        maps = self.params.get("noise", {})  # files hold no empty ones
         return tuple(maps[name] for name in sorted(maps))
 
     def random_noise(self, key: Array) -> Noise:

@@ -1,104 +1,24 @@
-"""Blocks of MobileStyleGAN in native code on CPUs, over twice as fast as XLA's.
+"""Calls of MobileStyleGAN's blocks in native code on CPUs, over twice as fast as XLA's.
 
-`native_library` compiles `mobile_block.cc`, which is called inside jitted programs through
-`jax.ffi`. Where there is no compiler the generator computes the same in XLA.
-
-With JAX_DEFAULT_MATMUL_PRECISION=bfloat16, or `jax.default_matmul_precision`, what is
-differentiated is rounded: processors with AVX-512 VNNI multiply two integers of 16 bits, or four of
-8, in the time of a float. Outputs have 13 bits of the largest feature of a few pixels, or 7 where
-they are kept for the gradient of styles; gradients have 7 of a pixel's. Features between two blocks
-are IEEE halves then, infinite above 65504 and without precision below 6e-8, and their gradients
-bfloat16. Images that are only looked at are never rounded.
-
-XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
-devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
+`library` has the code, which is called inside jitted programs through `jax.ffi`. XLA cannot look
+into the calls: second derivatives, and arrays that `jit` itself spreads over devices, want
+`config.portable()`. The engine's `shard_map` keeps every call on one device.
 """
 
-import ctypes
-import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import lru_cache
-from subprocess import SubprocessError
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from stylesr_jax.errors import UserError
-from stylesr_jax.generators.mobile.native import library as native_library
-from stylesr_jax.generators.mobile.separable import haar_synthesis
+from stylesr_jax.generators.mobile.native import library
+from stylesr_jax.generators.mobile.separable import BlockArguments, Blocks, haar_synthesis
 
-FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
-TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
 HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
-GROUP = 64  # features come in multiples of this where products are rounded: the kernels' kGroup
-ROUNDED = ("bfloat16", "BF16_BF16_F32")  # JAX's names of products that may be rounded so
-_log = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
-
-
-# --- the library ----------------------------------------------------------------------------
-
-
-_promised: ContextVar[bool | None] = ContextVar("_promised", default=None)
-
-
-def available() -> bool:
-    """Whether native blocks can be expected.
-
-    Where the library is yet to be compiled this begins, beside what the caller does next.
-    """
-    begun = native_library.begun()
-    return begun is not None and not (begun.done() and _loaded() is None)
-
-
-def ready() -> bool:
-    """Whether native blocks can be used; waits for the compiler."""
-    promise = _promised.get()
-    return _loaded() is not None if promise is None else promise
-
-
-@contextmanager
-def promised() -> Iterator[bool]:
-    """In here what is available at first is taken to be ready, so that tracing does not wait.
-
-    Yields that promise. Who traces so asks `ready` out here before compiling, and traces anew if
-    the promise was not kept.
-    """
-    promise = available()
-    token = _promised.set(promise)
-    try:
-        yield promise
-    finally:
-        _promised.reset(token)
-
-
-@lru_cache(maxsize=1)
-def _loaded() -> ctypes.CDLL | None:
-    """The library, registered, or None if it cannot be had."""
-    begun = native_library.begun()
-    if begun is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(begun.result()))
-        for name, symbol in TARGETS.items():
-            handler = jax.ffi.pycapsule(getattr(library, symbol))
-            jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    except (OSError, AttributeError, RuntimeError, UserError, SubprocessError) as error:
-        _log.warning("native blocks cannot be used (%s); XLA's, which take longer, are", error)
-        return None
-    return library
-
-
-def can_round() -> bool:
-    """Whether this processor multiplies rounded numbers faster."""
-    library = _loaded()
-    return library is not None and ctypes.c_bool.in_dll(library, "rounds").value
 
 
 def fits(bands: int, features: int) -> bool:
@@ -106,35 +26,13 @@ def fits(bands: int, features: int) -> bool:
     return bands % (4 * LANES) == 0 and features % LANES == 0
 
 
-# --- calls ----------------------------------------------------------------------------------
-
-
-class BlockArguments(NamedTuple):
-    """What a block takes besides features.
+class Residuals(NamedTuple):
+    """What a block keeps for its gradient.
 
     Attributes:
-        styles: "up" (N, 4C), "conv1" (N, C), "conv2" (N, F), perhaps "image" (N, F).
-        weights: "conv1" and "conv2" (`SeparableWeights`), perhaps "image" (`ToWavelets`).
-        noise1, noise2: (1 or N, H, W).
-    """
-
-    styles: Params
-    weights: Params
-    noise1: Array
-    noise2: Array
-
-
-Blocks = tuple[BlockArguments, ...]
-
-
-class Left(NamedTuple):
-    """What a block leaves for its gradient; 16-bit formats are in uint16.
-
-    Attributes:
-        x: (N, H / 2, W / 2, 4C), its features; after another block raw, and if rounded IEEE halves.
+        x: (N, H / 2, W / 2, 4C), the features that entered; after another block raw.
         out: (N, H, W, F), or where another block activates, or with an image, (N, H, W, 0).
-        layer1: (N, H, W, F), bfloat16; if rounded bytes, then float32 steps of every `GROUP`, in
-            uint8: of the size of (N, H, W, F + F / 16).
+        layer1: (N, H, W, F), its output, bfloat16 in uint16.
         layer2: with an image the same; else (N, H, W, 0).
     """
 
@@ -167,29 +65,6 @@ def _head(weights: Params) -> tuple[Array, Array]:
     return _pixels(weights["image"]["weight"]), _pixels(weights["image"]["bias"][None])
 
 
-def rounding() -> bool:
-    """Whether products are rounded: JAX must be told that they may be."""
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return precision in ROUNDED and can_round()
-
-
-def _rounds(sizes: Iterable[tuple[int, int]]) -> bool:
-    """Whether blocks in turn of C channels and F features are rounded where differentiated."""
-    return rounding() and not any(c % (2 * LANES) or f % GROUP for c, f in sizes)
-
-
-def blocks_of(generator: Any) -> str:
-    """How a generator's blocks are computed: "xla", "native" or "native, rounded"."""
-    if not getattr(generator.config, "native", None) or not ready():
-        return "xla"
-    config = generator.config
-    numbers = filter(config.in_native, range(1, len(config.channels)))
-    sizes = [(config.channels[k - 1] // 4, config.channels[k]) for k in numbers]
-    if not sizes:
-        return "xla"
-    return "native, rounded" if _rounds(sizes) else "native"
-
-
 def _image_style(styles: Params) -> Array:
     """The image's style (N, F), or without an image (N, 0)."""
     return styles.get("image", jnp.zeros((len(styles["up"]), 0), jnp.float32))
@@ -212,16 +87,18 @@ def _check(x: Array, block: BlockArguments) -> None:
             raise ValueError(f"a noise map has shape {noise.shape[1:]}, not {size}")
 
 
-def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Array, list[Left]]:
+def forward(
+    x: Array, blocks: Blocks, *, for_gradient: bool = False
+) -> tuple[Array, list[Residuals]]:
     """One block after the other: the last one's output, or the image.
 
     Between two blocks features lack their activation, which the second one makes up for: that
-    saves a pass over memory. Where products are rounded such features are too, to 16 bits.
+    saves a pass over memory.
 
     Args:
         x: (N, H / 2, W / 2, 4C), features before the first block's up-sampling.
         blocks: their arguments; only the last may have an image.
-        for_gradient: leave what `backward` needs, and round if that is asked for and faster.
+        for_gradient: keep what `backward` needs.
 
     Returns:
         (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs, if it was asked for.
@@ -229,34 +106,24 @@ def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Ar
     Raises:
         ValueError: the shapes do not fit one another, the features are not float32, or a block
             before the last has an image.
-        RuntimeError: there is no library (see `ready`).
+        RuntimeError: there is no library (see `library.ready`).
     """
-    if not ready():
-        raise RuntimeError("native blocks cannot be had: ask ready() first")
+    if not library.ready():
+        raise RuntimeError("native blocks cannot be had: ask library.ready() first")
     if x.dtype != jnp.float32:  # the kernels trust this too
         raise ValueError(f"native blocks want float32, not {x.dtype}")
     if any("image" in block.styles for block in blocks[:-1]):
         raise ValueError("only the last of several blocks may have an image")
-    sizes = [block.weights["conv1"].pointwise.shape for block in blocks]
-    rounded = for_gradient and _rounds(sizes)
-    left = []
+    residuals = []
     for i, block in enumerate(blocks):
-        x, kept = _forward(
-            x, block, i > 0, i < len(blocks) - 1, rounded=rounded, for_gradient=for_gradient
-        )
-        left.append(kept)
-    return x, left
+        x, kept = _forward(x, block, i > 0, i < len(blocks) - 1, for_gradient=for_gradient)
+        residuals.append(kept)
+    return x, residuals
 
 
 def _forward(
-    x: Array,
-    block: BlockArguments,
-    raw_in: bool,
-    raw_out: bool,
-    *,
-    rounded: bool,
-    for_gradient: bool,
-) -> tuple[Array, Left]:
+    x: Array, block: BlockArguments, raw_in: bool, raw_out: bool, *, for_gradient: bool
+) -> tuple[Array, Residuals]:
     """One block; raw features lack their activation."""
     _check(x, block)
     styles, weights, noise1, noise2 = block
@@ -267,18 +134,16 @@ def _forward(
     headed = "image" in styles
     head, head_bias = _head(weights)
 
-    def packed(wanted: bool) -> jax.ShapeDtypeStruct:
-        size = features + features // GROUP * 4 if rounded else features
-        dtype = jnp.uint8 if rounded else jnp.uint16
-        return jax.ShapeDtypeStruct((count, height, width, size * wanted), dtype)
+    def kept_if(wanted: bool) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, height, width, features * wanted), jnp.uint16)
 
     image = (count, 2 * height, 2 * width, 3) if headed else (count, height, width, features)
     out, layer1, layer2 = jax.ffi.ffi_call(
-        FORWARD,
+        library.FORWARD,
         (
-            jax.ShapeDtypeStruct(image, jnp.uint16 if rounded and raw_out else jnp.float32),
-            packed(for_gradient),
-            packed(for_gradient and headed),
+            jax.ShapeDtypeStruct(image, jnp.float32),
+            kept_if(for_gradient),
+            kept_if(for_gradient and headed),
         ),
         vmap_method="expand_dims",
     )(
@@ -297,41 +162,41 @@ def _forward(
         raw_in=raw_in,
         raw_out=raw_out,
     )
-    kept = jnp.zeros((count, height, width, 0), jnp.float32) if headed or raw_out else out
-    return out, Left(x, kept, layer1, layer2)
+    kept_out = jnp.zeros((count, height, width, 0), jnp.float32) if headed or raw_out else out
+    return out, Residuals(x, kept_out, layer1, layer2)
 
 
-def backward(blocks: Blocks, left: list[Left], grad: Array) -> tuple[Array, Blocks]:
+def backward(blocks: Blocks, residuals: list[Residuals], grad: Array) -> tuple[Array, Blocks]:
     """The gradient of `forward` with respect to x, the styles and each example's noise.
 
     Args:
         blocks: as for `forward`; without the noise maps whose gradients are not wanted.
-        left: what `forward` left.
+        residuals: what `forward` kept.
         grad: of its output.
 
     Returns:
         The gradients of x and of the blocks, None for their weights and what is not wanted.
     """
-    found = []
-    for i, (block, kept) in reversed(list(enumerate(zip(blocks, left, strict=True)))):
+    gradients = []
+    for i, (block, kept) in reversed(list(enumerate(zip(blocks, residuals, strict=True)))):
         grad, grads = _backward(block, kept, grad, i > 0, i < len(blocks) - 1)
-        found.append(grads)
-    return grad, tuple(reversed(found))
+        gradients.append(grads)
+    return grad, tuple(reversed(gradients))
 
 
 def _backward(
-    block: BlockArguments, left: Left, grad: Array, raw_in: bool, raw_out: bool
+    block: BlockArguments, kept: Residuals, grad: Array, raw_in: bool, raw_out: bool
 ) -> tuple[Array, BlockArguments]:
     """One block; raw features lack their activation."""
     styles, weights, *noises = block
-    count, height, width, _ = left.layer1.shape
+    count, height, width, _ = kept.layer1.shape
     first, second = weights["conv1"], weights["conv2"]
     image = _image_style(styles)
     widths = [styles["up"].shape[1], styles["conv2"].shape[1]]
     grad_x, grad_styles, *grad_noises = jax.ffi.ffi_call(
-        BACKWARD,
+        library.BACKWARD,
         (
-            jax.ShapeDtypeStruct(left.x.shape, left.x.dtype),
+            jax.ShapeDtypeStruct(kept.x.shape, kept.x.dtype),
             jax.ShapeDtypeStruct((count, sum(widths) + image.shape[1]), jnp.float32),
             *(
                 jax.ShapeDtypeStruct((count, height, width * (noise is not None)), jnp.float32)
@@ -340,7 +205,7 @@ def _backward(
         ),
         vmap_method="expand_dims",
     )(
-        left.x,
+        kept.x,
         _style(styles),
         _each(first.depthwise[::-1, ::-1]),
         _each(first.pointwise),
@@ -349,9 +214,9 @@ def _backward(
         _each(second.pointwise),
         image,
         _each(_head(weights)[0]),
-        left.out,
-        left.layer1,
-        left.layer2,
+        kept.out,
+        kept.layer1,
+        kept.layer2,
         grad,
         raw_in=raw_in,
         raw_out=raw_out,
