@@ -124,6 +124,11 @@ def test_several_faces_come_largest_first(portrait, portrait_face, mobile):
     assert off(faces[2], at(portrait_face, placed[0][1], 384)) < 0.05
 
 
+def test_kept_programs_find_the_same(portrait_face, kept_programs):
+    (face,) = find_faces(read_image(PORTRAIT))
+    np.testing.assert_allclose(face.points, portrait_face.points, atol=1e-3)
+
+
 def test_pictures_without_faces_have_none():
     rng = np.random.default_rng(0)
     assert find_faces(np.zeros((40, 500, 3), np.float32)) == []

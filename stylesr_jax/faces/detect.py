@@ -33,6 +33,7 @@ from stylesr_jax.faces.networks import (
     pointwise,
 )
 from stylesr_jax.images.files import to_uint8
+from stylesr_jax.runtime.program_cache import kept_jit
 
 FILE = "faces-detector.safetensors"
 KIND = "face detector"
@@ -85,7 +86,7 @@ def _anchors() -> np.ndarray:
     return np.concatenate([centres(16, 2), centres(32, 6)])
 
 
-@jax.jit
+@kept_jit
 def detect(params: Params, tile: Array) -> tuple[Array, Array]:
     """BlazeFace on a tile.
 
@@ -166,7 +167,7 @@ def _on_scale(params: Params, picture: Image.Image) -> Iterator[Candidates]:
             tile = np.zeros((TILE, TILE, 3), np.float32)
             part = pixels[y : y + TILE, x : x + TILE]
             tile[: part.shape[0], : part.shape[1]] = part
-            values, scores = map(np.asarray, detect(params, tile))
+            values, scores = map(np.asarray, detect(params, jnp.asarray(tile)))
             values = values + np.array([x, y], np.float32) * (np.arange(8) != 1)[:, None]
             centre, half = values[:, 0], values[:, 1] / 2
             (left, right), (top, bottom) = _owned(columns, j), _owned(rows, i)
@@ -283,7 +284,7 @@ def upright_crop(levels: list[np.ndarray], region: Transform, side: int) -> np.n
     across, down = region.axes * region.size / side
     origin = region.corners[0] - low
     matrix = (across[0], down[0], origin[0], across[1], down[1], origin[1])
-    crop = part.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    crop = part.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
     return np.asarray(crop, np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
@@ -296,7 +297,7 @@ def _meshes(levels: list[np.ndarray], regions: list[Transform]) -> tuple[np.ndar
         crops = np.zeros((BATCH, SIDE, SIDE, 3), np.float32)
         for i, region in enumerate(batch):
             crops[i] = upright_crop(levels, region, SIDE)
-        points, presence = map(np.asarray, landmarks(params, crops))
+        points, presence = map(np.asarray, landmarks(params, jnp.asarray(crops)))
         presences[start : start + len(batch)] = presence[: len(batch)]
         for i, region in enumerate(batch):
             meshes[start + i] = region.to_photo(points[i] / SIDE)
@@ -341,7 +342,7 @@ def _right_way_up(levels: list[np.ndarray], faces: list[Face]) -> list[Face]:
             crop = upright_crop(levels, Transform(center, AROUND * size, rotation), half)
             tile[:half, i * half : (i + 1) * half] = crop
             tile[half:, i * half : (i + 1) * half] = crop[::-1, ::-1]
-        values, scores = map(np.asarray, detect(detector_network(), tile))
+        values, scores = map(np.asarray, detect(detector_network(), jnp.asarray(tile)))
         cells = np.floor(values[:, 0] / half)
         for i, face in enumerate(pair):
             upright, turned = (
