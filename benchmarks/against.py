@@ -7,14 +7,13 @@ said otherwise) or of MobileStyleGAN.pytorch (the embedded weights, 1024 px); Py
 checkout imports must be installed. Both networks get the same weights, noise and styles; a step
 is the mean absolute difference after shrinking the image to 16x16 block means, its gradient with
 respect to W+ and Adam's update: ours as the engine runs it, the reference's in eager mode.
-"in bfloat16" is ours where matrix products may be rounded (JAX_DEFAULT_MATMUL_PRECISION).
 
 Images and gradients of such steps are compared before anything is timed: ours with each form of
-the reference, the rounded ones with its first. Then all take turns, in every round
-one after another, so that a machine that drifts drifts for all; seconds are medians over rounds,
-ratios medians of the rounds' ratios. "CPU s" are processor seconds of all threads. Where ours are
-not nearly cores x seconds, something else was running: discard that run. PyTorch's threads wait
-for one another and suffer far more from company than ours (seven times the time, once).
+the reference. Then all take turns, in every round one after another, so that a machine that drifts
+drifts for all; seconds are medians over rounds, ratios medians of the rounds' ratios. "CPU s" are
+processor seconds of all threads. Where ours are not nearly cores x seconds, something else was
+running: discard that run. PyTorch's threads wait for one another, so that company slows PyTorch far
+more than ours (seven times the time, once).
 """
 
 import argparse
@@ -44,7 +43,7 @@ from stylesr_jax.errors import exit_code
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.search.engine import advance, begin, evaluate
 
-OURS, ROUNDED = "stylesr_jax", "  in bfloat16"
+OURS = "stylesr_jax"
 RATE = 0.02  # Adam's, as in benchmarks.step
 PAUSE = 0.2  # seconds, for the other framework's threads to go to sleep
 
@@ -137,12 +136,7 @@ def compare(
 
         return jax.grad(total)(ws)
 
-    @jax.jit
-    def seen(generator: Any, ws: jax.Array) -> jax.Array:
-        """The image that the gradient is taken at: it may be rounded as that is."""
-        return jax.vjp(generator.synthesise, ws)[0]
-
-    image = seen(reference.generator, ws)
+    image = jax.jit(lambda generator, ws: generator.synthesise(ws))(reference.generator, ws)
     step, styles = torch_step(reference, form, ws, targets)
     theirs = step().detach().cpu().numpy().transpose(0, 2, 3, 1)
     slope = styles.grad.detach().cpu().numpy()
@@ -159,9 +153,6 @@ def measure(
     ws, targets = draw_inputs(reference, batch)
     agreement = {form: compare(reference, form, ws, targets) for form in reference.forms}
     calls = {OURS: our_call(reference, ws, targets, steps)}
-    with jax.default_matmul_precision("bfloat16"):
-        calls[ROUNDED] = our_call(reference, ws, targets, steps)
-        agreement[ROUNDED] = compare(reference, next(iter(reference.forms)), ws, targets)
     for form in reference.forms:
         step, _ = torch_step(reference, form, ws, targets)
         calls[form] = torch_call(step, reference_steps)
@@ -203,7 +194,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     # Otherwise JAX takes most of a GPU's memory, and PyTorch finds none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--reference", type=Path, required=True, metavar="PATH")
     parser.add_argument("--batch", default="1", help="numbers of starts, separated by commas")
     parser.add_argument("--resolution", type=int, default=256, help="px, of the random network")

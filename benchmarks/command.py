@@ -200,7 +200,9 @@ def _rows(case: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
     add("--image", type=Path, default=PORTRAIT, help="a high-resolution face, degraded first")
     add("--lr-size", type=whole(4, 256), default=16, metavar="N", help="default 16 px")

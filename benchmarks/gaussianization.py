@@ -25,7 +25,7 @@ from stylesr_jax.generators.base import PULSE_SLOPE, Generator
 from stylesr_jax.loading import load_generator
 from stylesr_jax.priors import flow
 from stylesr_jax.priors.whitening import draw_w, fit_whitening
-from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runs.records import write_json
 from stylesr_jax.runtime import files, weights
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
@@ -205,7 +205,9 @@ def total_steps(header: dict[str, Any]) -> int:
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="How Gaussian the flow makes mapped latents.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="How Gaussian the flow makes mapped latents."
+    )
     parser.add_argument("--generator", default=DEFAULT, metavar="NAME|PATH")
     parser.add_argument("--prior", type=Path, help="the prior (default: the embedded one)")
     parser.add_argument("--plain", type=Path, help="a prior fitted with --noise 0")

@@ -26,7 +26,7 @@ from stylesr_jax.methods import method_named
 from stylesr_jax.metrics.image import niqe, psnr
 from stylesr_jax.metrics.lpips import load_features, lpips
 from stylesr_jax.priors.flow import load_prior
-from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runs.records import write_json
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
 from stylesr_jax.solver.solve import key_of, upsample
@@ -43,7 +43,9 @@ def parse_candidate(text: str) -> tuple[str, dict[str, str]]:
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Compare candidate settings of RLS.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Compare candidate settings of RLS."
+    )
     parser.add_argument("candidates", nargs="+", help="NAME:SETTING=VALUE,...")
     parser.add_argument("--images", required=True, help="aligned faces larger than --size")
     parser.add_argument("--limit", type=int, default=8)

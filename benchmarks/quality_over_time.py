@@ -36,17 +36,10 @@ from stylesr_jax.methods import METHODS, method_named
 from stylesr_jax.methods.base import with_budget
 from stylesr_jax.metrics.scorer import Scorer
 from stylesr_jax.priors.flow import load_prior
-from stylesr_jax.runs.evaluation import (
-    Plan,
-    Row,
-    Subject,
-    Variant,
-    append_row,
-    load_parts,
-    prepare,
-    read_rows,
-    variant,
-)
+from stylesr_jax.runs.evaluation import EvaluationPlan, prepare
+from stylesr_jax.runs.plan import Variant, load_parts, variant
+from stylesr_jax.runs.records import Row, append_row, read_rows
+from stylesr_jax.runs.worker import Subject
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
 from stylesr_jax.solver.solve import key_of, solve
@@ -84,14 +77,16 @@ def curves(methods: Sequence[str], presets: Sequence[str]) -> list[Variant]:
     return found
 
 
-def fingerprint(subject: Subject, one: Variant, identity: Mapping[str, str], plan: Plan) -> str:
+def fingerprint(
+    subject: Subject, one: Variant, identity: Mapping[str, str], plan: EvaluationPlan
+) -> str:
     """A hash of all that decides a search."""
     facts = [subject.name, subject.sha256, one.method.name, dict(one.settings), dict(identity)]
     facts += [plan.lr_size, plan.seed]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def search(plan: Plan, subject: Subject, one: Variant) -> tuple[Any, float]:
+def search(plan: EvaluationPlan, subject: Subject, one: Variant) -> tuple[Any, float]:
     """One solution, and the seconds until its last step."""
     began = time.perf_counter()
     last = [began]
@@ -101,7 +96,7 @@ def search(plan: Plan, subject: Subject, one: Variant) -> tuple[Any, float]:
 
     (result,) = solve(
         [subject.observation],
-        [key_of(plan.seed, subject.name)],
+        [key_of(plan.seed, subject.sha256)],
         generator=plan.generator,
         prior=plan.prior,
         perceptual=plan.perceptual,
@@ -117,7 +112,7 @@ def search(plan: Plan, subject: Subject, one: Variant) -> tuple[Any, float]:
 
 
 def measure_curve(
-    plan: Plan, curve: Variant, prior: Any, scorer: Scorer, options: argparse.Namespace
+    plan: EvaluationPlan, curve: Variant, prior: Any, scorer: Scorer, options: argparse.Namespace
 ) -> None:
     """The searches of one curve that OUT does not hold yet."""
     file = plan.out / "rows.jsonl"
@@ -252,7 +247,7 @@ def draw(path: Path, entries: Sequence[dict[str, Any]], title: str) -> None:
     pyplot.close(figure)
 
 
-def keep(plan: Plan, machine: dict[str, Any]) -> list[dict[str, Any]]:
+def keep(plan: EvaluationPlan, machine: dict[str, Any]) -> list[dict[str, Any]]:
     """Write OUT's table, plot and JSON from its rows of this setting; returns the summary."""
     rows = [
         row
@@ -286,7 +281,7 @@ def run(options: argparse.Namespace) -> None:
             prior = load_prior(parts["generator"], path=options.prior)
         except UserError:
             print("no prior fits this generator: log p is left out", file=sys.stderr)
-    plan = Plan(
+    plan = EvaluationPlan(
         images=tuple(find_images([options.images])[: options.limit]),
         variants=tuple(chosen),
         out=options.out,
@@ -311,7 +306,9 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
     add("--methods", default=",".join(METHODS), help="separated by commas (default: all)")
     add("--presets", default=",".join(PRESETS), help=f"default {','.join(PRESETS)}")

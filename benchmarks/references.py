@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from convert.openvino import bands_first
-from convert.state_dict import from_arrays
-from convert.stylegan2 import build
+from convert import ada_pytorch
+from convert.build import build, to_network
+from convert.mobilestylegan import bands_first
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 
@@ -139,9 +139,8 @@ def _random_ada(
             if name.endswith("noise_strength") or name.endswith(("conv0.bias", "conv1.bias")):
                 parameter.normal_(0.0, 0.1)
     arrays = {name: value.numpy() for name, value in network.state_dict().items()}
-    size = sum(array.nbytes for array in arrays.values())
-    source = from_arrays(arrays, "random", size)
-    return network, build(source, name=f"{ADA}, {resolution} px", draws=1000)
+    source = ada_pytorch.convert(arrays, "random")
+    return network, build(to_network(source, name=f"{ADA}, {resolution} px"), draws=1000)
 
 
 # --- MobileStyleGAN.pytorch -----------------------------------------------------------------

@@ -27,7 +27,7 @@ from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import exit_code
 from stylesr_jax.images.files import read_image
 from stylesr_jax.methods.base import with_budget
-from stylesr_jax.runs.evaluation import load_parts, variant
+from stylesr_jax.runs.plan import load_parts, variant
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
 from stylesr_jax.solver.solve import observe, solve
@@ -106,7 +106,9 @@ def _row(case: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every case, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
     add("--method", default="rls", metavar="NAME", help="default rls")
     add("--preset", default="balanced", metavar="NAME", help="default balanced")

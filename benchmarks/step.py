@@ -168,7 +168,9 @@ def _row(case: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every case, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--generator", nargs="+", default=[DEFAULT, RANDOM], metavar="NAME|PATH")
     parser.add_argument("--batch", default="1,2,4,8", help="numbers of starts, separated by commas")
     parser.add_argument("--steps", type=int, default=10, help="steps in one compiled call")

@@ -1,38 +1,29 @@
-"""Pickles of stylegan2-ada-pytorch, and of stylegan3's StyleGAN2 configurations.
+"""Generators of stylegan2-ada-pytorch, and of stylegan3's StyleGAN2 configurations.
 
-The pickle is a dictionary with networks "G", "D" and "G_ema"; a network is a call of
+Its pickles hold networks "G", "D" and "G_ema", and PTI saves one by torch; a network is a call of
 `torch_utils.persistence._reconstruct_persistent_obj` whose argument holds the module's source
 text (never used here) and its state. Architecture, clamping and the mapping network's learning
-rate multiplier are attributes of the modules.
+rate multiplier are attributes of the modules; bare state dicts lack them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from convert.arrays import is_tensor, number, tensor
-from convert.safe_pickle import Global, Record, require_allowed
-from convert.state_dict import Source, check_size, refuse_other_networks
+from convert.arrays import number
+from convert.checkpoints import persistent
+from convert.other_networks import refuse_other_networks
+from convert.parameters import Source, check_size
+from convert.pickles import require_allowed
+from convert.torch_files import is_tensor
 from stylesr_jax.errors import UserError
 
-RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
-FORMAT = "stylegan2-ada-pytorch pickle"
+FORMAT = "stylegan2-ada-pytorch"
 MAX_DEPTH = 16
 MAX_MODULES = 4096
 
-
-def persistent(value: Any) -> dict | None:
-    """The description of a persistent object: its class name, state, ...; None for others."""
-    if (
-        isinstance(value, Record)
-        and isinstance(value.function, Global)
-        and value.function.name == RECONSTRUCT
-        and isinstance(value.args, tuple)
-        and len(value.args) == 1
-        and isinstance(value.args[0], dict)
-    ):
-        return value.args[0]
-    return None
+Decode = Callable[[Any], np.ndarray]
 
 
 def _state(value: Any, where: str) -> dict:
@@ -69,7 +60,7 @@ def modules(network: Any) -> dict[str, dict]:
     return found
 
 
-def _arrays(found: dict[str, dict]) -> dict[str, np.ndarray]:
+def _arrays(found: dict[str, dict], decode: Decode) -> dict[str, np.ndarray]:
     records = {
         f"{path}.{name}".lstrip("."): value
         for path, state in found.items()
@@ -77,11 +68,11 @@ def _arrays(found: dict[str, dict]) -> dict[str, np.ndarray]:
         for name, value in _named(state, part, path).items()
         if value is not None
     }
-    refuse_other_networks(list(records))
+    refuse_other_networks(records)
     for name, value in records.items():
         if not is_tensor(value):
             raise UserError(f"{name!r:.80} in the pickle is no tensor; the file is damaged")
-    return {name: tensor(value) for name, value in records.items()}
+    return {name: decode(value) for name, value in records.items()}
 
 
 def _single(values: list[Any], what: str) -> Any:
@@ -103,33 +94,46 @@ def _attributes(found: dict[str, dict], name: str, prefix: str) -> list[Any]:
     return values
 
 
-def convert(network: Any, file_size: int) -> Source:
-    """A generator from its inert record in a pickle.
+def _activation(path: str) -> str:
+    """What a layer's activation must be: affine layers and residual shortcuts are linear."""
+    return "linear" if path.rpartition(".")[2] in ("affine", "embed", "skip") else "lrelu"
+
+
+def _check_activations(found: dict[str, dict]) -> None:
+    for path, state in found.items():
+        activation = state.get("activation")
+        if activation not in (None, _activation(path)):
+            raise UserError(
+                f"{path} uses the activation {activation!r:.40}, not {_activation(path)!r}"
+            )
+
+
+def _number(found: dict[str, dict], name: str, what: str, prefix: str) -> float | None:
+    """The value of an attribute that all modules agree on; shortcuts have their own."""
+    kept = {path: state for path, state in found.items() if not path.endswith(".skip")}
+    value = _single(_attributes(kept, name, prefix), what)
+    if value is not None and not isinstance(value, int | float):
+        raise UserError(f"the generator's {what} is no number; the file is damaged")
+    return None if value is None else float(value)
+
+
+def convert_module(network: Any, decode: Decode, file_size: int, kind: str) -> Source:
+    """A generator from the inert record of its module; `decode` reads its tensors.
 
     Raises:
         UserError: it is no StyleGAN2 generator, is malformed, or refers to unknown names.
     """
-    require_allowed(network, "the generator in this pickle")
+    require_allowed(network, f"the generator in this {kind}")
     description = persistent(network) or {}
     found = modules(network)
-    arrays = _arrays(found)
-    kind = description.get("class_name")
-    if kind != "Generator":
-        raise UserError(f"the pickle holds a {kind!r:.60}, not a StyleGAN2 'Generator'")
+    arrays = _arrays(found, decode)
+    name = description.get("class_name")
+    if name != "Generator":
+        raise UserError(f"the {kind} holds a {name!r:.60}, not a StyleGAN2 'Generator'")
     check_size(arrays, file_size)
-    for path, state in found.items():
-        activation = state.get("activation")
-        linear = path.endswith(".affine") or path.endswith(".embed")
-        if activation not in (None, "linear" if linear else "lrelu"):
-            raise UserError(f"{path} uses the activation {activation!r:.40}, not leaky ReLU")
+    _check_activations(found)
     synthesis = "synthesis.b"
-    multiplier = _single(_attributes(found, "bias_gain", "mapping.fc"), "learning rate")
-    if multiplier is not None and not isinstance(multiplier, int | float):
-        raise UserError("the mapping network's learning rate multiplier is no number")
-    clamp = _single(_attributes(found, "conv_clamp", synthesis), "conv_clamp")
-    if clamp is not None and not isinstance(clamp, int | float):
-        raise UserError("the generator's conv_clamp is no number; the file is damaged")
-    architecture = _single(_attributes(found, "architecture", synthesis), "architecture")
+    multiplier = _number(found, "bias_gain", "learning rate multiplier", "mapping.fc")
     # A block without noise keeps its noise buffers in some versions; use_noise decides.
     for path, state in found.items():
         if path.startswith(synthesis) and state.get("use_noise") is False:
@@ -137,8 +141,15 @@ def convert(network: Any, file_size: int) -> Source:
             arrays.pop(f"{path}.noise_strength", None)
     return Source(
         arrays,
-        FORMAT,
-        conv_clamp=None if clamp is None else float(clamp),
-        lr_multiplier=0.01 if multiplier is None else float(multiplier),
-        architecture=architecture,
+        f"{FORMAT} {kind}",
+        conv_clamp=_number(found, "conv_clamp", "conv_clamp", synthesis),
+        lr_multiplier=0.01 if multiplier is None else multiplier,
+        architecture=_single(_attributes(found, "architecture", synthesis), "architecture"),
     )
+
+
+def convert(arrays: dict[str, np.ndarray], kind: str) -> Source:
+    """A generator from a bare state dict; arrays outside its two networks are left out."""
+    state = {n: a for n, a in arrays.items() if n.startswith(("synthesis.", "mapping."))}
+    remarks = ("a state dict does not say whether outputs are clamped; taken as not clamped",)
+    return Source(state, f"state dict ({kind})", clamp_unknown=True, remarks=remarks)

@@ -1,143 +1,114 @@
 """Which format a file has, told from its bytes, and the generator in it."""
 
-import mmap
-import re
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from convert import ada_pytorch, rosinality, state_dict, tf_legacy
+import numpy as np
+
+from convert import ada_pytorch, mobilestylegan, rosinality, tf_legacy
 from convert.archive import Archive
-from convert.arrays import read_torch_stream, zip_storages
-from convert.safe_pickle import (
-    MalformedPickle,
-    TruncatedPickle,
-    read_pickle,
-    refused_globals,
-    require_allowed,
+from convert.checkpoints import (
+    Candidate,
+    Contents,
+    arrays_below,
+    choose,
+    from_arrays,
+    from_value,
+    mean_latent,
 )
-from convert.state_dict import Source
+from convert.npz import is_npz, read_npz
+from convert.parameters import Network, Source, check_size, mean_w, with_remarks
+from convert.pickles import MalformedPickle, TruncatedPickle, read_pickle, refused_globals
+from convert.raw import AGAIN, ZIP, refuse_text
+from convert.safetensors import is_safetensors, read_safetensors
+from convert.torch_files import TORCH_STREAM, pickle_roots, read_torch
 from stylesr_jax.errors import UserError
 
-AGAIN = "download it again (python -m convert.fetch NAME continues broken downloads)"
-TORCH_STREAM = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-LFS_POINTER = b"version https://git-lfs"
-_HTML = re.compile(
-    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html|head|body|!--|script)", re.I
-)
-_OTHER_FORMATS = {
-    b"\x1f\x8b": "compressed with gzip: unpack it first",
-    b"BZh": "compressed with bzip2: unpack it first",
-    b"\xfd7zXZ": "compressed with xz: unpack it first",
-    b"7z\xbc\xaf": "a 7z archive: unpack it first",
-    b"Rar!": "a rar archive: unpack it first",
-    b"\x89HDF": "an HDF5 file, which is not read",
-    b"\x89PNG": "a PNG image, not a generator",
-    b"\xff\xd8\xff": "a JPEG image, not a generator",
-    b"\x93NUMPY": "a single numpy array, not a generator",
-    b"%PDF": "a PDF document, not a generator",
-    b"\x7fELF": "a program, not a generator",
-    b"{": "JSON text, not a generator",
-    b"<?xml": "an XML file; for MobileStyleGAN give the whole random-face wheel",
+_LAYOUTS: dict[str, Callable[[dict[str, np.ndarray], str], Source]] = {
+    "ada": ada_pytorch.convert,
+    "rosinality": rosinality.convert,
+    "basicsr": rosinality.convert_basicsr,
 }
 
 
-def refuse_text(head: bytes) -> None:
-    """Recognise what broken downloads leave behind."""
-    if head.startswith(LFS_POINTER):
-        raise UserError(
-            "this is a git-lfs pointer, not the file it stands for: run `git lfs pull` in its "
-            "repository, or download the file from its page"
-        )
-    if _HTML.match(head):
-        lower = head.lower()
-        reason = "a sign-in, quota or error page was saved in its place"
-        if b"quota exceeded" in lower or b"too many users" in lower:
-            reason = "the server's download quota is used up"
-        elif b"virus scan" in lower:
-            reason = "the server asks to confirm a large download in the browser"
-        raise UserError(f"this is an HTML page, not weights ({reason}): {AGAIN}")
-    if not head.strip(b"\0"):
-        raise UserError(f"this file begins with zeros only, as a broken download does: {AGAIN}")
-    for magic, meaning in _OTHER_FORMATS.items():
-        if head.startswith(magic):
-            raise UserError(f"this is {meaning}")
-
-
-def _from_pickle(data: memoryview) -> Source:
-    value, _ = read_pickle(data)
-    if tf_legacy.is_network(value):
-        return tf_legacy.convert(value, len(data))
-    if ada_pytorch.persistent(value) is not None:
-        return ada_pytorch.convert(value, len(data))
-    if isinstance(value, tuple | list) and any(tf_legacy.is_network(v) for v in value):
-        return _from_networks(list(value), len(data))
-    if isinstance(value, dict) and "G_ema" in value:
-        source = ada_pytorch.convert(value["G_ema"], len(data))
-        rest = [part for name, part in value.items() if name != "G_ema"]
-        return _remark(source, refused_globals(rest))
-    _refuse_other_pickle(value)
-    raise UserError(f"this pickle holds no StyleGAN2 generator ({_summary(value)})")
-
-
 def _from_networks(networks: list[Any], file_size: int) -> Source:
-    """The averaged generator of (G, D, Gs), or of fewer networks: it is the last one."""
+    """The averaged generator of TensorFlow's (G, D, Gs), or of fewer networks: the last one."""
     if len(networks) > 3 or not tf_legacy.is_network(networks[-1]):
         raise UserError("the pickle's last network, the averaged generator, cannot be read")
     source = tf_legacy.convert(networks[-1], file_size)
-    return _remark(source, refused_globals(networks[:-1]))
-
-
-def _remark(source: Source, refused: list[str]) -> Source:
+    refused = refused_globals(networks[:-1])
     if not refused:
         return source
     listed = ", ".join(f"{name!r:.80}" for name in refused[:3])
-    remark = f"other parts of the pickle refer to unknown names ({listed}); they were not read"
-    return Source(**{**vars(source), "remarks": (*source.remarks, remark)})
+    return with_remarks(
+        source, f"other parts of the file refer to unknown names ({listed}); they were not read"
+    )
 
 
-def _refuse_other_pickle(value: Any) -> None:
-    if "tfutil.Network" in refused_globals(value):
-        raise UserError(
-            "this is a Progressive GAN generator; only StyleGAN2 generators can be converted"
-        )
-    require_allowed(value, "this pickle")
+def _from_pickle(data: memoryview) -> Source | Network:
+    value, _ = read_pickle(data)
+    if tf_legacy.is_network(value):
+        return tf_legacy.convert(value, len(data))
+    networks = list(value.values()) if isinstance(value, dict) else value
+    if isinstance(networks, tuple | list) and any(tf_legacy.is_network(v) for v in networks):
+        return _from_networks(list(networks), len(data))
+    return _generator(from_value(value, "pickle", len(data)))
 
 
-def _summary(value: Any) -> str:
-    if isinstance(value, dict):
-        names = ", ".join(f"{name!r:.40}" for name in list(value)[:5] if isinstance(name, str))
-        return f"a dictionary with {names or 'no named entries'}; G_ema is expected"
-    return f"a single {type(value).__name__}"
-
-
-def _from_zip(data: memoryview) -> Source:
+def _from_zip(data: memoryview) -> Source | Network:
     archive = Archive(data)
-    names = archive.names
-    pickles = [name for name in names if re.fullmatch(r"[^/]*/?data\.pkl", name)]
-    roots = [name.removesuffix("data.pkl") for name in pickles]
-    if len(roots) == 1:
-        root = roots[0]
-        if f"{root}constants.pkl" in names or any(n.startswith(f"{root}code/") for n in names):
-            raise UserError("this is a TorchScript program, which is not read; save a state dict")
-        order = bytes(archive.read(f"{root}byteorder")) if f"{root}byteorder" in names else b""
-        value, _ = read_pickle(archive.read(f"{root}data.pkl"))
-        storages = zip_storages(archive, root, ">" if order == b"big" else "<")
-        return rosinality.convert(value, storages, len(data))
-    if names and all(name.endswith(".npy") for name in names):
-        return state_dict.read_npz(archive)
-    listed = ", ".join(f"{name!r:.60}" for name in names[:3])
+    if len(pickle_roots(archive.names)) == 1:
+        return _from_torch(data)
+    if is_npz(archive):
+        return _generator(from_arrays(read_npz(archive), "npz", archive.inflated_limit))
+    listed = ", ".join(f"{name!r:.60}" for name in archive.names[:3])
     raise UserError(f"this zip archive holds no weights that are known ({listed or 'it is empty'})")
+
+
+def _from_torch(data: memoryview) -> Source | Network:
+    value, storages = read_torch(data)
+    return _generator(from_value(value, "torch file", len(data), storages))
+
+
+def _generator(contents: Contents) -> Source | Network:
+    """The generator among a file's contents, in the layout that its names show."""
+    candidate, remarks = choose(contents)
+    if candidate.layout == "mobile":
+        return with_remarks(_mobile(contents, candidate), *remarks)
+    if candidate.layout == "module":
+        module = contents.modules[candidate.path]
+        source = ada_pytorch.convert_module(module, contents.decode, contents.size, contents.kind)
+        return with_remarks(source, *remarks)
+    arrays = arrays_below(contents, candidate.prefix)
+    check_size(arrays, contents.size)
+    latent = arrays.pop("latent_avg", None)  # beside a generator that is the file's root
+    if latent is None:
+        latent = mean_latent(contents, candidate)
+    source = _LAYOUTS[candidate.layout](arrays, contents.kind)
+    if latent is not None:
+        source.state.setdefault("mapping.w_avg", mean_w(latent))
+    return with_remarks(source, *remarks)
+
+
+def _mobile(contents: Contents, candidate: Candidate) -> Network:
+    """MobileStyleGAN: the student, and the mapping network beside it."""
+    parent = candidate.prefix.removesuffix("student.")
+    student = arrays_below(contents, candidate.prefix)
+    mapping = arrays_below(contents, f"{parent}mapping_net.layers.")
+    check_size({**student, **{f"mapping.{name}": a for name, a in mapping.items()}}, contents.size)
+    latent = mean_latent(contents, candidate)
+    return mobilestylegan.convert(student, mapping, None if latent is None else mean_w(latent))
 
 
 def is_openvino(data: memoryview) -> bool:
     """Whether the bytes are the zip archive (wheel) of MobileStyleGAN's OpenVINO networks."""
-    if bytes(data[:4]) != b"PK\x03\x04":
+    if bytes(data[:4]) != ZIP:
         return False
     return any(name.endswith("/SynthesisNetwork.xml") for name in Archive(data).names)
 
 
-def read_source(data: memoryview) -> Source:
-    """The StyleGAN2 generator in the bytes of a file, whatever its format.
+def read_source(data: memoryview) -> Source | Network:
+    """The generator in the bytes of a file, whatever its format.
 
     Raises:
         UserError: the format is unknown, the file is damaged, or it holds something else.
@@ -147,13 +118,12 @@ def read_source(data: memoryview) -> Source:
         raise UserError(f"this file is empty: {AGAIN}")
     refuse_text(head)
     try:
-        if head.startswith(b"PK\x03\x04"):
+        if head.startswith(ZIP):
             return _from_zip(data)
-        if state_dict.is_safetensors(data):
-            return state_dict.read_safetensors(data)
+        if is_safetensors(data):
+            return _generator(from_arrays(read_safetensors(data), "safetensors", len(data)))
         if head.startswith(TORCH_STREAM):
-            value, storages = read_torch_stream(data)
-            return rosinality.convert(value, storages, len(data))
+            return _from_torch(data)
         if head[0] == 0x80 or head[:1] in b"(]}c":
             return _from_pickle(data)
     except TruncatedPickle as error:
@@ -164,18 +134,3 @@ def read_source(data: memoryview) -> Source:
         f"unknown format (it begins with {head[:8]!r}, an invalid load key for a pickle); "
         f"if it should be a generator, {AGAIN}"
     )
-
-
-def map_file(path: Path) -> memoryview:
-    """The bytes of a file, read on demand.
-
-    Raises:
-        UserError: there is no such file, or it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            if path.stat().st_size == 0:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -1,21 +1,26 @@
-"""Checkpoints of rosinality/stylegan2-pytorch: `torch.save` of dictionaries of tensors.
+"""State dicts of rosinality/stylegan2-pytorch, which pSp, e4e and ReStyle use, and of BasicSR.
 
-Its modulated convolutions multiply their weights by 1 / sqrt(in k^2) before demodulation, ours
-does not; up-sampling kernels are laid out as in stylegan2-ada-pytorch.
+The modulated convolutions multiply their weights by 1 / sqrt(in k^2) before demodulation, ours
+do not; up-sampling kernels are laid out as in stylegan2-ada-pytorch. BasicSR's is the same
+network under other names.
 """
 
 import re
-from typing import Any
 
 import numpy as np
 
-from convert.arrays import Storages, is_tensor, tensor
-from convert.safe_pickle import require_allowed
-from convert.state_dict import Source, check_size, from_arrays, refuse_other_networks
+from convert.parameters import Source
 from stylesr_jax.errors import UserError
 
-FORMAT = "rosinality .pt"
-MAX_TENSORS = 4096
+_BASICSR = (
+    (r"style_mlp\.", "style."),
+    (r"constant_input\.weight", "input.input"),
+    (r"noises\.noise(\d)", r"noises.noise_\1"),
+    (r"style_conv(1|s\.\d{1,2})\.modulated_conv\.", r"conv\1.conv."),
+    (r"style_conv(1|s\.\d{1,2})\.weight", r"conv\1.noise.weight"),
+    (r"style_conv(1|s\.\d{1,2})\.activate\.", r"conv\1.activate."),
+    (r"(to_rgb(?:1|s\.\d{1,2}))\.modulated_conv\.", r"\1.conv."),
+)
 _KERNEL = re.compile(r"(convs|to_rgbs)\.(\d{1,2})\.(conv\.blur|upsample)\.kernel")
 _LAYER_PARTS = {
     "conv.weight": "weight",
@@ -93,46 +98,29 @@ def _generator(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return state
 
 
-def _tensors(values: dict[Any, Any], storages: Storages) -> dict[str, np.ndarray]:
-    records = {
-        name.removeprefix("module."): value
-        for name, value in values.items()
-        if isinstance(name, str) and is_tensor(value)
-    }
-    if len(records) > MAX_TENSORS:
-        raise UserError("the torch file has implausibly many tensors; it is damaged")
-    return {name: tensor(value, storages) for name, value in records.items()}
-
-
-def convert(value: Any, storages: Storages, file_size: int) -> Source:
-    """A generator from the inert content of a `torch.save` file.
-
-    Accepts a checkpoint with "g_ema", and the state dict of a generator alone, with rosinality's
-    names or with stylegan2-ada-pytorch's.
+def convert(arrays: dict[str, np.ndarray], kind: str) -> Source:
+    """A generator from a state dict with rosinality's names; `kind` is the file's.
 
     Raises:
-        UserError: there is no StyleGAN2 generator in it.
+        UserError: it has arrays that such a generator has not.
     """
-    if not isinstance(value, dict):
-        require_allowed(value, "this torch file")
-        raise UserError("this torch file holds no state dict; a StyleGAN2 generator is needed")
-    states = value.get("g_ema", value)
-    if not isinstance(states, dict):
-        require_allowed(states, "the generator in this torch file")
-        raise UserError("'g_ema' in this torch file is no state dict; the file is damaged")
-    require_allowed(states, "the generator in this torch file")
-    names = [name for name in states if isinstance(name, str)]
-    refuse_other_networks(names)
-    if "input.input" not in states and "module.input.input" not in states:
-        if any(name.endswith("synthesis.b4.const") for name in names):
-            return from_arrays(_tensors(states, storages), "torch", file_size)
-        listed = ", ".join(f"{name!r:.60}" for name in names[:3]) or "nothing named"
-        raise UserError(f"this torch file holds no StyleGAN2 generator, but {listed}, ...")
-    arrays = _tensors(states, storages)
-    check_size(arrays, file_size)
-    state = _generator(arrays)
-    average = value.get("latent_avg")
-    if is_tensor(average):
-        require_allowed(average, "'latent_avg' in this torch file")
-        state["mapping.w_avg"] = tensor(average, storages).reshape(-1)
-    return Source(state, FORMAT, architecture="skip")
+    return Source(_generator(arrays), f"rosinality {kind}", architecture="skip")
+
+
+def _rosinality_name(name: str) -> str:
+    """Rosinality's name for one of BasicSR's; others stay as they are."""
+    for pattern, replacement in _BASICSR:
+        renamed, count = re.subn(f"^{pattern}", replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def convert_basicsr(arrays: dict[str, np.ndarray], kind: str) -> Source:
+    """A generator from a state dict with BasicSR's names; `kind` is the file's.
+
+    Raises:
+        UserError: it has arrays that such a generator has not.
+    """
+    renamed = {_rosinality_name(name): array for name, array in arrays.items()}
+    return Source(_generator(renamed), f"BasicSR {kind}", architecture="skip")

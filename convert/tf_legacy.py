@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from convert.arrays import number, numpy_array
-from convert.safe_pickle import Global, Record, require_allowed
-from convert.state_dict import Source, check_size
+from convert.parameters import Source, check_size
+from convert.pickles import Global, Record, require_allowed
 from stylesr_jax.errors import UserError
 
 NETWORK = "dnnlib.tflib.network.Network"
@@ -25,7 +25,7 @@ MAX_VARIABLES = 4096
 _REQUIRED = {
     "nonlinearity": ("lrelu",),
     "mapping_nonlinearity": ("lrelu",),
-    "num_channels": (3,),
+    "num_channels": (1, 3),
     "normalize_latents": (True,),
     "normalize_z": (True,),
 }

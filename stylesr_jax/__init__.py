@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from stylesr_jax.loading import load_generator
     from stylesr_jax.methods import METHODS, Method
     from stylesr_jax.priors.flow import Prior, load_prior
-    from stylesr_jax.solver.solve import Result, Solution, upsample
+    from stylesr_jax.solver.result import Result, Solution
+    from stylesr_jax.solver.solve import upsample
 
 _HOMES = {
     "UserError": "errors",
@@ -28,8 +29,8 @@ _HOMES = {
     "write_png": "images.files",
     "METHODS": "methods",
     "Method": "methods",
-    "Result": "solver.solve",
-    "Solution": "solver.solve",
+    "Result": "solver.result",
+    "Solution": "solver.result",
     "upsample": "solver.solve",
 }
 

@@ -1,7 +1,12 @@
 """The one exception that means: the user can mend this; and what commands make of it."""
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 
 class UserError(ValueError):
@@ -14,21 +19,57 @@ def in_a_line(error: Exception) -> str:
     return kind + (str(error).splitlines() or [""])[0]
 
 
-def exit_code(work: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
-    """Do a command's work; what goes wrong is one line on stderr.
+def print_error(message: str) -> None:
+    """A line on stderr."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def exit_code(
+    work: Callable[[], int | None],
+    *,
+    interrupted: str = "interrupted",
+    error: Callable[[str], None] = print_error,
+) -> int:
+    """Do a command's work; what goes wrong is one line. SIGTERM interrupts it as Ctrl-C does.
 
     Args:
         work: returns the exit code, None for 0.
-        interrupted: what is said after Ctrl-C.
+        interrupted: what is said after an interruption.
+        error: says it.
 
     Returns:
-        What `work` returns, 2 for a UserError, 130 after Ctrl-C.
+        What `work` returns, 2 for a UserError, 130 after Ctrl-C, 143 after SIGTERM, 141 when
+        nobody reads what is printed.
     """
+    with _sigterm_interrupts() as received:
+        try:
+            return work() or 0
+        except UserError as problem:
+            error(str(problem))
+            return 2
+        except KeyboardInterrupt:
+            error(interrupted)
+            return 128 + (received or [signal.SIGINT])[0]
+        except BrokenPipeError:
+            with suppress(OSError, ValueError):  # what is left to print goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[list[int]]:
+    """SIGTERM raises KeyboardInterrupt in here, and is noted in the list."""
+    received: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        return work() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print(f"error: {interrupted}", file=sys.stderr, flush=True)
-        return 130
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

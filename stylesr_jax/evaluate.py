@@ -2,7 +2,16 @@
 
 import sys
 
-from stylesr_jax.cli.evaluate import main
+from stylesr_jax.cli.options import evaluate_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code, see `errors.exit_code`."""
+    args = evaluate_parser().parse_args(argv)
+    from stylesr_jax.cli.start import evaluate  # no module is loaded for --help
+
+    return evaluate(args)
+
 
 if __name__ == "__main__":
     sys.exit(main())

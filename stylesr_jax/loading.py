@@ -1,13 +1,16 @@
 """Names and paths to models: generators, whatever format their weights are in.
 
 The one door to `convert`: a file in another format is converted when it is first asked for.
+Conversions are kept in the user's cache, under the file's sha256.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
+from convert.raw import refuse_address
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.mobile.heads import with_known_heads
@@ -35,15 +38,22 @@ def generator_from_file(path: str | os.PathLike[str]) -> Generator:
     return with_known_heads(generator)
 
 
+def _converted(path: Path, folder: str, convert: Callable[[Path, Path], object]) -> Path:
+    """The conversion of a file in a folder of the cache, made when there is none."""
+    converted = files.cache_dir() / folder / f"{files.sha256(path)}.safetensors"
+    if not converted.is_file():
+        convert(path, converted)
+    return converted
+
+
 def generator_path(name_or_path: str | os.PathLike[str] = DEFAULT) -> Path:
     """The converted file of a generator: an embedded one, the path itself, or its conversion.
-
-    A file in another format is converted once into the user's cache, under its sha256.
 
     Raises:
         UserError: there is neither an embedded generator nor a file of that name.
     """
     text = os.fspath(name_or_path)
+    refuse_address(text)
     path = Path(text)
     if path.is_dir():
         raise UserError(f"{text} is a folder; give the generator's file")
@@ -55,12 +65,9 @@ def generator_path(name_or_path: str | os.PathLike[str] = DEFAULT) -> Path:
                 pass  # bare tensors, which the converter can tell from damage
             else:
                 return path
-        from convert.stylegan2 import convert_file
+        from convert.build import convert_file
 
-        converted = files.cache_dir() / "generators" / f"{files.sha256(path)}.safetensors"
-        if not converted.is_file():
-            convert_file(path, converted)
-        return converted
+        return _converted(path, "generators", convert_file)
     if path.suffix or os.sep in text:
         raise UserError(f"generator file {text} does not exist; check the path")
     try:
@@ -79,10 +86,25 @@ def load_generator(name_or_path: str | os.PathLike[str] = DEFAULT) -> Generator:
     """Load a generator by name (embedded or fetched) or from any supported weight file.
 
     Args:
-        name_or_path: "mobile-ffhq-1024", a converted `.safetensors`, a StyleGAN2 pickle, a
-            rosinality `.pt`, a bare state dict, or MobileStyleGAN's OpenVINO wheel.
+        name_or_path: "mobile-ffhq-1024", a converted `.safetensors`, or any file that
+            `python -m convert.stylegan2` reads.
 
     Raises:
         UserError: nothing of that name exists, or the file cannot be read.
     """
     return generator_from_file(generator_path(name_or_path))
+
+
+def inception_path(source: str | os.PathLike[str]) -> Path:
+    """The file of FID's Inception in our format, for a file or an address of pytorch-fid's.
+
+    Raises:
+        UserError: the file is missing, of another network, or cannot be downloaded.
+    """
+    from convert.embedded.inception import convert_file, download_weights
+
+    text = os.fspath(source)
+    path = download_weights(text) if text.startswith(("http://", "https://")) else Path(text)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give pytorch-fid's .pth file or its address")
+    return path if path.suffix == ".safetensors" else _converted(path, "features", convert_file)

@@ -33,14 +33,7 @@ def test_what_was_predicted_is_checked():
 
 
 def _choose(wanted, **changes):
-    method = method_named("rls")
-    options = {
-        "starts": 8,
-        "solutions": 1,
-        "mesh": None,
-        "method": method,
-        "settings": method.resolve(),
-    }
+    options = {"starts": 8, "solutions": 1, "mesh": None, "method": method_named("rls")()}
     parts = {"side": 8, "generator": None, "prior": None, "perceptual": None}
     return choose_batch(wanted, **{**options, **parts, **changes})
 
@@ -55,10 +48,9 @@ def test_accelerators_take_what_fits(monkeypatch):
     monkeypatch.setattr(batching, "free_bytes", lambda: 1000)
     monkeypatch.setattr(batching, "search_bytes", lambda batch, **_: 100 + 200 * batch)
     assert _choose(None) == 4 and _choose(None, starts=3) == 3
-    bicubic = method_named("bicubic")
-    assert _choose(None, method=bicubic, settings=bicubic.resolve()) == 1
+    assert _choose(None, method=method_named("bicubic")()) == 1
     tied = method_named("rls").resolve(changes={"diversity": 0.1})
-    assert _choose(None, settings=tied) == 1
+    assert _choose(None, method=tied) == 1
 
 
 @pytest.mark.parametrize(
@@ -117,9 +109,8 @@ def test_the_compiler_says_what_starts_take(tiny_prior):
     params, config = prepare(state, name="tiny-8")
     generator = Generator(jax.tree.map(jnp.asarray, params), {}, None, config)
     generator = generator.replace(statistics=measure_statistics(jax.random.key(0), generator))
-    method = method_named("rls")
     options = {"side": 4, "generator": generator, "prior": tiny_prior, "perceptual": None}
-    options |= {"method": method, "settings": method.resolve(changes={"sketch_steps": 0})}
+    options["method"] = method_named("rls")()
     one, two = (search_bytes(batch, **options) for batch in (1, 2))
     weights = sum(x.nbytes for x in jax.tree.leaves(generator))
     assert weights < one < two < 2 * one

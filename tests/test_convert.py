@@ -15,9 +15,10 @@ import pytest
 import safetensors.numpy
 import weight_files as wf
 
+from convert.build import build, convert_file, to_network
 from convert.detect import read_source
-from convert.state_dict import Source, checked
-from convert.stylegan2 import build, convert_file, main
+from convert.parameters import Source, checked
+from convert.stylegan2 import main
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.loading import generator_from_file, load_generator
@@ -33,7 +34,7 @@ FIXTURES = {
     ),
     "tf_legacy_skip_32.pkl": ("stylegan2_skip_32.npz", "TensorFlow pickle"),
     "tf_legacy_generator_only_32.pkl": ("stylegan2_skip_32.npz", "TensorFlow pickle"),
-    "rosinality_32.pt": ("rosinality_32_expected.npz", "rosinality .pt"),
+    "rosinality_32.pt": ("rosinality_32_expected.npz", "rosinality torch file"),
     "stylegan2_resnet_32.npz": ("stylegan2_resnet_32.npz", "state dict (npz)"),
 }
 TINY = {"channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "mapping_layers": 3}
@@ -178,7 +179,7 @@ def test_every_layout_gives_back_the_arrays(kind):
                 if name.endswith(("conv0.weight", "conv1.weight")):
                     source.state[name] = array * np.float32(np.sqrt(array[0].size))
         same_state(source, state, rtol=2e-6 if "ros" in layout or "tf" in layout else 0, atol=1e-6)
-    generator = build(source, name=kind, draws=100)
+    generator = build(to_network(source, name=kind), draws=100)
     assert generator.resolution == options["resolution"]
     assert len(generator.config.mapping_widths) == options["mapping_layers"]
     assert generator.label_dim == options.get("label_dim", 0)
@@ -193,7 +194,7 @@ def test_stored_arguments_are_used(protocol):
     tf = wf.tf_generator(state, conv_clamp=64, mapping_lrmul=0.05, resample_kernel=[1, 2, 2, 1])
     source = source_of(wf.dumps(tf, protocol))
     assert (source.conv_clamp, source.lr_multiplier) == (64, 0.05)
-    generator = build(source, name="tf", draws=100)
+    generator = build(to_network(source, name="tf"), draws=100)
     assert generator.config.conv_clamp == 64
     np.testing.assert_allclose(generator.config.taps, np.array([1, 2, 2, 1]) / 3)
 
@@ -455,9 +456,8 @@ def test_command_line(tmp_path, capsys):
 def test_the_clamped_network_needs_its_clamp(tmp_path, golden):
     expected = golden("stylegan2_skip_clamp_64.npz")
     state = {n.removeprefix("state."): a for n, a in expected.items() if n.startswith("state.")}
-    generator = build(
-        source_of(wf.ada_pickle(wf.ada_network(state, conv_clamp=CLAMP))), name="x", draws=100
-    )
+    source = source_of(wf.ada_pickle(wf.ada_network(state, conv_clamp=CLAMP)))
+    generator = build(to_network(source, name="x"), draws=100)
     image = generator.synthesise(jnp.asarray(expected["ws"]))
     wanted = expected["image_const"].transpose(0, 2, 3, 1)
     assert np.abs(image - wanted).max() < 1e-4 * np.abs(wanted).max()
@@ -519,7 +519,7 @@ def test_full_size(layout, tmp_path):
     assert seconds < 60
     generator = generator_from_file(out)
     assert sum(a.size for a in state.values() if a.ndim) > 30e6
-    direct = build(Source(state, "direct"), name="direct", draws=100)
+    direct = build(to_network(Source(state, "direct"), name="direct"), draws=100)
     key = jax.random.key(0)
     w = generator.map_latents(jax.random.normal(key, (1, 512)))
     ws = jnp.repeat(w[:, None], generator.num_ws, axis=1)

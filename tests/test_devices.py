@@ -13,12 +13,13 @@ import jax, numpy as np
 from jax.sharding import Mesh
 from stylesr_jax import load_generator, load_prior
 from stylesr_jax.methods import method_named
-from stylesr_jax.solver.solve import device_mesh, observe, solve
+from stylesr_jax.solver.observation import place_on_canvas
+from stylesr_jax.solver.solve import device_mesh, solve
 
 generator = load_generator(sys.argv[1])
 prior = load_prior(generator, sys.argv[2])
 rng = np.random.default_rng(0)
-observations = [observe(rng.uniform(-1, 1, (8, 8, 3))) for _ in range(2)]
+observations = [place_on_canvas(rng.uniform(-1, 1, (8, 8, 3))) for _ in range(2)]
 keys = list(jax.random.split(jax.random.key(3)))
 assert jax.local_device_count() == 8
 found = {}
@@ -28,8 +29,7 @@ for devices in sys.argv[6:]:
     mesh = meshes[devices]
     results = solve(
         observations, keys, generator=generator, prior=prior, solutions=3, mesh=mesh,
-        method=method_named(sys.argv[4]), settings=method_named(sys.argv[4]).resolve(
-            "balanced", json.loads(sys.argv[5])),
+        method=method_named(sys.argv[4]).resolve("balanced", json.loads(sys.argv[5])),
     )
     found[devices] = np.stack([s.image for r in results for s in r.solutions])
     assert [len(r.solutions) for r in results] == [3, 3]
@@ -51,14 +51,8 @@ def _solve_on_meshes(
     ("method", "settings", "devices"),
     [
         ("csgm", {"steps": 4}, "08"),
-        *(
-            pytest.param(
-                "rls",
-                {"sketch_steps": sketch_steps, "steps": 4, "tries": 9},
-                "0128",
-                marks=pytest.mark.slow,
-            )
-            for sketch_steps in (0, 4)
+        pytest.param(
+            "rls", {"style_steps": 4, "steps": 4, "tries": 9}, "0128", marks=pytest.mark.slow
         ),
     ],
 )
@@ -73,7 +67,7 @@ def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path, method, settin
 
 @pytest.mark.slow
 def test_several_stages_and_projections_are_spread_too(tiny_files, tmp_path):
-    settings = {"sketch_steps": 4, "steps": 4, "weights_steps": 4}
+    settings = {"style_steps": 4, "steps": 4, "weights_steps": 4}
     found = _solve_on_meshes(tiny_files, tmp_path / "plus.npz", "rls+", settings, "0128")
     for devices in "012":
         np.testing.assert_allclose(found[devices], found["8"], atol=1e-3)

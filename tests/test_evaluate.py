@@ -28,7 +28,9 @@ from stylesr_jax.metrics.lpips import load_features, lpips
 from stylesr_jax.metrics.scorer import Sizes, mean_scores
 from stylesr_jax.runs import evaluation
 from stylesr_jax.runs.claims import Claims
-from stylesr_jax.runs.evaluation import Plan, append_row, prepare, read_rows, run, variant
+from stylesr_jax.runs.evaluation import EvaluationPlan, prepare, run
+from stylesr_jax.runs.plan import variant
+from stylesr_jax.runs.records import append_row, read_rows
 from stylesr_jax.runs.tables import write_report
 from stylesr_jax.solver.solve import key_of, observe, solve
 
@@ -69,7 +71,7 @@ def call(tiny_files, folder, monkeypatch, tmp_path):
 
 
 def _plan(tiny, tiny_prior, folder, out, **options):
-    return Plan(
+    return EvaluationPlan(
         images=tuple(sorted(folder.glob("*.png"))),
         variants=(variant("rls", evaluations=4),),
         out=out,
@@ -305,7 +307,7 @@ def test_results_are_those_of_solve(tiny, tiny_prior, folder, tmp_path):
     subject = prepare(plan, plan.images[1])
     (result,) = solve(
         [subject.observation],
-        [key_of(plan.seed, "face1.png")],
+        [key_of(plan.seed, subject.sha256)],
         generator=tiny,
         prior=tiny_prior,
         method=plan.variants[0].method,
@@ -353,7 +355,7 @@ def test_a_row_that_another_process_holds_is_waited_for(tiny, tiny_prior, folder
     plan = dataclasses.replace(_plan(tiny, tiny_prior, folder, tmp_path), share=True, stale=2.0)
     subject = prepare(plan, plan.images[0])
     claims = Claims(tmp_path / ".claims", plan.stale)
-    claim = claims.take(evaluation._fingerprint(plan, subject, plan.variants[0]))
+    claim = claims.take(evaluation.fingerprint(plan, subject, plan.variants[0]))
     assert claim is not None
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(run, plan, say=lambda _: None)
@@ -376,7 +378,7 @@ def test_interruption_keeps_what_is_finished(tiny, tiny_prior, folder, tmp_path,
             raise KeyboardInterrupt
         return solve(*args, **options)
 
-    monkeypatch.setattr("stylesr_jax.solver.solve.solve", interrupted)
+    monkeypatch.setattr("stylesr_jax.runs.worker.solve", interrupted)
     plan = _plan(tiny, tiny_prior, folder, tmp_path)
     outcome = run(plan, say=lambda _: None)
     assert outcome.interrupted and "rls" in outcome.rows["face0.png"]

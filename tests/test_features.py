@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import lpips as convert_lpips
+from convert.embedded import lpips as convert_lpips
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics import lpips as features
 from stylesr_jax.runtime import files, weights
@@ -173,4 +173,4 @@ def test_other_archives_are_refused(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"something else")
     digest = hashlib.sha256(b"something else").hexdigest()
     with pytest.raises(UserError, match=digest):
-        convert_lpips.convert_file(tmp_path / "a.tar.gz", tmp_path)
+        convert_lpips.make(tmp_path / "a.tar.gz", tmp_path)

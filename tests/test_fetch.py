@@ -9,8 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from convert import fetch as module
-from convert.fetch import Model, download, fetch, find, main, models
+from convert import build
+from convert import download as module
+from convert.download import Model, download, find, model_at, models
+from convert.fetch import main
 from stylesr_jax.errors import UserError
 from stylesr_jax.loading import load_generator
 from stylesr_jax.runtime import files, weights
@@ -263,8 +265,33 @@ def test_a_fetched_model_is_known_by_name(server, tmp_path, monkeypatch, capsys,
     assert load_generator("tiny").resolution == 32
     assert main(["tiny", "--offline"]) == 0
     assert len(server.seen) == 1
-    assert fetch(wanted, out=tmp_path / "own", convert=False)[1] is None
+    assert main(["tiny", "--no-convert", "--out", str(tmp_path / "own")]) == 0
     assert (tmp_path / "own" / "tiny.pkl").read_bytes() == server.body
+
+
+def test_an_address_is_fetched_and_known_by_the_name_that_is_said(
+    server, tmp_path, monkeypatch, capsys, request
+):
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
+    server.body = (request.path.parent / "golden" / "ada_pytorch_skip_32.pkl").read_bytes()
+    address = f"{server.address}good.pkl?download=true"
+    name = model_at(address).name
+    assert name.startswith("good-") and model_at(server.address + "x/good.pkl").name != name
+    assert main([address]) == 0
+    said = capsys.readouterr()
+    assert f"--generator {name}" in said.out
+    assert "read from 'G_ema', the averaged" in said.err
+    assert (tmp_path / "downloads" / f"{name}.pkl").is_file()
+    assert load_generator(name).resolution == 32
+
+
+def test_a_cache_that_cannot_be_written_names_its_setting(server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"cannot write in .*STYLESR_CACHE"):
+        get(model(server, "good.pkl"), tmp_path / "file" / "downloads")
+    (tmp_path / "test.pkl.part").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*part.*STYLESR_CACHE"):
+        get(model(server, "good.pkl"), tmp_path)
 
 
 def test_command_line(capsys):
@@ -291,14 +318,12 @@ def test_registry_entries_are_complete():
 
 
 def test_a_known_file_keeps_its_title_and_licence(tmp_path, monkeypatch, request):
-    from convert import stylegan2
-
     source = request.path.parent / "golden" / "tf_legacy_generator_only_32.pkl"
     entry = {"sha256": files.sha256(source), "name": "tiny", "title": "Tiny", "licence": "free"}
     registry = tmp_path / "registry.json"
     registry.write_text(module.json.dumps({"models": {"tiny": entry}}))
-    monkeypatch.setattr(stylegan2.store, "find_weights", lambda name: registry)
-    stylegan2.convert_file(source, tmp_path / "out.safetensors")
+    monkeypatch.setattr(build.weights, "find_weights", lambda name: registry)
+    build.convert_file(source, tmp_path / "out.safetensors")
     header = weights.read_header(tmp_path / "out.safetensors")
     assert (header["source"], header["licence"]) == ("Tiny", "free")
     assert header["config"]["name"] == "tiny"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toy_mapping import toy_generator
 
-from stylesr_jax.cli import fit_prior as command
+from stylesr_jax import fit_prior as command
 from stylesr_jax.errors import UserError
 from stylesr_jax.priors import autoregressive as masks
 from stylesr_jax.priors import fit as fit_prior
@@ -186,7 +186,7 @@ def test_mistakes_end_in_one_line_and_code_two(tmp_path, capsys):
 def test_help_does_not_import_jax():
     code = (
         "import sys; from stylesr_jax import fit_prior\n"
-        "try: command.main(['--help'])\n"
+        "try: fit_prior.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'jax', 'distrax', 'numpy'} & set(sys.modules)"
     )

@@ -18,11 +18,11 @@ import weight_files as wf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from convert import safe_pickle
-from convert.arrays import TORCH_MAGIC
+from convert import pickles
 from convert.detect import read_source
-from convert.safe_pickle import Global, Record, read_pickle, refused_globals
-from convert.state_dict import checked
+from convert.parameters import checked
+from convert.pickles import Global, Record, read_pickle, refused_globals
+from convert.torch_files import TORCH_MAGIC
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.stylegan2 import random_state
 
@@ -128,7 +128,7 @@ def test_a_real_exploit_does_not_run(protocol, tmp_path):
 
 def test_the_unpickler_imports_nothing():
     code = (
-        "import sys; from convert.safe_pickle import read_pickle; before = set(sys.modules)\n"
+        "import sys; from convert.pickles import read_pickle; before = set(sys.modules)\n"
         "read_pickle(memoryview(b'cantigravity\\nfly\\n)R.'))\n"
         "assert set(sys.modules) == before and 'antigravity' not in sys.modules"
     )
@@ -136,7 +136,7 @@ def test_the_unpickler_imports_nothing():
 
 
 def test_the_reader_uses_no_unpickler():
-    for path in (ROOT / "convert").glob("*.py"):
+    for path in (ROOT / "convert").rglob("*.py"):
         text = path.read_text()
         for word in ("import pickle", "from pickle", "eval(", "exec(", "__import__", "importlib"):
             assert word not in text, (path.name, word)
@@ -656,5 +656,5 @@ def test_random_programs_of_valid_opcodes(parts):
 def test_limits_are_far_from_real_files():
     """Three networks at 32 px (at 1024 px there are 9 blocks instead of 4)."""
     data = memoryview((GOLDEN / "ada_pytorch_skip_32.pkl").read_bytes())
-    read_pickle(data, max_opcodes=safe_pickle.MAX_OPCODES // 20)
-    assert TORCH_MAGIC.bit_length() < 8 * safe_pickle.MAX_INTEGER // 3
+    read_pickle(data, max_opcodes=pickles.MAX_OPCODES // 20)
+    assert TORCH_MAGIC.bit_length() < 8 * pickles.MAX_INTEGER // 3

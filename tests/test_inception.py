@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import inception as convert_inception
-from convert.detect import map_file
+from convert.embedded import inception as convert_inception
+from convert.raw import map_file
 from stylesr_jax.errors import UserError
+from stylesr_jax.loading import inception_path
 from stylesr_jax.metrics.inception import WIDTH, inception_features, kernel_shapes, load_inception
 from stylesr_jax.runtime import files, weights
 
@@ -65,12 +66,12 @@ def test_torch_files_are_read_and_other_networks_refused(tmp_path, monkeypatch):
     arrays = convert_inception.read_state_dict(map_file(GOLDEN / "rosinality_32.pt"))
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
     with pytest.raises(UserError, match="not FID's Inception weights"):
-        load_inception(GOLDEN / "rosinality_32.pt")
+        inception_path(GOLDEN / "rosinality_32.pt")
     assert not list(tmp_path.rglob("*.safetensors"))
     with pytest.raises(UserError, match="does not hold FID's Inception"):
-        load_inception(WEIGHTS / "niqe.safetensors")
+        load_inception(inception_path(WEIGHTS / "niqe.safetensors"))
     with pytest.raises(UserError, match="does not exist"):
-        load_inception(tmp_path / "absent.pth")
+        inception_path(tmp_path / "absent.pth")
 
 
 def test_addresses_are_downloaded_into_the_cache(tmp_path, monkeypatch):
@@ -89,7 +90,7 @@ def test_addresses_are_downloaded_into_the_cache(tmp_path, monkeypatch):
     assert files.sha256(path) == files.sha256(GOLDEN / "rosinality_32.pt")
     # The server is gone: what follows finds the download in the cache.
     with pytest.raises(UserError, match="not FID's Inception weights"):
-        load_inception(address)
+        inception_path(address)
 
 
 def test_images_need_three_channels():

@@ -8,11 +8,9 @@ import pytest
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.stylegan2 import prepare, random_state
-from stylesr_jax.methods import METHODS, levers, method_named
-from stylesr_jax.methods import base as stages
-from stylesr_jax.methods import terms as objective
-from stylesr_jax.methods.base import rate_of, stages_of, with_budget
-from stylesr_jax.methods.terms import Example, Shared
+from stylesr_jax.methods import METHODS, base, levers, method_named
+from stylesr_jax.methods.base import stages_of
+from stylesr_jax.methods.view import Context, Start
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.priors.autoregressive import FlowConfig, init_flow
 from stylesr_jax.priors.flow import Prior
@@ -20,6 +18,7 @@ from stylesr_jax.priors.whitening import fit_whitening
 from stylesr_jax.runs.folder import read_solutions, save_solutions
 from stylesr_jax.search.engine import Problem, search
 from stylesr_jax.search.optimisers import (
+    NORMALISED,
     chain_diagnostics,
     chain_position,
     langevin,
@@ -27,7 +26,9 @@ from stylesr_jax.search.optimisers import (
     ranger21,
 )
 from stylesr_jax.search.projections import l1_norm, near, on_sphere, onto_l1_ball
-from stylesr_jax.solver.solve import add_correction, redraw, upsample
+from stylesr_jax.search.schedules import schedule
+from stylesr_jax.solver.rendering import add_correction, redraw
+from stylesr_jax.solver.solve import upsample
 
 # --- Projections ----------------------------------------------------------------------------
 
@@ -80,39 +81,59 @@ def test_spheres_keep_norms():
     ],
 )
 def test_rates_at_their_published_points(name, points):
-    rate = rate_of(method_named(name).resolve())
+    rate = stages_of(method_named(name)())[0].schedule
     for progress, value in points.items():
         np.testing.assert_allclose(rate(jnp.asarray(progress)), value, atol=1e-3)
 
 
 def test_ramps_are_settings():
-    settings = method_named("brgm").resolve(changes={"ramp_up": 0.5, "ramp_down": 0.5})
-    rate = rate_of(settings)
+    changes = {"ramp_up": 0.5, "ramp_down": 0.5}
+    (stage,) = stages_of(method_named("brgm").resolve(changes=changes))
     for progress, value in {0.25: 0.52, 0.5: 1.0, 0.75: 0.5}.items():
-        np.testing.assert_allclose(rate(jnp.asarray(progress)), value, atol=1e-3)
-    at_once = rate_of({**settings, "ramp_up": 0.0, "ramp_down": 0.0})
+        np.testing.assert_allclose(stage.schedule(jnp.asarray(progress)), value, atol=1e-3)
+    at_once = schedule("ramped_cosine")
     np.testing.assert_allclose(at_once(jnp.linspace(0.0, 0.99, 5)), [0.02, 1, 1, 1, 1])
     with pytest.raises(UserError, match="together at most 1"):
-        rate_of({**settings, "ramp_up": 0.6})
+        stages_of(method_named("brgm").resolve(changes={**changes, "ramp_up": 0.6}))
 
 
 # --- Optimisers -----------------------------------------------------------------------------
 
 
-def _run(optimiser, *, target, rate, steps, starts=1, **options):
-    problem = Problem(
-        loss=lambda shared, example, v, _: ({"u": 0.5 * jnp.sum((v["x"] - example) ** 2)}, ()),
-        optimiser=lambda shared: optimiser,
-        learning_rate=lambda shared: jnp.asarray(rate),
-        rate=stages.constant,
-        **options,
-    )
-    examples = jnp.broadcast_to(target, (starts, *target.shape))
+class _Bowl(Problem):
+    """Half the squared distance from the start's target."""
+
+    rate: float = 0.1
+
+    def loss(self, context, start, variables):
+        return {"u": 0.5 * jnp.sum((variables["x"] - start) ** 2)}, ()
+
+    def learning_rate(self, progress):
+        return self.rate * jnp.ones_like(progress)
+
+
+class _Chain(_Bowl):
+    samples = True
+
+    def optimiser(self):
+        return langevin(temperature=0.25)
+
+    def final_variables(self, optimiser_state):
+        return chain_position(optimiser_state)
+
+
+class _Ranger(_Bowl):
+    def optimiser(self):
+        return ranger21(weight_decay=0.0)
+
+
+def _run(problem, *, target, steps, starts=1):
+    targets = jnp.broadcast_to(target, (starts, *target.shape))
     return search(
         problem,
-        shared=(),
-        examples=examples,
-        variables={"x": jnp.zeros_like(examples)},
+        context=(),
+        starts=targets,
+        variables={"x": jnp.zeros_like(targets)},
         keys=jax.random.split(jax.random.key(0), starts),
         steps=steps,
         chunk=steps,
@@ -121,14 +142,7 @@ def _run(optimiser, *, target, rate, steps, starts=1, **options):
 
 def test_langevin_chains_have_the_right_mean_and_deviation():
     target = jnp.asarray([3.0, -2.0, 0.5])
-    result = _run(
-        langevin(temperature=0.25),
-        target=target,
-        rate=1e-3,
-        steps=300,
-        starts=1500,
-        pick=chain_position,
-    )
+    result = _run(_Chain(rate=1e-3), target=target, steps=300, starts=1500)
     draws = np.asarray(result.variables["x"])
     np.testing.assert_allclose(draws.mean(axis=0), target, atol=0.06)
     np.testing.assert_allclose(draws.std(axis=0), 0.5, atol=0.04)
@@ -141,13 +155,16 @@ def test_langevin_chains_have_the_right_mean_and_deviation():
 
 
 @pytest.mark.parametrize("preset", ["balanced", "fast"])
-def test_langevin_samples_one_density_with_full_images(preset):
-    method = METHODS["langevin"]
-    *search_, chain = stages_of(method, method.resolve(preset, {"diversity": 0.1}))
-    assert search_[0].sketch and search_[0].couple is not None
-    assert not chain.sketch and chain.keep == "best" and chain.couple is None
-    named = {term.name: term.function for term in chain.terms}
-    assert named["prior"] is objective.prior_whitened
+def test_chains_are_not_tied_and_sample_whitened_styles(preset):
+    *phases, chain = stages_of(METHODS["langevin"].resolve(preset, {"diversity": 0.1}))
+    assert all(phase.tied and not phase.samples for phase in phases)
+    assert chain.samples and not chain.tied and chain.whitened and chain.stop is None
+
+
+def test_normalised_descent_moves_each_row_by_the_same_length():
+    gradient = jnp.asarray([[3.0, 4.0], [0.0, 1e-3], [0.0, 0.0]])
+    updates, _ = NORMALISED.update(gradient, NORMALISED.init(gradient))
+    np.testing.assert_allclose(updates, [[-0.6, -0.8], [0.0, -1.0], [0.0, 0.0]], rtol=1e-6)
 
 
 def test_lookahead_goes_back_half_of_the_way():
@@ -165,7 +182,7 @@ def test_lookahead_goes_back_half_of_the_way():
 def test_ranger21_descends_but_for_the_mean_of_each_row():
     # Centralised gradients say nothing of a row's mean: 1 direction in 64 here, in 512 there.
     target = jax.random.normal(jax.random.key(0), (4, 64))
-    result = _run(ranger21(weight_decay=0.0), target=target, rate=0.1, steps=200)
+    result = _run(_Ranger(rate=0.1), target=target, steps=200)
     assert result.loss[0] < 0.05 * result.history["u"][0, 0]
 
 
@@ -173,23 +190,34 @@ def test_ranger21_descends_but_for_the_mean_of_each_row():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_preset_resolves_to_stages_whose_numbers_exist(name):
-    method = METHODS[name]
-    assert {"fast", "best", "paper"} <= set(method.presets)
-    for preset in ("balanced", *method.presets):
-        settings = method.resolve(preset)
-        assert set(method.presets.get(preset, {})) <= set(method.resolve())
-        numbers = stages.traced_settings(settings)
-        for stage in stages_of(method, settings):
-            used = {stage.steps, stage.learning_rate, *(term.weight for term in stage.terms)}
-            assert used <= set(numbers)
+def test_every_preset_resolves_to_stages(name):
+    kind = METHODS[name]
+    assert {"fast", "best", "paper"} <= set(kind.presets)
+    for preset in ("balanced", *kind.presets):
+        method = kind.resolve(preset)
+        assert set(kind.presets.get(preset, {})) <= set(method.settings)
+        steps = [int(stage.steps) for stage in stages_of(method)]
+        assert all(steps) and sum(steps) == method.steps_in_all
+        assert set(kind.step_fields) <= set(method.settings)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_equal_settings_give_equal_problems(name):
-    method = METHODS[name]
-    first, second = (stages_of(method, method.resolve()) for _ in range(2))
-    assert [stages.problem_of(s) for s in first] == [stages.problem_of(s) for s in second]
+def test_numbers_are_leaves_and_choices_are_not(name):
+    method = METHODS[name]()
+    number = {n: v for n, v in method.settings.items() if isinstance(v, float)}
+    moved = method.changed({n: v + 1.0 for n, v in number.items() if n != "spread"})
+    assert jax.tree.structure(method) == jax.tree.structure(moved)
+    choices = [n for n, v in method.settings.items() if isinstance(v, str) and v in ("w+", "own")]
+    for choice in choices:
+        other = {"w+": "w", "own": "same" if choice == "starts" else "stored"}
+        changed = method.changed({choice: other[method.settings[choice]]})
+        assert jax.tree.structure(method) != jax.tree.structure(changed)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_settings_give_equal_stages(name):
+    first, second = (stages_of(METHODS[name]()) for _ in range(2))
+    assert list(map(jax.tree.structure, first)) == list(map(jax.tree.structure, second))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +240,7 @@ def test_equal_settings_give_equal_problems(name):
 def test_bad_settings_say_what_to_write(name, changes, message):
     method = method_named(name)
     with pytest.raises(UserError, match=message.replace("+", r"\+")):
-        stages_of(method, method.resolve(changes=changes))
+        stages_of(method.resolve(changes=changes))
 
 
 def test_unknown_names():
@@ -223,20 +251,21 @@ def test_unknown_names():
 
 
 def test_budget_is_shared_by_the_stages():
-    method = method_named("ilo")
-    settings = with_budget(method, method.resolve(), 61)
-    steps = [settings[stage.steps] for stage in stages_of(method, settings)]
+    steps = [int(stage.steps) for stage in stages_of(method_named("ilo")().with_budget(61))]
     assert sum(steps) == 61 and steps[0] >= steps[2] > 0
+    fewer = method_named("ilo").resolve(changes={"stages": 2}).with_budget(61)
+    assert [int(stage.steps) for stage in stages_of(fewer)] == [31, 30]
+    assert method_named("rls")().with_budget(10).steps_in_all == 10
+    assert method_named("bicubic")().with_budget(10) == method_named("bicubic")()
 
 
 def test_ablations_switch_off_what_they_name():
     rls = method_named("rls")
     whole = rls.resolve("paper")
     for preset, setting in (("gauss", "lambda_g"), ("prior", "lambda_w"), ("cross", "lambda_c")):
-        ablated = rls.resolve(f"paper-no-{preset}")
-        assert whole[setting] != 0.0
-        assert ablated == {**whole, setting: 0.0}
-    assert rls.resolve("paper-w") == {**whole, "space": "w"}
+        assert whole.settings[setting] != 0.0
+        assert rls.resolve(f"paper-no-{preset}") == whole.changed({setting: 0.0})
+    assert rls.resolve("paper-w") == whole.changed({"space": "w"})
 
 
 # --- Runs on an untrained generator ---------------------------------------------------------
@@ -263,17 +292,13 @@ def prior(small):
 
 
 TARGET = np.tanh(np.random.default_rng(0).normal(size=(8, 8, 3))).astype(np.float32)
-# A 16 px generator has three blocks, and draws no sketches.
-FEW = {"ilo": {"stages": 2}, "rls": {"sketch_steps": 0}}
+FEW = {"ilo": {"stages": 2}}  # a 16 px generator has three blocks
 
 
 def _upsample(generator, name, prior=None, **options):
-    method = method_named(name)
     preset = options.pop("preset", "balanced")
     changes = {**FEW.get(name, {}), **options.pop("settings", {})}
-    settings = method.resolve(preset, changes)
-    if method.direct is None:
-        settings = with_budget(method, settings, options.pop("steps", 4))
+    method = method_named(name).resolve(preset, changes).with_budget(options.pop("steps", 4))
     return upsample(
         TARGET,
         generator=generator,
@@ -281,7 +306,7 @@ def _upsample(generator, name, prior=None, **options):
         perceptual=load_features("vgg16") if method.needs_perceptual else None,
         method=method,
         key=jax.random.key(1),
-        **{"settings": settings, "solutions": 2, **options},
+        **{"solutions": 2, **options},
     )
 
 
@@ -296,13 +321,13 @@ ALL_LEVERS = {"noise_std": 0.05, "inject_noise": 0.02, "diversity": 0.02}
 def test_every_method_runs_with_all_levers_and_its_file_redraws_the_pixels(
     name, small, prior, tmp_path
 ):
-    levers_on = {} if METHODS[name].direct is not None else ALL_LEVERS
+    method = METHODS[name]()
+    levers_on = ALL_LEVERS if method.steps_in_all else {}
     result = _upsample(small, name, prior, settings=levers_on)
     assert result.images.shape == (2, 16, 16, 3)
     assert np.isfinite(result.images).all() and np.abs(result.images).max() <= 1.0
     assert all(one.status == "ok" and np.isfinite(one.loss) for one in result.solutions)
-    method = METHODS[name]
-    if method.direct is not None:
+    if not method.steps_in_all:
         save_solutions(tmp_path / "solutions.npz", result, {})
         saved = read_solutions(tmp_path / "solutions.npz", small)
         assert saved.latents == (None, None)
@@ -311,7 +336,7 @@ def test_every_method_runs_with_all_levers_and_its_file_redraws_the_pixels(
     assert np.abs(result.images[0] - result.images[1]).max() > 1e-3
     assert len(result.solutions[0].history["diversity"]) == 4
     assert result.solutions[0].history["diversity"][0] < 0.0
-    block = stages_of(method, result.settings)[-1].block
+    block = stages_of(method.changed(FEW.get(name, {})))[-1].block
     save_solutions(tmp_path / "solutions.npz", result, {"block": block})
     saved = read_solutions(tmp_path / "solutions.npz", small)
     drawn = zip(result.solutions, saved.latents, saved.corrections, strict=True)
@@ -356,29 +381,23 @@ def test_weights_of_rls_plus_stay_in_their_ball_and_help(small, prior):
 
 
 def test_ilo_stages_begin_with_the_image_of_the_last_one(small):
-    method = method_named("ilo")
-    parts = stages_of(method, method.resolve(changes={"stages": 3}))
-    shared = Shared(small, None, None, None, {})
-    example = Example(jnp.zeros((8, 8, 3)), jnp.ones((8, 8, 1)), jnp.asarray(0))
+    parts = stages_of(method_named("ilo").resolve(changes={"stages": 3}))
+    context = Context(small, None, None, None)  # type: ignore[arg-type]
+    start = Start(jnp.zeros((8, 8, 3)), jnp.ones((8, 8, 1)), jnp.asarray(0))
 
     @jax.jit
     def images(generator, key):
-        shared_ = shared._replace(generator=generator)
+        own = context._replace(generator=generator)
         variables, pairs = None, []
         for k, stage in enumerate(parts):
             before = variables
-            variables = stage.coordinates.start(key, jnp.asarray(0), shared_, example, variables)
+            variables = stage.start(key, jnp.asarray(0), own, start, variables)
             if k:
                 pairs.append([(parts[k - 1], before), (stage, variables)])
             # What the search does to them, before the next stage begins:
             variables = jax.tree.map(lambda x: 1.1 * x, variables)
         return [
-            [
-                stages.render(
-                    shared_.generator, stage.coordinates.decode(shared_, v), block=stage.block
-                )
-                for stage, v in pair
-            ]
+            [base.render(generator, stage.decode(own, v), block=stage.block) for stage, v in pair]
             for pair in pairs
         ]
 
@@ -406,13 +425,13 @@ def test_a_class_of_a_conditional_generator():
 
 def test_each_stage_compiles_once(small, monkeypatch):
     traces = []
-    original = stages.View
+    original = base.View
 
     def counting(*arguments):
         traces.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(stages, "View", counting)
+    monkeypatch.setattr(base, "View", counting)
     changes = {"lambda_l2": 90.0}
     _upsample(small, "csgm", solutions=1, settings={"lambda_l2": 80.0}, preset="paper")
     before = len(traces)
@@ -423,18 +442,12 @@ def test_each_stage_compiles_once(small, monkeypatch):
 # --- Levers ---------------------------------------------------------------------------------
 
 
-def _examples(groups, size=4):
-    n = len(groups)
-    return Example(jnp.zeros((n, size, size, 3)), jnp.ones((n, size, size, 1)), jnp.asarray(groups))
-
-
 def test_diversity_is_the_sum_of_distances_within_an_image():
     images = jax.random.normal(jax.random.key(0), (4, 256, 256, 3))
-    shared = Shared(None, None, None, None, {"diversity": jnp.asarray(0.02)})
-    value = levers.diversity(shared, _examples([0, 0, 0, 1]), images)["diversity"]
+    value = levers.diversity(jnp.asarray([0, 0, 0, 1]), images)
     unit = np.asarray(images, np.float64) / 2
     pairs = [[np.linalg.norm(unit[i] - unit[j]) for j in range(3)] for i in range(3)]
-    np.testing.assert_allclose(value[:3], -0.02 * np.sum(pairs, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(value[:3], -np.sum(pairs, axis=1), rtol=1e-4)
     assert value[3] == 0.0
 
 

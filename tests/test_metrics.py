@@ -11,7 +11,7 @@ import scipy.linalg
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from convert import niqe as convert_niqe
+from convert.embedded import niqe as convert_niqe
 from stylesr_jax.degradations import Bicubic, parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics import image as metrics
@@ -200,7 +200,7 @@ def test_niqe_parameters_are_converted(tmp_path):
         convert_niqe.read_parameters(file.getvalue())
     (tmp_path / "other.tar.gz").write_bytes(b"other")
     with pytest.raises(UserError, match=r"not that of basicsr-1\.4\.2"):
-        convert_niqe.convert_file(tmp_path / "other.tar.gz", tmp_path / "niqe.safetensors")
+        convert_niqe.make(tmp_path / "other.tar.gz", tmp_path / "niqe.safetensors")
 
 
 @pytest.mark.parametrize("counts", [(200, 300), (9, 300), (9, 7)])

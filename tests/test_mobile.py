@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stylesr_jax.generators.layers import leaky_relu
-from stylesr_jax.generators.mobile.network import _block_rows
+from stylesr_jax.generators.mobile.blocks import block_rows
 from stylesr_jax.generators.mobile.separable import (
     SeparableWeights,
     haar_analysis,
@@ -62,11 +62,6 @@ def test_w_plus_image_and_gradient(mobile, reference):
     gradient, image = image_and_gradient(mobile, jnp.asarray(reference["ws"]))
     _check_image(np.asarray(image)[0], reference, "image_ws")
     np.testing.assert_allclose(gradient, expected, atol=1e-3 * np.abs(expected).max())
-    with jax.default_matmul_precision("bfloat16"):  # native code rounds products
-        gradient, _ = image_and_gradient(mobile, jnp.asarray(reference["ws"]))
-    np.testing.assert_allclose(gradient, expected, atol=5e-2 * np.abs(expected).max())
-    cosine = np.vdot(gradient, expected) / np.linalg.norm(gradient) / np.linalg.norm(expected)
-    assert cosine > 0.9995
 
 
 def test_noise_is_optional_and_per_layer(mobile):
@@ -92,15 +87,7 @@ def test_start_continues_from_features(mobile):
     whole, continued = jax.jit(
         lambda g, w: (
             g.features(w, block=5),
-            g.config.synthesis_module().apply(
-                {"params": g.params["synthesis"]},
-                g.features(w, block=3),
-                w,
-                g.stored_noise,
-                3,
-                5,
-                method="_run",
-            ),
+            g.features(w, block=5, start=(3, g.features(w, block=3))),
         )
     )(mobile, ws)
     np.testing.assert_allclose(whole, continued, atol=1e-5)
@@ -207,7 +194,7 @@ def test_strips_change_nothing(with_image):
 
     def run(strips):
         def loss(whole, shared):
-            out = jax.vmap(lambda w: map_strips(_block_rows, w, shared, strips=strips))(whole)
+            out = jax.vmap(lambda w: map_strips(block_rows, w, shared, strips=strips))(whole)
             return jnp.sum(jnp.sin(out)), out
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(batch, shared)

@@ -16,16 +16,14 @@ import pytest
 from emulated import run_on_eight_devices
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.generators.mobile.blocks import native_blocks, xla_blocks
 from stylesr_jax.generators.mobile.native import blocks as native
 from stylesr_jax.generators.mobile.native import library as native_library
-from stylesr_jax.generators.mobile.native.blocks import BlockArguments
-from stylesr_jax.generators.mobile.network import _blocks, _native_blocks
-from stylesr_jax.generators.mobile.separable import SeparableWeights
+from stylesr_jax.generators.mobile.separable import BlockArguments, SeparableWeights
 from stylesr_jax.generators.registry import config_from_dict, config_to_dict
 from stylesr_jax.loading import load_generator
 
 needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
-EXACT, ROUNDED = "float32", "bfloat16"
 
 
 def _layer(key, channels, features):
@@ -98,11 +96,11 @@ def _error(found, expected):
 
 
 def _in_xla(*args):
-    return _blocks((1,), args[0], (BlockArguments(*args[1:]),))
+    return xla_blocks((1,), args[0], (BlockArguments(*args[1:]),))
 
 
 def _in_native(*args):
-    return _native_blocks((1,), args[0], (BlockArguments(*args[1:]),))
+    return native_blocks((1,), args[0], (BlockArguments(*args[1:]),))
 
 
 def _with_gradients(run, args, argnums=(0, 1, 3, 4)):
@@ -141,68 +139,42 @@ def test_native_blocks_are_xlas(channels, features, height, width, image):
 
 
 @needs_native
-@pytest.mark.parametrize(
-    ("channels", "features", "image"),
-    [
-        (96, 320, True),
-        (96, 320, False),
-        (32, 64, True),
-        pytest.param(64, 128, True, marks=pytest.mark.slow),
-    ],
-)
-def test_rounded_products_are_as_precise_as_bfloat16(channels, features, image):
-    """Several groups of a pixel's features or one, a panel that is not full, empty tiles."""
-    x, *rest = _arguments(channels, features, 36, 72, image=image)
-    args = (x.at[0, :, 40:].set(0.0), *rest)
-    expected, (grad_x, grad_styles) = _with_gradients(_in_xla, args, (0, 1))
-    with jax.default_matmul_precision(ROUNDED):
-        out, (found_x, found_styles) = _with_gradients(_in_native, args, (0, 1))
-        only = jax.jit(_in_native)(*args)
-    _close(out, expected, rtol=1e-3)
-    assert _error(out, expected) < 5e-4 and _error(found_x, grad_x) < 5e-2
-    for name, found in found_styles.items():
-        assert _error(found, grad_styles[name]) < 2e-2
-    _close(only, expected, rtol=3e-6)  # nothing is rounded where no gradient is asked for
-
-
-@needs_native
 @pytest.mark.parametrize("image", [True, False])
-@pytest.mark.parametrize("precision", [EXACT, ROUNDED])
-def test_blocks_in_turn_are_xlas(precision, image):
-    """What lies between them lacks its activation and, where products are rounded, is short."""
+def test_blocks_in_turn_are_xlas(image):
+    """What lies between them lacks its activation."""
     x, *first = _arguments(32, 256, 20, 36)
     _, *second = _arguments(64, 128, 40, 72, seed=1)
     _, *third = _arguments(32, 64, 80, 144, image=True, seed=2)
     blocks = [BlockArguments(*args) for args in (first, second, third)][: 3 if image else 2]
     args = (x, _without_weights(blocks))
-    expected, (grad_x, grads) = _with_gradients(_in_turn(_blocks, blocks), args, (0, 1))
-    with jax.default_matmul_precision(precision):
-        out, (found_x, found) = _with_gradients(_in_turn(_native_blocks, blocks), args, (0, 1))
-    exact = precision == EXACT or not native.can_round()
-    _close(out, expected, rtol=1e-5 if exact else 1e-3)
-    assert _error(found_x, grad_x) < (1e-3 if exact else 6e-2)
-    for one, other in zip(found, grads, strict=True):
+    expected, (grad_x, grads) = _with_gradients(_in_turn(xla_blocks, blocks), args, (0, 1))
+    out, (native_grad_x, native_grads) = _with_gradients(
+        _in_turn(native_blocks, blocks), args, (0, 1)
+    )
+    _close(out, expected, rtol=1e-5)
+    assert _error(native_grad_x, grad_x) < 1e-3
+    for one, other in zip(native_grads, grads, strict=True):
         for name, grad in one.styles.items():
-            assert _error(grad, other.styles[name]) < (5e-3 if exact else 3e-2)
+            assert _error(grad, other.styles[name]) < 5e-3
         for name in ("noise1", "noise2"):
-            assert _error(getattr(one, name), getattr(other, name)) < (3e-2 if exact else 6e-2)
+            assert _error(getattr(one, name), getattr(other, name)) < 3e-2
 
 
 def _two_blocks():
-    """A function of x and what else two rounded blocks take, with gradients; and its arguments."""
+    """A function of x and what else two blocks take, with gradients; and its arguments."""
     x, *first = _arguments(32, 128, 8, 12)
     _, *second = _arguments(32, 64, 16, 24, image=True, seed=1)
     blocks = [BlockArguments(*first), BlockArguments(*second)]
 
     def run(*args):
-        return _with_gradients(_in_turn(_native_blocks, blocks), args, (0, 1))
+        return _with_gradients(_in_turn(native_blocks, blocks), args, (0, 1))
 
     return run, x, _without_weights(blocks)
 
 
 @needs_native
 @pytest.mark.parametrize("batched", [(0, 0), (None, 0), (0, None)])
-def test_rounded_blocks_in_turn_under_vmap(batched):
+def test_blocks_in_turn_under_vmap(batched):
     """What lies between them has the dimensions of whatever is batched."""
     run, x, others = _two_blocks()
     factors = jnp.array([1.0, 0.7, 1.3])
@@ -214,82 +186,48 @@ def test_rounded_blocks_in_turn_under_vmap(batched):
             for arg, axis in zip(args, batched, strict=True)
         ]
 
-    with jax.default_matmul_precision(ROUNDED):
-        together = jax.vmap(run, in_axes=batched)(
-            *(
-                jax.vmap(lambda f, i=i: one(f)[i])(factors) if axis == 0 else one(1.0)[i]
-                for i, axis in enumerate(batched)
-            )
+    together = jax.vmap(run, in_axes=batched)(
+        *(
+            jax.vmap(lambda f, i=i: one(f)[i])(factors) if axis == 0 else one(1.0)[i]
+            for i, axis in enumerate(batched)
         )
-        for k, factor in enumerate(factors):
-            alone = run(*one(factor))
-            _close(jax.tree.map(lambda a, k=k: a[k], together), alone, rtol=1e-5)
+    )
+    for k, factor in enumerate(factors):
+        alone = run(*one(factor))
+        _close(jax.tree.map(lambda a, k=k: a[k], together), alone, rtol=1e-5)
 
 
 @needs_native
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_rounded_blocks_in_turn_hide_nothing(value):
-    """What is not finite, or beyond binary16, spoils its own image and no other."""
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_blocks_in_turn_hide_nothing(value):
+    """What is not finite spoils its own image and no other."""
     run, x, others = _two_blocks()
-    with jax.default_matmul_precision(ROUNDED):
-        clean = run(x, others)
-        out, (grad_x, grads) = run(x.at[1].multiply(value), others)
-    if native.can_round() or not np.isfinite(value):
-        assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grads[0].styles["up"][1]).all()
+    clean = run(x, others)
+    out, (grad_x, grads) = run(x.at[1].multiply(value), others)
+    assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grads[0].styles["up"][1]).all()
     np.testing.assert_array_equal(out[0], clean[0][0])
     np.testing.assert_array_equal(grad_x[0], clean[1][0][0])
 
 
 @needs_native
-@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-32, 1e30, np.inf])
-@pytest.mark.parametrize("image", [True, False])
-def test_rounding_of_any_magnitude(size, image):
-    """No overflow, nothing lost above the smallest that float32 holds; infinity is not hidden."""
-    x, styles, weights, noise1, noise2 = _arguments(32, 64, 4, 6, image=image)
-    weights["conv1"] = weights["conv1"]._replace(bias=jnp.zeros(64))
-    weights["conv2"] = weights["conv2"]._replace(bias=jnp.zeros(64))
-    args = (size * x, styles, weights, 0 * noise1, 0 * noise2)
-    expected, _ = _with_gradients(_in_xla, args, (0,))
-    with jax.default_matmul_precision(ROUNDED):
-        out, _ = _with_gradients(_in_native, args, (0,))
-    if np.isinf(size):
-        assert not jnp.isfinite(out).any()
-    else:
-        _close(out, expected, rtol=1e-3)
-
-
-@needs_native
-@pytest.mark.parametrize("precision", [EXACT, ROUNDED])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_weight_that_is_not_finite_is_not_hidden(precision, value):
+def test_a_weight_that_is_not_finite_is_not_hidden(value):
     x, styles, weights, noise1, noise2 = _arguments(32, 64, 4, 6)
     first = weights["conv1"]
     spoilt = first._replace(pointwise=first.pointwise.at[3, 5].set(value))
-    with jax.default_matmul_precision(precision):
-        out, _ = _with_gradients(
-            _in_native, (x, styles, {**weights, "conv1": spoilt}, noise1, noise2), (0,)
-        )
+    out, _ = _with_gradients(
+        _in_native, (x, styles, {**weights, "conv1": spoilt}, noise1, noise2), (0,)
+    )
     assert not jnp.isfinite(out).any()
 
 
 @needs_native
-def test_nothing_is_rounded_unless_asked_for():
-    for name in (None, "default", "highest", "F32_F32_F32"):
-        with jax.default_matmul_precision(name):
-            assert not native.rounding()
-    with jax.default_matmul_precision(ROUNDED):
-        assert native.rounding() == native.can_round()
-
-
-@needs_native
-def test_blocks_of_other_sizes_are_not_rounded():
-    """A rounded product takes 32 channels and 64 features at a time."""
-    for channels, features in ((16, 64), (32, 48)):
-        args = _arguments(channels, features, 4, 6)
-        expected = _with_gradients(_in_native, args, (0,))
-        with jax.default_matmul_precision(ROUNDED):
-            found = _with_gradients(_in_native, args, (0,))
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+def test_no_precision_of_jax_rounds_anything():
+    """The matrix products of native blocks are float32 whatever JAX's option says."""
+    args = _arguments(32, 64, 8, 12, image=True)
+    expected = _with_gradients(_in_native, args)
+    with jax.default_matmul_precision("bfloat16"):
+        jax.tree.map(np.testing.assert_array_equal, _with_gradients(_in_native, args), expected)
 
 
 @needs_native
@@ -364,13 +302,11 @@ def test_native_blocks_under_vmap(batched):
 
 
 @needs_native
-@pytest.mark.parametrize("precision", [EXACT, ROUNDED])
-def test_a_nan_stays_in_its_image(precision):
+def test_a_nan_stays_in_its_image():
     args = _arguments(32, 64, 40, 8, image=True)
     spoilt = (args[0].at[1, 3, 2, 1].set(jnp.nan), *args[1:])
-    with jax.default_matmul_precision(precision):
-        clean = _with_gradients(_in_native, args)
-        out, (grad_x, grad_styles, *_) = _with_gradients(_in_native, spoilt)
+    clean = _with_gradients(_in_native, args)
+    out, (grad_x, grad_styles, *_) = _with_gradients(_in_native, spoilt)
     assert not jnp.isfinite(out[1]).all() and not jnp.isfinite(grad_styles["up"][1]).all()
     np.testing.assert_array_equal(out[0], clean[0][0])
     np.testing.assert_array_equal(grad_x[0], clean[1][0][0])

@@ -9,7 +9,7 @@ import pytest
 
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.methods import terms as objective
-from stylesr_jax.methods.terms import Example, Latents, Shared, View
+from stylesr_jax.methods.view import Context, Latents, Start, View
 from stylesr_jax.metrics.lpips import load_features
 
 
@@ -18,15 +18,14 @@ class _Identity:
         return image
 
 
-def _view(image=None, target=None, mask=None, ws=None, variables=None, **settings):
+def _view(image=None, target=None, mask=None, ws=None, variables=None):
     image = jnp.zeros((4, 4, 3)) if image is None else jnp.asarray(image)
     target = jnp.zeros_like(image) if target is None else jnp.asarray(target)
     mask = jnp.ones((*target.shape[:2], 1)) if mask is None else jnp.asarray(mask)
-    numbers = {name: jnp.asarray(value) for name, value in settings.items()}
     generator = SimpleNamespace(resolution=image.shape[0])
-    shared = Shared(generator, None, _Identity(), None, numbers)  # type: ignore[arg-type]
+    context = Context(generator, None, _Identity(), None)  # type: ignore[arg-type]
     latents = Latents(jnp.ones((2, 3)) if ws is None else jnp.asarray(ws))
-    return View(shared, Example(target, mask, jnp.asarray(0)), latents, image, variables)
+    return View(context, Start(target, mask, jnp.asarray(0)), latents, image, variables)
 
 
 def _random(*shape, seed=0):
@@ -50,9 +49,9 @@ def test_likelihoods_look_at_observed_pixels_only():
 @pytest.mark.parametrize(("eps", "floored"), [(0.0, False), (10.0, True)])
 def test_pulse_floors_the_error_of_images_in_0_1(eps, floored):
     image = _random(4, 4, 3)
-    view = _view(image, eps=eps)
+    view = _view(image)
     expected = 10.0 if floored else (((image + 1) / 2 - 0.5) ** 2).mean()
-    np.testing.assert_allclose(objective.floored_mse(view), expected, rtol=1e-5)
+    np.testing.assert_allclose(objective.floored_mse(view, eps), expected, rtol=1e-5)
 
 
 def test_geocross_is_its_formula():
@@ -62,15 +61,12 @@ def test_geocross_is_its_formula():
         for b in rows:
             angle = 2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
             total += angle**2
-    np.testing.assert_allclose(objective.geocross_of(rows), total / 25 * 8 / 8, rtol=1e-4)
-    np.testing.assert_allclose(objective.geocross(_view(ws=rows)), total / 25, rtol=1e-4)
-    later = objective.GeocrossFrom(2)(_view(variables={"latent": jnp.asarray(rows)}))
-    np.testing.assert_allclose(later, objective.geocross_of(rows[2:]), rtol=1e-6)
+    np.testing.assert_allclose(objective.geodesic_cross(rows), total / 25 * 8 / 8, rtol=1e-4)
 
 
 def test_geocross_of_equal_styles_is_zero_with_a_finite_gradient():
     rows = jnp.broadcast_to(jnp.asarray(_random(8)), (5, 8))
-    value, gradient = jax.value_and_grad(objective.geocross_of)(rows)
+    value, gradient = jax.value_and_grad(objective.geodesic_cross)(rows)
     assert value == 0.0
     assert np.isfinite(gradient).all()
 
@@ -98,7 +94,7 @@ def test_perceptual_term_ignores_what_was_not_observed(size):
     @jax.jit
     def term(image, params):
         view = _view(image, target, mask)
-        view.shared = view.shared._replace(perceptual=params)
+        view.context = view.context._replace(perceptual=params)
         return objective.perceptual(view)
 
     value = term(image, params)
@@ -118,6 +114,6 @@ def test_low_resolution_image_is_computed_once():
             return super().__call__(x)
 
     view = _view(_random(8, 8, 3), _random(4, 4, 3))
-    view.shared = view.shared._replace(degradation=Counting(size=4))
+    view.context = view.context._replace(degradation=Counting(size=4))
     objective.l1_sum(view) + objective.mse(view)
     assert len(calls) == 1

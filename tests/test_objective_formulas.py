@@ -1,7 +1,6 @@
 """Terms of the objective, and ILO's projection, on numbers small enough to do by hand."""
 
 import dataclasses
-from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -11,9 +10,10 @@ import pytest
 
 from stylesr_jax.methods import terms as objective
 from stylesr_jax.methods.base import stages_of
-from stylesr_jax.methods.catalogue import METHODS, _ProjectLayer
-from stylesr_jax.methods.terms import Example, Latents, Shared, View
+from stylesr_jax.methods.ilo import ILO, LayerStage
+from stylesr_jax.methods.view import Context, Latents, Start, View
 
+KINDS = ("latent", "noise", "activation")
 SLOPE = 5.0  # of the leaky ReLU that whitening begins with
 
 
@@ -29,9 +29,7 @@ class _Known:
         return jnp.asarray(self.noise, jnp.float32), jnp.asarray(self.log_prob, jnp.float32)
 
 
-def _view(
-    *, image=None, target=None, mask=None, ws=None, prior=None, mean=None, variables=None, **numbers
-):
+def _view(*, image=None, target=None, mask=None, ws=None, prior=None, mean=None, variables=None):
     """A view of what a term looks at; the degradation leaves images as they are."""
     image = np.zeros((2, 2, 3)) if image is None else np.asarray(image)
     target = np.zeros_like(image) if target is None else target
@@ -39,10 +37,9 @@ def _view(
     image, target, mask = (jnp.asarray(x, jnp.float32) for x in (image, target, mask))
     statistics = {} if mean is None else {"w_mean": jnp.asarray(mean, jnp.float32)}
     generator = SimpleNamespace(resolution=image.shape[0], statistics=statistics)
-    settings = {name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()}
-    shared = Shared(generator, prior, lambda x: x, None, settings)  # type: ignore[arg-type]
+    context = Context(generator, prior, lambda x: x, None)  # type: ignore[arg-type]
     latents = Latents(jnp.asarray([[0.0]] if ws is None else ws, jnp.float32))
-    return View(shared, Example(target, mask, jnp.asarray(0)), latents, image, variables)
+    return View(context, Start(target, mask, jnp.asarray(0)), latents, image, variables)
 
 
 def _random(*shape, seed=0):
@@ -69,24 +66,24 @@ def test_l1_counts_masked_pixels_as_zero():
 @pytest.mark.parametrize(("eps", "expected"), [(0.0, 0.0625), (0.06, 0.0625), (0.07, 0.07)])
 def test_pulse_error_is_of_images_in_0_1_with_a_floor(eps, expected):
     # 0.5 in [-1, 1] is 0.25 in [0, 1]: its square is 0.0625.
-    view = _view(image=np.full((2, 2, 3), 0.5), eps=eps)
-    np.testing.assert_allclose(objective.floored_mse(view), expected, rtol=1e-6)
+    view = _view(image=np.full((2, 2, 3), 0.5))
+    np.testing.assert_allclose(objective.floored_mse(view, eps), expected, rtol=1e-6)
 
 
 def test_pulse_error_is_a_mean_over_what_was_observed():
     image, target = _random(4, 4, 3), _random(4, 4, 3, seed=1)
     mask = np.zeros((4, 4, 1))
     mask[:3, 1:] = 1.0
-    view = _view(image=image, target=target, mask=mask, eps=0.0)
+    view = _view(image=image, target=target, mask=mask)
     difference = ((image + 1) / 2 - (target + 1) / 2)[:3, 1:]
-    np.testing.assert_allclose(objective.floored_mse(view), np.mean(difference**2), rtol=1e-5)
+    np.testing.assert_allclose(objective.floored_mse(view, 0.0), np.mean(difference**2), rtol=1e-5)
 
 
 def test_pulse_error_below_its_floor_pulls_no_more():
     def loss(scale):
-        view = _view(eps=0.1)
+        view = _view()
         view.image = scale * jnp.ones((2, 2, 3))
-        return objective.floored_mse(view)
+        return objective.floored_mse(view, 0.1)
 
     assert jax.grad(loss)(0.5) == 0.0  # a mean square of 0.0625
     np.testing.assert_allclose(jax.grad(loss)(0.8), 0.4, rtol=1e-5)
@@ -97,7 +94,7 @@ def test_pulse_error_below_its_floor_pulls_no_more():
 
 def test_prior_is_minus_the_mean_log_density():
     known = _Known(np.zeros((3, 4)), np.asarray([-2.0, -3.0, 11.0]))
-    assert objective.prior(_view(ws=np.zeros((3, 4)), prior=known)) == -2.0
+    assert objective.negative_log_prior(_view(ws=np.zeros((3, 4)), prior=known)) == -2.0
 
 
 def test_gaussian_norm_is_the_distance_to_the_shell():
@@ -127,7 +124,7 @@ def _bent(prior):
 @jax.jit
 def _prior_terms(prior, ws):
     view = _view(ws=ws, prior=prior)
-    return objective.prior(view), objective.prior_whitened(view)
+    return objective.negative_log_prior(view), objective.negative_log_prior_whitened(view)
 
 
 def _styles(generator, count):
@@ -178,7 +175,7 @@ def test_cross_sums_squared_distances_of_pairs():
 def test_mean_style_is_the_scaled_mean_square_offset():
     ws, mean = np.asarray([[3.0, 1.0], [1.0, 5.0]]), np.asarray([1.0, 1.0])
     # Offsets of 2, 0, 0 and 4, over a deviation of 2: 1, 0, 0 and 4 squared.
-    value = objective.mean_style(_view(ws=ws, mean=mean, w_std=2.0))
+    value = objective.mean_style(_view(ws=ws, mean=mean), 2.0)
     np.testing.assert_allclose(value, (1 + 0 + 0 + 4) / 4, rtol=1e-6)
 
 
@@ -214,21 +211,19 @@ def _layer_variables(seed, activation=True):
     return found
 
 
-@partial(jax.jit, static_argnames="stage")
-def _project(stage, variables, anchor, settings):
-    shared = Shared(None, None, None, None, settings)  # type: ignore[arg-type]
-    example = Example(jnp.zeros((2, 2, 3)), jnp.ones((2, 2, 1)), jnp.asarray(0))
-    return _ProjectLayer(stage)(shared, example, jax.random.key(0), variables, anchor)
+@jax.jit
+def _project(stage, variables, anchor):
+    return stage.project(None, None, jax.random.key(0), variables, anchor)
 
 
-def _radii(stage, **radii):
-    return {f"radius_{kind}_{stage}": jnp.asarray(radius) for kind, radius in radii.items()}
+def _layer(**radii):
+    return LayerStage(**{f"radius_{kind}": radius for kind, radius in radii.items()})
 
 
 def test_layer_ends_in_small_balls_around_its_start():
     anchor, moved = _layer_variables(0), _layer_variables(100)
     radii = {"latent": 0.5, "noise": 1.5, "activation": 2.5}
-    found = _project(1, moved, anchor, _radii(1, **radii))
+    found = _project(_layer(**radii), moved, anchor)
     assert found.keys() == moved.keys() and len(found["noise"]) == 2
     # What was outside ends on the border, each noise map in a ball of its own.
     parts = [(found[kind], anchor[kind], radii[kind]) for kind in ("latent", "activation")]
@@ -237,20 +232,9 @@ def test_layer_ends_in_small_balls_around_its_start():
         np.testing.assert_allclose(_l1(end, start), radius, rtol=1e-3)
 
 
-def test_radii_are_those_of_the_stage():
-    anchor, moved = _layer_variables(0), _layer_variables(100)
-    settings = {
-        **_radii(1, **dict.fromkeys(moved, 10.0)),
-        **_radii(2, **dict.fromkeys(moved, 100.0)),
-    }
-    for k in (1, 2):
-        end = _project(k, moved, anchor, settings)["activation"]
-        np.testing.assert_allclose(_l1(end, anchor["activation"]), 10.0**k, rtol=1e-3)
-
-
 def test_radius_zero_means_spheres_only():
     anchor, moved = _layer_variables(0), _layer_variables(100)
-    found = _project(2, moved, anchor, _radii(2, latent=0.0, noise=0.0, activation=0.0))
+    found = _project(_layer(latent=0.0, noise=0.0, activation=0.0), moved, anchor)
     assert _l1(found["activation"], moved["activation"]) < 1e-4
 
     def on_sphere(free, start, axis):
@@ -266,20 +250,22 @@ def test_radius_zero_means_spheres_only():
 def test_large_radii_leave_the_spheres_alone():
     anchor, moved = _layer_variables(0), _layer_variables(100)
     free, held = (
-        _project(1, moved, anchor, _radii(1, latent=r, noise=r, activation=r))
-        for r in (0.0, 1000.0)
+        _project(_layer(latent=r, noise=r, activation=r), moved, anchor) for r in (0.0, 1000.0)
     )
     assert _l1(held, free) == 0.0
 
 
 def test_first_stage_has_no_activation():
     anchor, moved = _layer_variables(0, activation=False), _layer_variables(100, activation=False)
-    found = _project(0, moved, anchor, _radii(0, latent=0.5, noise=0.0))
+    found = _project(_layer(latent=0.5, noise=0.0), moved, anchor)
     assert found.keys() == {"latent", "noise"}
     np.testing.assert_allclose(_l1(found["latent"], anchor["latent"]), 0.5, rtol=1e-3)
 
 
 def test_stages_of_ilo_project_with_their_own_radii():
-    method = METHODS["ilo"]
-    projections = [stage.project for stage in stages_of(method, method.resolve("paper"))]
-    assert projections == [_ProjectLayer(k) for k in range(4)]
+    changes = {
+        f"radius_{kind}_2": value for kind, value in zip(KINDS, (1.0, 2.0, 3.0), strict=True)
+    }
+    stages = stages_of(ILO.resolve("paper", changes))
+    radii = [tuple(getattr(stage, f"radius_{kind}") for kind in KINDS) for stage in stages]
+    assert radii == [(0.0,) * 3, (1000.0,) * 3, (1.0, 2.0, 3.0), (6000.0,) * 3]

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import openvino, stylegan2
-from convert.openvino import _read_constants, bands_first, read_wheel
+from convert.build import convert_file
+from convert.embedded import openvino
+from convert.embedded.openvino import _read_constants, read_wheel
+from convert.mobilestylegan import bands_first
 from stylesr_jax.errors import UserError
 from stylesr_jax.loading import generator_from_file
 
@@ -408,7 +410,7 @@ def test_only_the_published_wheel_is_converted(members, tmp_path, monkeypatch):
         openvino.convert_file(tmp_path / "missing.whl", out)
     assert not out.exists()
     monkeypatch.setattr(openvino, "WHEEL_SHA256", openvino.files.sha256(source))
-    stylegan2.convert_file(source, out)  # tells by itself which format it is
+    convert_file(source, out)  # tells by itself which format it is
     generator = generator_from_file(out)
     assert generator.config.architecture == "mobile" and generator.resolution == 32
     assert np.isfinite(generator.statistics["w_mean"]).all()

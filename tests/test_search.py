@@ -13,33 +13,31 @@ from stylesr_jax.search.engine import Problem, search
 TRACES = []
 
 
-def _adam(shared):
-    return optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
+class Quadratic(Problem):
+    """|x - target|^2 + weight |x|^2, by Adam."""
+
+    weight: jax.Array | float = 0.0
+    rate: jax.Array | float = 0.1
+
+    def loss(self, context, start, variables):
+        TRACES.append(1)
+        x = variables["x"]
+        size = self.weight * jnp.sum(x**2)
+        return {"fit": jnp.sum((x - start["target"]) ** 2), "size": size}, x
+
+    def learning_rate(self, progress):
+        return self.rate * jnp.ones_like(progress)
+
+    def optimiser(self):
+        return optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
 
 
-def _quadratic(shared, example, variables, progress):
-    TRACES.append(1)
-    residual = variables["x"] - example["target"]
-    return {"fit": jnp.sum(residual**2), "size": shared["weight"] * jnp.sum(variables["x"] ** 2)}, (
-        variables["x"]
-    )
-
-
-def _constant(progress):
-    return jnp.ones(())
-
-
-QUADRATIC = Problem(
-    loss=_quadratic, optimiser=_adam, learning_rate=lambda shared: shared["rate"], rate=_constant
-)
-
-
-def _run(problem=QUADRATIC, targets=((1.0, 2.0), (3.0, -1.0)), steps=300, weight=0.0, **options):
+def _run(problem=None, targets=((1.0, 2.0), (3.0, -1.0)), steps=300, **options):
     targets = jnp.asarray(targets)
     return search(
-        problem,
-        shared={"weight": jnp.asarray(weight), "rate": jnp.asarray(0.1)},
-        examples={"target": targets},
+        Quadratic() if problem is None else problem,
+        context=(),
+        starts={"target": targets},
         variables={"x": jnp.zeros_like(targets)},
         keys=jax.random.split(jax.random.key(0), len(targets)),
         steps=steps,
@@ -48,7 +46,7 @@ def _run(problem=QUADRATIC, targets=((1.0, 2.0), (3.0, -1.0)), steps=300, weight
 
 
 def test_finds_the_minimum_of_each_start():
-    result = _run(weight=1.0)
+    result = _run(Quadratic(weight=1.0))
     expected = np.array([[0.5, 1.0], [1.5, -0.5]])  # of |x - t|^2 + |x|^2
     np.testing.assert_allclose(result.variables["x"], expected, atol=1e-3)
     np.testing.assert_allclose(result.loss, [2.5, 5.0], atol=1e-4)
@@ -58,11 +56,11 @@ def test_finds_the_minimum_of_each_start():
     assert result.history["fit"].shape == (300, 2)
 
 
-def test_one_compilation_serves_all_steps_and_settings():
+def test_one_compilation_serves_all_steps_and_numbers():
     _run(steps=7)
     before = len(TRACES)
     for steps, weight in ((7, 0.5), (23, 0.1), (10, 2.0)):
-        result = _run(steps=steps, weight=weight)
+        result = _run(Quadratic(weight=weight, rate=0.1 * weight), steps=steps)
         assert result.steps == steps
         assert all(np.isfinite(v).all() for v in result.history.values())
     assert len(TRACES) == before
@@ -74,59 +72,107 @@ def test_chunking_does_not_change_the_result():
     np.testing.assert_array_equal(whole.history["fit"], pieces.history["fit"])
 
 
+class Overshooting(Quadratic):
+    """Least after five steps of 1 along a slope, later steps are worse."""
+
+    def loss(self, context, start, variables):
+        return {"loss": (jnp.sum(variables["x"]) - 5.0) ** 2}, ()
+
+    def optimiser(self):
+        return optax.stateless(lambda updates, _: jax.tree.map(jnp.ones_like, updates))
+
+
 def test_best_is_kept_although_the_search_overshoots():
-    def rising(shared, example, variables, progress):
-        # Least at progress 0.5, whatever the variables: later steps are worse.
-        return {"loss": (progress - 0.5) ** 2 + 0.0 * jnp.sum(variables["x"])}, ()
-
-    result = _run(Problem(rising, _adam, lambda s: s["rate"], _constant), steps=10)
+    result = _run(Overshooting(rate=1.0), targets=((0.0,), (1.0,)), steps=10)
     assert list(result.best_step) == [5, 5]
+    np.testing.assert_array_equal(result.variables["x"], 5.0)
 
 
-def test_a_start_that_turns_nan_is_frozen_and_leaves_the_others_alone():
-    def breaks(shared, example, variables, progress):
-        terms, output = _quadratic(shared, example, variables, progress)
-        bad = (example["target"][0] > 2.0) & (progress >= 0.25)
+class Breaking(Quadratic):
+    """NaN for targets above 2 once x has come half of the way."""
+
+    def loss(self, context, start, variables):
+        terms, output = super().loss(context, start, variables)
+        target = start["target"][0]
+        bad = (target > 2.0) & (variables["x"][0] > 0.5 * target)
         return {**terms, "trap": jnp.where(bad, jnp.nan, 0.0)}, output
 
-    def couple(shared, examples, outputs):
+
+class Tied(Breaking):
+    """With a term that ties the starts, to no effect."""
+
+    def batch_terms(self, context, starts, outputs):
         return {"tie": 0.0 * jnp.sum(outputs, axis=(1,))}
 
-    for tie in (None, couple):
-        problem = Problem(breaks, _adam, lambda s: s["rate"], _constant, couple=tie)
-        result = _run(problem, steps=200)
-        assert list(result.failed_at) == [-1, 50]
-        assert result.best_step[1] < 50 and np.isfinite(result.loss[1])
-        np.testing.assert_allclose(result.variables["x"][0], [1.0, 2.0], atol=1e-2)
-        alone = _run(QUADRATIC, targets=((1.0, 2.0),), steps=200)
-        np.testing.assert_allclose(result.variables["x"][0], alone.variables["x"][0], rtol=1e-5)
+
+@pytest.mark.parametrize("problem", [Breaking(), Tied(tied=True)])
+def test_a_start_that_turns_nan_is_frozen_and_leaves_the_others_alone(problem):
+    result = _run(problem, steps=200)
+    assert result.failed_at[0] == -1 and 5 < result.failed_at[1] < 50
+    assert result.best_step[1] < result.failed_at[1] and np.isfinite(result.loss[1])
+    np.testing.assert_allclose(result.variables["x"][0], [1.0, 2.0], atol=1e-2)
+    alone = _run(targets=((1.0, 2.0),), steps=200)
+    np.testing.assert_allclose(result.variables["x"][0], alone.variables["x"][0], rtol=1e-5)
+
+
+def test_tied_starts_are_not_spread_over_devices():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (engine.STARTS,))
+    with pytest.raises(ValueError, match="tied together"):
+        _run(Tied(tied=True), steps=1, mesh=mesh)
+
+
+class Broken(Quadratic):
+    def loss(self, context, start, variables):
+        return {"loss": jnp.log(-1.0 - jnp.sum(variables["x"] ** 2))}, ()
 
 
 def test_a_start_that_fails_at_once_has_infinite_loss():
-    def broken(shared, example, variables, progress):
-        return {"loss": jnp.log(-1.0 - jnp.sum(variables["x"] ** 2))}, ()
-
-    result = _run(Problem(broken, _adam, lambda s: s["rate"], _constant), steps=5)
+    result = _run(Broken(), steps=5)
     assert np.isinf(result.loss).all() and list(result.failed_at) == [0, 0]
 
 
-def test_projection_sees_the_anchor():
-    def ball(shared, example, key, variables, anchor):
+class InBall(Quadratic):
+    def project(self, context, start, key, variables, anchor):
         offset = variables["x"] - anchor["x"]
         norm = jnp.linalg.norm(offset)
         return {"x": anchor["x"] + offset * jnp.minimum(1.0, 0.5 / jnp.maximum(norm, 1e-9))}
 
-    result = _run(Problem(_quadratic, _adam, lambda s: s["rate"], _constant, ball))
+
+def test_projection_sees_the_anchor():
+    result = _run(InBall())
     np.testing.assert_allclose(np.linalg.norm(result.variables["x"], axis=1), 0.5, atol=1e-3)
 
 
-def test_keys_reach_the_projection_and_differ_by_start_and_step():
-    def walk(shared, example, key, variables, anchor):
-        return {"x": variables["x"] + jax.random.normal(key, variables["x"].shape)}
+class Walking(Quadratic):
+    """Draws from keys alone; says itself where it stands."""
 
-    problem = Problem(_quadratic, _adam, lambda s: s["rate"], _constant, walk, keep="last")
-    one, two = _run(problem, steps=5), _run(problem, steps=6)
-    assert np.unique(np.round(two.variables["x"] - one.variables["x"], 4)).size == 4
+    samples = True
+
+    def optimiser(self):
+        return optax.trace(decay=0.0)
+
+    def learning_rate(self, progress):
+        return jnp.zeros_like(progress)
+
+    def project(self, context, start, key, variables, anchor):
+        return {"x": jax.random.normal(key, variables["x"].shape)}
+
+    def final_variables(self, optimiser_state):
+        return optimiser_state.trace
+
+
+def test_keys_reach_the_projection_and_differ_by_start_and_step():
+    # The gradient that the optimiser keeps is 2 (x - target) of the last drawn x.
+    draws = [np.asarray(_run(Walking(), steps=steps).variables["x"]) / 2 for steps in (5, 6)]
+    assert np.unique(np.round(draws, 4)).size == 8
+
+
+def test_a_sampler_says_where_it_ended_and_that_is_evaluated():
+    result = _run(Walking(), steps=5)
+    x = np.asarray(result.variables["x"])
+    expected = np.sum((x - np.asarray([[1.0, 2.0], [3.0, -1.0]])) ** 2, axis=1)
+    np.testing.assert_allclose(result.loss, expected, rtol=1e-5)
+    assert list(result.best_step) == [5, 5]
 
 
 def test_ctrl_c_keeps_the_best_so_far():
@@ -141,17 +187,16 @@ def test_ctrl_c_keeps_the_best_so_far():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_step_lowers_for_every_platform(platform):
-    shared = {"weight": jnp.asarray(0.0), "rate": jnp.asarray(0.1)}
-    targets = jnp.ones((2, 3))
+    problem, targets = Quadratic(), jnp.ones((2, 3))
     variables = {"x": jnp.zeros((2, 3))}
-    state = engine.begin(QUADRATIC, shared, {"target": targets}, variables)
+    state = engine.begin(problem, (), {"target": targets}, variables)
     keys = jax.random.split(jax.random.key(0), 2)
 
-    def run(shared, examples, raw_keys, total, state):
+    def run(problem, starts, raw_keys, total, state):
         keys = jax.random.wrap_key_data(raw_keys)
-        return engine.advance(shared, examples, keys, total, state, problem=QUADRATIC, length=3)
+        return engine.advance(problem, (), starts, keys, total, state, length=3)
 
     exported = jax.export.export(jax.jit(run), platforms=[platform])(
-        shared, {"target": targets}, jax.random.key_data(keys), jnp.asarray(3), state
+        problem, {"target": targets}, jax.random.key_data(keys), jnp.asarray(3), state
     )
     assert exported.platforms == (platform,)

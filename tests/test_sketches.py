@@ -1,27 +1,19 @@
-"""Searches that begin with sketches: early images, heads, and the correction of what they miss."""
-
-import dataclasses
-import itertools
+"""Small images of generators: heads, and what they are used for."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylesr_jax.cli.fit_heads import main as fit_heads
 from stylesr_jax.degradations import Area, Bicubic, Compose, MotionBlur
 from stylesr_jax.errors import UserError
+from stylesr_jax.fit_heads import main as fit_heads
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.mobile.heads import save_heads, with_heads, with_known_heads
 from stylesr_jax.generators.mobile.network import ImageHead, MobileConfig
 from stylesr_jax.generators.registry import config_to_dict
-from stylesr_jax.loading import load_generator
-from stylesr_jax.methods.base import problem_of, sketched, stages_of, traced_settings
-from stylesr_jax.methods.catalogue import RLS, SKETCHED
-from stylesr_jax.methods.terms import Example, Shared, degraded
-from stylesr_jax.priors.flow import load_prior
-from stylesr_jax.search.engine import search
-from stylesr_jax.solver.solve import observe, upsample
+from stylesr_jax.methods.base import small_size
+from stylesr_jax.methods.view import Context, degraded
 
 
 def _tiny_mobile() -> Generator:
@@ -127,105 +119,15 @@ def test_degradations_see_the_pixels_of_the_full_image(tiny_mobile, degradation)
     y, x = jnp.asarray(np.mgrid[:128, :128] / 128.0, jnp.float32)
     whole = jnp.stack([jnp.sin(3.0 * x), jnp.cos(2.0 * y), x * y], axis=-1)
     small = Area(size=64)(whole)
-    shared = Shared(tiny_mobile, None, degradation, None, {})
-    np.testing.assert_allclose(degraded(shared, small), degraded(shared, whole), atol=5e-3)
+    context = Context(tiny_mobile, None, degradation, None)
+    np.testing.assert_allclose(degraded(context, small), degraded(context, whole), atol=5e-3)
 
 
-def test_the_smallest_sketch_that_shows_the_observation_is_taken(with_head, tiny_mobile):
-    stages = stages_of(RLS, RLS.resolve("balanced", {"style_steps": 0, "sketch_steps": 10}))
-    assert [stage.sketch for stage in stages] == [True, False]
-    for generator, size, stops in (
-        (with_head, 16, [64, None]),
-        (with_head, 32, [64, None]),
-        (with_head, 33, [None, None]),  # a sketch would not show it
-        (tiny_mobile, 16, [None, None]),  # there is none
+def test_the_smallest_image_that_shows_the_observation_is_taken(with_head, tiny_mobile):
+    for generator, size, stop in (
+        (with_head, 16, 64),
+        (with_head, 32, 64),
+        (with_head, 33, None),  # it would not show the observation
+        (tiny_mobile, 16, None),  # there is none
     ):
-        assert [stage.stop for stage in sketched(stages, generator, size)] == stops
-    plain = stages_of(RLS, RLS.resolve("balanced", {"style_steps": 0}))
-    assert [stage.sketch for stage in plain] == [False]
-
-
-def test_the_correction_makes_the_sketch_exact_where_it_was_measured(tiny_files):
-    """At a chunk's first step the loss is that of the full image, and so it is at the end."""
-    generator = load_generator(tiny_files["generator"])
-    prior = load_prior(generator, tiny_files["prior"])
-    rng = np.random.default_rng(0)
-    observation = observe(rng.uniform(-1, 1, (8, 8, 3)))
-    settings = RLS.resolve(
-        "balanced", {**SKETCHED, "sketch_steps": 25, "steps": 3, "lambda_w": 0.0}
-    )
-    (early, full) = sketched(stages_of(RLS, settings), generator, 8)
-    assert early.stop == 16
-    shared = Shared(generator, prior, Bicubic(size=8), None, traced_settings(settings))
-    example = Example(
-        jnp.asarray(observation.target)[None],
-        jnp.asarray(observation.mask)[None],
-        jnp.zeros(1, jnp.int32),
-    )
-    u = prior.whiten(generator.statistics["w_mean"])
-    start = {"latent": jnp.broadcast_to(u, (1, generator.num_ws, generator.w_dim))}
-    run = dict(shared=shared, examples=example, keys=jax.random.split(jax.random.key(0), 1))
-    sketch = search(problem_of(early), variables=start, steps=25, **run)
-    whole_start = search(problem_of(full), variables=start, steps=1, **run)
-    whole_end = search(problem_of(full), variables=sketch.variables, steps=1, **run)
-    np.testing.assert_allclose(sketch.history["l1"][0], whole_start.history["l1"][0], rtol=1e-4)
-    np.testing.assert_allclose(sketch.terms["l1"], whole_end.history["l1"][0], rtol=1e-4)
-    assert sketch.terms["l1"][0] < 0.9 * sketch.history["l1"][0]
-    # Without a correction the sketch has another residual.
-    uncorrected = dataclasses.replace(problem_of(early), refresh=None)
-    plain = search(uncorrected, variables=start, steps=1, **run)
-    assert abs(plain.history["l1"][0, 0] - whole_start.history["l1"][0, 0]) > 1e-2
-
-
-@pytest.mark.parametrize(
-    ("changes", "whitened"),
-    [
-        ({}, [True, False, False]),
-        ({"steps": 0}, [True, False]),
-        ({"sketch_steps": 0}, [False, False]),
-        ({"polish_steps": 0}, [True, True]),
-        ({"coordinates": "raw"}, [False, False, False]),
-    ],
-)
-def test_polishing_goes_on_in_w_from_where_the_sketches_ended(tiny_files, changes, whitened):
-    generator = load_generator(tiny_files["generator"])
-    shared = Shared(generator, load_prior(generator, tiny_files["prior"]), None, None, {})
-    asked = {**SKETCHED, "sketch_steps": 6, "polish_steps": 4, "steps": 3, **changes}
-    stages = stages_of(RLS, RLS.resolve("balanced", asked))
-    point = {"latent": jax.random.normal(jax.random.key(0), (generator.num_ws, generator.w_dim))}
-    decoded = [stage.coordinates.decode(shared, point).ws for stage in stages]
-    unwhitened = shared.prior.unwhiten(point["latent"])
-    for ws, white in zip(decoded, whitened, strict=True):
-        np.testing.assert_allclose(ws, unwhitened if white else point["latent"], rtol=1e-5)
-    for before, stage in itertools.pairwise(stages):
-        begun = stage.coordinates.start(None, None, shared, None, point)
-        ends = before.coordinates.decode(shared, point).ws
-        np.testing.assert_allclose(stage.coordinates.decode(shared, begun).ws, ends, rtol=1e-5)
-    weights = [{term.weight for term in stage.terms} for stage in stages]
-    polished = "polish_steps" not in changes
-    assert ("polish_w" in weights[-1]) is polished and "lambda_l1" in weights[-1]
-    assert stages[0].sketch and stages[-1].sketch is (changes.get("steps") == 0)
-
-
-@pytest.mark.usefixtures("kept_programs")
-@pytest.mark.parametrize("polish", [pytest.param(0, marks=pytest.mark.slow), 4])
-def test_solutions_of_a_search_with_sketches(tiny_files, polish):
-    generator = load_generator(tiny_files["generator"])
-    prior = load_prior(generator, tiny_files["prior"])
-    image = np.random.default_rng(1).uniform(-1, 1, (8, 8, 3))
-    settings = {**SKETCHED, "sketch_steps": 12 - polish, "polish_steps": polish, "steps": 5}
-    settings["fidelity"] = 0.0
-    result = upsample(
-        image,
-        generator=generator,
-        prior=prior,
-        solutions=2,
-        key=jax.random.key(0),
-        settings=settings,
-    )
-    for one in result.solutions:
-        assert one.status == "ok"
-        assert one.history["l1"].shape == (17,)
-        assert np.isfinite(one.history["l1"]).all()
-        # The picture is clipped, which the search's image is not.
-        assert one.residual_l1 * 8 * 8 * 3 == pytest.approx(one.terms["l1"], rel=0.1)
+        assert small_size(generator, size) == stop

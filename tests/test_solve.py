@@ -11,9 +11,10 @@ from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods import method_named
 from stylesr_jax.runs.folder import read_solutions, save_solutions
-from stylesr_jax.runtime import program_cache as programs
-from stylesr_jax.search.engine import search
-from stylesr_jax.solver.solve import add_correction, key_of, observe, redraw, solve, upsample
+from stylesr_jax.solver import solve as solver
+from stylesr_jax.solver.observation import key_of, place_on_canvas
+from stylesr_jax.solver.rendering import add_correction, redraw
+from stylesr_jax.solver.solve import solve, upsample
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
 
@@ -60,7 +61,7 @@ def test_solutions_differ_and_do_not_depend_on_their_number(tiny, tiny_prior, ta
 
 
 def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prior, target):
-    still = {"style_steps": 0, "steps": 1, "learning_rate": 0.0, "noise": "stored", "racers": 1}
+    still = {"style_steps": 0, "steps": 1, "learning_rate": 0.0, "noise": "stored"}
     found = [
         _upsample(target, tiny, tiny_prior, solutions=4, settings={**still, "tries": tries})
         for tries in (1, 4, 16)
@@ -75,63 +76,17 @@ def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prio
     assert (many <= few * 1.02).all() and many.mean() < 0.95 * one.mean()
 
 
-def test_the_start_that_wins_a_race_is_searched(tiny, tiny_prior, target):
-    few = {"style_steps": 0, "steps": 20, "tries": 16, "race_steps": 20}
-    alone, raced = (
-        _upsample(target, tiny, tiny_prior, solutions=3, settings={**few, "racers": racers})
-        for racers in (1, 8)
-    )
-    np.testing.assert_array_equal(alone.images[0], raced.images[0])  # it has one start only
-    before, after = (np.array([one.loss for one in r.solutions[1:]]) for r in (alone, raced))
-    assert (after <= before).all() and after.mean() < before.mean()  # the nearest is among them
-
-
-def test_a_start_whose_loss_is_not_finite_wins_no_race(tiny, tiny_prior, target, monkeypatch):
-    races = []
-
-    def spy(*args, **options):
-        result = search(*args, **options)
-        if options["steps"] == 3:
-            races.append(options["variables"]["latent"])
-            if len(races) == 1:
-                lost = {name: np.full_like(v, np.nan) for name, v in result.history.items()}
-                result = result._replace(history=lost)
-        else:
-            begun.append(options["variables"]["latent"])
-        return result
-
-    begun: list = []
-    monkeypatch.setattr("stylesr_jax.solver.solve.search", spy)
-    settings = {"style_steps": 0, "steps": 1, "racers": 2, "race_steps": 3}
-    _upsample(target, tiny, tiny_prior, settings=settings)
-    assert len(races) == 2 and len(begun) == 2
-    np.testing.assert_array_equal(begun[1], races[1])
-    assert np.abs(races[0] - races[1]).max() > 0.1
-
-
 def test_ctrl_c_before_a_further_search_keeps_earlier_solutions(
     tiny, tiny_prior, target, monkeypatch
 ):
-    called = programs.call
-
-    def interrupted(function, *args, **options):
-        if options.get("later"):
+    def interrupted(*args, later, **options):
+        if later:
             raise KeyboardInterrupt  # while the second solution's noise is drawn
-        return called(function, *args, **options)
+        return draw(*args, later=later, **options)
 
-    monkeypatch.setattr(programs, "call", interrupted)
+    draw = solver.draw
+    monkeypatch.setattr(solver, "draw", interrupted)
     result = _upsample(target, tiny, tiny_prior)
-    assert result.interrupted and len(result.solutions) == 1
-
-
-def test_ctrl_c_in_a_race_keeps_earlier_solutions(tiny, tiny_prior, target):
-    def stop(image, solution, step, steps, terms):
-        assert steps == (4 if solution == 0 else 4 + 2 * 3)
-        if solution == 1:
-            raise KeyboardInterrupt
-
-    settings = {"style_steps": 0, "steps": 4, "racers": 2, "race_steps": 3}
-    result = _upsample(target, tiny, tiny_prior, settings=settings, on_progress=stop)
     assert result.interrupted and len(result.solutions) == 1
 
 
@@ -149,20 +104,18 @@ def test_further_solutions_have_noise_maps_of_their_own(tiny, tiny_prior, target
 
 
 def test_another_image_in_the_batch_changes_nothing(tiny, tiny_prior, target):
-    method = method_named("rls")
     options = {
         "generator": tiny,
         "prior": tiny_prior,
-        "method": method,
-        "settings": method.resolve(changes={"style_steps": 11, "steps": 0}),
+        "method": method_named("rls").resolve(changes={"style_steps": 11, "steps": 0}),
         "solutions": 1,
     }
-    other = observe(_target(tiny, seed=9))
+    other = place_on_canvas(_target(tiny, seed=9))
     keys = [key_of(0, "a.png"), key_of(0, "b.png")]
-    (alone,) = solve([observe(target)], keys[:1], **options)
-    together, _ = solve([observe(target), other], keys, **options)
+    (alone,) = solve([place_on_canvas(target)], keys[:1], **options)
+    together, _ = solve([place_on_canvas(target), other], keys, **options)
     np.testing.assert_array_equal(alone.images, together.images)
-    batched, _ = solve([observe(target), other], keys, batch=2, **options)
+    batched, _ = solve([place_on_canvas(target), other], keys, batch=2, **options)
     np.testing.assert_allclose(alone.images, batched.images, atol=1e-3)
 
 
@@ -172,16 +125,14 @@ def test_non_square_images_come_back_in_their_shape(tiny, tiny_prior, target):
     assert result.solutions[0].low.shape == (4, 8, 3)
     np.testing.assert_array_equal(result.observation.image, target[2:6])
     # What lies outside the image has no part in the loss.
-    other = observe(target[2:6])
+    other = place_on_canvas(target[2:6])
     other.target[:2] = -1.0
-    method = method_named("rls")
     (changed,) = solve(
         [other],
         [jax.random.key(3)],
         generator=tiny,
         prior=tiny_prior,
-        method=method,
-        settings=method.resolve(changes={"style_steps": 6, "steps": 12}),
+        method=method_named("rls").resolve(changes={"style_steps": 6, "steps": 12}),
         solutions=1,
     )
     np.testing.assert_array_equal(changed.images, result.images)
@@ -213,7 +164,7 @@ def test_interruption_keeps_what_was_found(tiny, tiny_prior, target):
         tiny,
         tiny_prior,
         solutions=4,
-        settings={"style_steps": 0, "steps": 40, "racers": 1},
+        settings={"style_steps": 0, "steps": 40},
         on_progress=interrupt,
     )
     assert result.interrupted and len(result.solutions) == 2
@@ -225,14 +176,12 @@ def test_interruption_leaves_the_images_before_it_whole(tiny, tiny_prior, target
         if image == 1:
             raise KeyboardInterrupt
 
-    method = method_named("rls")
     results = solve(
-        [observe(target)] * 3,
+        [place_on_canvas(target)] * 3,
         [key_of(0, name) for name in "abc"],
         generator=tiny,
         prior=tiny_prior,
-        method=method,
-        settings=method.resolve(changes={"style_steps": 0, "steps": 12}),
+        method=method_named("rls").resolve(changes={"style_steps": 0, "steps": 12}),
         solutions=1,
         on_progress=interrupt,
     )
@@ -240,7 +189,7 @@ def test_interruption_leaves_the_images_before_it_whole(tiny, tiny_prior, target
 
 
 def test_published_values_are_the_paper_preset():
-    paper = method_named("rls").resolve("paper")
+    paper = method_named("rls").resolve("paper").settings
     expected = {"steps": 500, "learning_rate": 0.5, "lambda_w": 1e-4, "lambda_g": 2e-4}
     assert expected.items() <= paper.items() and paper["lambda_c"] == 0.01
     assert paper["reduction"] == "sum" and paper["coordinates"] == "raw"

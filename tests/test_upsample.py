@@ -1,6 +1,6 @@
 """The command line, on an untrained 32 px generator and files in a temporary folder."""
 
-import importlib
+import hashlib
 import json
 import runpy
 import shutil
@@ -15,8 +15,12 @@ import pytest
 from conftest import KEPT
 from PIL import Image
 
+from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import read_image
+from stylesr_jax.runs import worker
 from stylesr_jax.runs.folder import write_result
+from stylesr_jax.runs.photos import PhotosJob, PhotosPlan
+from stylesr_jax.runs.plan import variant
 from stylesr_jax.runtime import program_cache as programs
 from stylesr_jax.solver import solve as solve_module
 from stylesr_jax.solver.solve import solve
@@ -52,6 +56,7 @@ def photo(tmp_path):
 
 
 QUICK = ("--steps", "12", "--solutions", "2")
+FEW = ("--method", "bicubic", "--solutions", "1")
 PLAIN = (*QUICK, "--method", "csgm")  # one stage and no races: a third of the programs
 
 
@@ -68,7 +73,7 @@ def test_everything_is_written(run, photo, tmp_path, capsys):
     assert one["steps"] == 12 and one["residual_psnr"] > 0 and "l1" in one["terms"]
     assert read_image(out / "photo" / "solution_0.png").shape == (32, 32, 3)
     first_line = capsys.readouterr().out.splitlines()[0]
-    assert "device" in first_line and "tiny-32" in first_line and "estimated time" in first_line
+    assert "device" in first_line and "tiny-32" in first_line and "12 steps" in first_line
 
 
 def test_redrawing_gives_the_same_pixels(run, photo, tmp_path):
@@ -129,7 +134,7 @@ def test_batches_are_filled_across_images_and_compiled_once_for_each_size(
         groups.append(([one.target.shape[0] for one in observations], options["batch"]))
         return solve(observations, keys, **options)
 
-    monkeypatch.setattr("stylesr_jax.solver.solve.solve", spy)
+    monkeypatch.setattr("stylesr_jax.runs.worker.solve", spy)
     monkeypatch.setattr(programs, "mappings", lambda: None)  # none are let go while it counts
     programs._ready.clear()
     out = tmp_path / "out"
@@ -175,18 +180,23 @@ def test_results_are_written_while_the_next_input_is_searched(run, tmp_path, mon
         assert threading.current_thread() is not threading.main_thread()
         return write_result(*args, **options)
 
-    monkeypatch.setattr("stylesr_jax.solver.solve.solve", spy)
-    monkeypatch.setattr("stylesr_jax.runs.folder.write_result", write)
+    monkeypatch.setattr("stylesr_jax.runs.worker.solve", spy)
+    monkeypatch.setattr("stylesr_jax.runs.photos.write_result", write)
     assert run(photos, "--out", tmp_path / "out", "--quiet", *QUICK) == 0
     assert events[:2] == ["search", "search"] and events.count("write") == 2
 
 
-def test_a_result_that_cannot_be_written_is_its_inputs_failure(run, tmp_path, capsys):
+def test_a_result_that_cannot_be_written_is_its_inputs_failure(run, tmp_path, monkeypatch, capsys):
     photos, out = _photos(tmp_path / "in", [8, 8]), tmp_path / "out"
-    out.mkdir()
-    (out / "photo0").write_text("in the way")
-    assert run(photos, "--out", out, *QUICK) == 2
-    assert "photo0" in capsys.readouterr().err
+
+    def full(place, *args, **options):
+        if place.folder.name == "photo0":
+            raise UserError("no space left")
+        return write_result(place, *args, **options)
+
+    monkeypatch.setattr("stylesr_jax.runs.photos.write_result", full)
+    assert run(photos, "--out", out, *FEW) == 2
+    assert "photo0.png: no space left" in capsys.readouterr().err
     states = [e["status"] for e in json.loads((out / "summary.json").read_text())["inputs"]]
     assert states == ["failed", "ok"]
 
@@ -202,7 +212,7 @@ def test_an_input_whose_search_breaks_does_not_stop_those_searched_with_it(
         return solve(observations, keys, **options)
 
     broken = read_image(inputs / "photo1.png")[0, 0, 0]
-    monkeypatch.setattr(solve_module, "solve", breaking)
+    monkeypatch.setattr(worker, "solve", breaking)
     assert run(inputs, "--out", out, "--batch", 3, *PLAIN, "--solutions", 1) == 2
     entries = json.loads((out / "summary.json").read_text())["inputs"]
     status = {entry["folder"]: entry["status"] for entry in entries}
@@ -225,7 +235,7 @@ def test_a_result_whose_claim_was_taken_over_is_dropped(run, photo, tmp_path, mo
         threading.Timer(0.2, lambda: [c.unlink() for c in (out / ".claims").glob("*")]).start()
         return results
 
-    monkeypatch.setattr(solve_module, "solve", succeeded)
+    monkeypatch.setattr(worker, "solve", succeeded)
     assert run(photo, "--out", out, "--share", *QUICK) == 0
     for path in (first / "photo").iterdir():
         assert (out / "photo" / path.name).read_bytes() == path.read_bytes()
@@ -246,7 +256,7 @@ def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
 
         return solve(observations, keys, **{**options, "on_progress": on_progress})
 
-    monkeypatch.setattr("stylesr_jax.solver.solve.solve", interrupted)
+    monkeypatch.setattr("stylesr_jax.runs.worker.solve", interrupted)
     assert run(photos, "--out", out, "--share", *QUICK) == 130
     assert "the best so far was saved" in capsys.readouterr().err
     states = {p.parent.name: json.loads(p.read_text())["status"] for p in out.glob("*/report.json")}
@@ -254,13 +264,25 @@ def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
     assert not list((out / ".claims").iterdir())
 
 
-def test_a_summary_bears_with_reports_that_are_not_there(tmp_path):
+def _plan(tiny, out, photos=(), **options):
+    bicubic = variant("bicubic")
+    return PhotosPlan(
+        photos=tuple(photos),
+        variants=(bicubic,),
+        out=out,
+        generator=tiny,
+        generator_name="tiny",
+        **{"lr_size": 8, **options},
+    )
+
+
+def test_a_summary_bears_with_reports_that_are_not_there(tiny, tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "report.json").write_text('{"status": "o')
-    work = [(Path(f"{name}.png"), tmp_path / name) for name in ("gone", "torn")]
-    command = importlib.import_module("stylesr_jax.cli.upsample")
-    del sys.modules["stylesr_jax.cli.upsample"]  # runpy, in the other tests, warns of it
-    command._write_summary(tmp_path, work, {})
+    job = PhotosJob(
+        _plan(tiny, tmp_path, (Path("gone.png"), Path("torn.png"))), say=None, error=None
+    )
+    job.write_summary()
     entries = json.loads((tmp_path / "summary.json").read_text())["inputs"]
     assert [entry["status"] for entry in entries] == ["unfinished", "unfinished"]
 
@@ -271,21 +293,24 @@ def test_resume_skips_what_is_done(run, photo, tmp_path, capsys):
     before = (out / "photo" / "report.json").stat().st_mtime_ns
     assert run(photo, "--out", out, "--resume", *QUICK) == 0
     assert "already done" in capsys.readouterr().out
-    assert (out / "photo" / "report.json").stat().st_mtime_ns == before
     assert run(photo, "--out", out, "--resume", "--quiet", "--seed", 1, *QUICK) == 0
-    assert (out / "photo" / "report.json").stat().st_mtime_ns != before
+    assert (out / "photo" / "report.json").stat().st_mtime_ns == before
+    content = hashlib.sha256(photo.read_bytes()).hexdigest()[:8]
+    assert {path.name for path in out.iterdir()} == {"photo", f"photo-{content}"}
 
 
 @pytest.mark.parametrize("options", [("--lr-size", 16), ("--degradation", "blur(9)|bicubic(8)")])
-def test_resume_does_other_work_again(run, tmp_path, capsys, options):
+def test_resume_does_other_work_too(run, tmp_path, capsys, options):
     folder, out = _photos(tmp_path / "in", [300]), tmp_path / "out"
-    first = ("--out", out, "--lr-size", 8, "--method", "bicubic", "--solutions", 1)
+    first = ("--out", out, "--lr-size", 8, *FEW)
     assert run(folder, *first) == 0
     before = (out / "photo0" / "report.json").read_text()
     capsys.readouterr()
     assert run(folder, *first, "--resume", *options) == 0
     assert "already done" not in capsys.readouterr().out
-    assert (out / "photo0" / "report.json").read_text() != before
+    assert (out / "photo0" / "report.json").read_text() == before
+    (report,) = out.glob("photo0-*/report.json")
+    assert report.read_text() != before
 
 
 @pytest.mark.slow

@@ -21,9 +21,10 @@ from stylesr_jax.images.files import find_images, read_image, write_png
 from stylesr_jax.images.grid import draw_grid
 from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.metrics.scorer import Sizes
-from stylesr_jax.runs.evaluation import Plan, Variant, load_parts, picture_path, prepare, variant
+from stylesr_jax.runs.evaluation import EvaluationPlan, picture_path, prepare
 from stylesr_jax.runs.evaluation import run as run_plan
-from stylesr_jax.runs.folder import write_json
+from stylesr_jax.runs.plan import Variant, load_parts, variant
+from stylesr_jax.runs.records import write_json
 from stylesr_jax.runs.tables import markdown
 from stylesr_jax.runtime import files
 from stylesr_jax.runtime.startup import configure
@@ -42,7 +43,9 @@ def options(name: str, doc: str | None, **defaults: Any) -> argparse.ArgumentPar
     `defaults` replaces some of the options' values.
     """
     about = (doc or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.studies.{name}", description=about)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog=f"python -m benchmarks.studies.{name}", description=about
+    )
     add = parser.add_argument
     add("--images", metavar="DIR", help="faces for the numbers (default: drawn faces)")
     add("--limit", type=int, default=12, metavar="N", help="images for the numbers (default 12)")
@@ -127,7 +130,7 @@ class Setting:
 
     Attributes:
         args: see `options`.
-        parts: generator, prior, feature network and hashes, as `Plan` takes them.
+        parts: generator, prior, feature network and hashes, as `EvaluationPlan` takes them.
         measured: images of the numbers.
         shown: images of the picture, whose licence allows to keep it.
     """
@@ -139,10 +142,10 @@ class Setting:
 
     def plan(
         self, images: Sequence[Path], variants: Sequence[Variant], name: str, **more: Any
-    ) -> Plan:
+    ) -> EvaluationPlan:
         """An evaluation of these images in the work folder."""
         args = self.args
-        plan = Plan(
+        plan = EvaluationPlan(
             images=tuple(images),
             variants=tuple(variants),
             out=Path(args.work) / name,
@@ -183,7 +186,7 @@ def measure(known: Setting, variants: Sequence[Variant], name: str, **more: Any)
     return evaluate(known.plan(known.measured, variants, name, **more), say=_say)
 
 
-def show(known: Setting, variants: Sequence[Variant], name: str, **more: Any) -> Plan:
+def show(known: Setting, variants: Sequence[Variant], name: str, **more: Any) -> EvaluationPlan:
     """Evaluate the variants on the images that may be shown; returns what was planned."""
     folder = f"{name}-shown" if known.args.images else name  # the same images: nothing to do
     plan = known.plan(known.shown, variants, folder, **more)
@@ -195,7 +198,7 @@ def show(known: Setting, variants: Sequence[Variant], name: str, **more: Any) ->
 _say: Callable[[str], None] = partial(print, flush=True)
 
 
-def solution(plan: Plan, one: Variant, image: str, index: int = 0) -> np.ndarray | None:
+def solution(plan: EvaluationPlan, one: Variant, image: str, index: int = 0) -> np.ndarray | None:
     """A solution's picture, or None if it failed."""
     path = picture_path(plan, one, image, index)
     return read_image(path) if path.is_file() else None
@@ -275,7 +278,7 @@ def run(study: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPa
 # --- Pictures -------------------------------------------------------------------------------
 
 
-def row_of(plan: Plan, path: Path, *, lead: str = "") -> list[Any]:
+def row_of(plan: EvaluationPlan, path: Path, *, lead: str = "") -> list[Any]:
     """Input, the first solution of every variant, and the original."""
     subject = prepare(plan, path)
     low = subject.observation.image
@@ -286,12 +289,12 @@ def row_of(plan: Plan, path: Path, *, lead: str = "") -> list[Any]:
     return [*cells, ("original", subject.original, True)]
 
 
-def examples(plan: Plan) -> Grid:
+def examples(plan: EvaluationPlan) -> Grid:
     """A row for each image."""
     return [row_of(plan, path) for path in plan.images]
 
 
-def solutions_grid(plan: Plan, *, rows: int = 2) -> Grid:
+def solutions_grid(plan: EvaluationPlan, *, rows: int = 2) -> Grid:
     """Original and input, then `rows` rows of the first image's solutions by every variant."""
     path = plan.images[0]
     subject = prepare(plan, path)

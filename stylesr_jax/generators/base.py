@@ -122,7 +122,7 @@ class Generator:
     @property
     def stored_noise(self) -> Noise:
         """The noise maps of the weight file, one (h, w) of unit variance per noisy layer."""
-        maps = self.params["noise"]
+        maps = self.params.get("noise", {})  # files hold no empty ones
         return tuple(maps[name] for name in sorted(maps))
 
     def random_noise(self, key: Array) -> Noise:

@@ -1,4 +1,7 @@
-"""The architectures of generators, by the names that weight files give them."""
+"""The architectures of generators, by the names that weight files give them.
+
+An architecture is a `Config` subclass in a file of its own, and an entry here.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,12 +9,11 @@ from typing import Any
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Config
 from stylesr_jax.generators.mobile.network import MobileConfig
+from stylesr_jax.generators.stylegan2 import StyleGAN2Config
 
-
-def _architectures() -> dict[str, type[Config]]:
-    from stylesr_jax.generators.stylegan2 import StyleGAN2Config
-
-    return {"mobile": MobileConfig, "stylegan2": StyleGAN2Config}
+ARCHITECTURES: dict[str, type[Config]] = {
+    kind.architecture: kind for kind in (MobileConfig, StyleGAN2Config)
+}
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -25,19 +27,19 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     Raises:
         UserError: the architecture is unknown or a field does not belong to it.
     """
-
-    def hashable(value: Any) -> Any:
-        return tuple(hashable(v) for v in value) if isinstance(value, list) else value
-
-    fields = {name: hashable(value) for name, value in values.items()}
+    fields = {name: _hashable(value) for name, value in values.items()}
     architecture = fields.pop("architecture", None)
-    kinds = {"mobile": MobileConfig} if architecture == "mobile" else _architectures()
-    if architecture not in kinds:
+    if architecture not in ARCHITECTURES:
         raise UserError(
             f"unknown generator architecture {architecture!r}; this version knows "
-            f"{', '.join(kinds)}: update stylesr_jax, or convert the file again"
+            f"{', '.join(ARCHITECTURES)}: update stylesr_jax, or convert the file again"
         )
     try:
-        return kinds[architecture](**fields)
+        return ARCHITECTURES[architecture](**fields)
     except TypeError as error:
         raise UserError(f"the generator's header does not fit this version: {error}") from error
+
+
+def _hashable(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -494,16 +494,24 @@ def _prepare_rgb(
     reader: _Reader, layer: str, inputs: int, config: StyleGAN2Config
 ) -> dict[str, Any]:
     bias = reader(f"{layer}.bias", 1)
-    if bias.shape[0] != 3:
-        raise UserError(f"{reader.name} makes images of {bias.shape[0]} channels, not RGB")
-    weight = reader(f"{layer}.weight", 4, (3, inputs, 1, 1))
+    outputs = bias.shape[0]
+    if outputs not in (1, 3):
+        raise UserError(f"{reader.name} makes images of {outputs} channels, not RGB or grey")
+    weight = reader(f"{layer}.weight", 4, (outputs, inputs, 1, 1))[:, :, 0, 0].T
     return {
         "affine": _prepare_affine(
             reader, layer, inputs, config.w_dim, float(1.0 / np.sqrt(inputs))
         ),
-        "weight": weight[:, :, 0, 0].T,
-        "bias": bias,
+        # A grey network's one channel is given three times.
+        "weight": np.broadcast_to(weight, (inputs, 3)),
+        "bias": np.broadcast_to(bias, (3,)),
     }
+
+
+def image_channels(state: State) -> int:
+    """Channels of the images that a state dict's network makes: 3, or 1 for grey ones."""
+    sizes = [a.shape[0] for name, a in state.items() if name.endswith(".torgb.bias") and a.ndim]
+    return min(sizes, default=3)
 
 
 def random_state(
@@ -517,6 +525,7 @@ def random_state(
     label_dim: int = 0,
     mapping_layers: int = 8,
     mapping_width: int | None = None,
+    image_channels: int = 3,
     skeleton: Skeleton = "skip",
     lr_multiplier: float = 0.01,
     use_noise: bool = True,
@@ -568,8 +577,8 @@ def random_state(
                 state[f"{layer}.noise_strength"] = np.asarray(0.1 * rng.normal(), np.float32)
         if skeleton == "skip" or k == blocks - 1:
             affine(f"{block}.torgb", features)
-            state[f"{block}.torgb.weight"] = normal(3, features, 1, 1)
-            state[f"{block}.torgb.bias"] = np.zeros(3, np.float32)
+            state[f"{block}.torgb.weight"] = normal(image_channels, features, 1, 1)
+            state[f"{block}.torgb.bias"] = np.zeros(image_channels, np.float32)
         if skeleton == "resnet" and k > 0:
             state[f"{block}.skip.weight"] = normal(features, incoming, 1, 1)
     return state

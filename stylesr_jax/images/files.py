@@ -2,84 +2,96 @@
 
 import glob
 import os
-import warnings
-from collections.abc import Sequence
+import stat
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, PngImagePlugin
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.images.colour import srgb_profile
+from stylesr_jax.images.decoding import Picture, decode
+from stylesr_jax.images.kinds import (
+    Unreadable,
+    printable,
+    readable_suffixes,
+    unreadable_by_name,
+)
 from stylesr_jax.runtime import files
 
-MAX_PIXELS = 100_000_000  # of a decoded file; larger ones are taken for decompression bombs
+MAX_BYTES = 2**30  # of an image file; 100 million pixels of four 16-bit channels are less
+MAX_NAMED = 10  # skipped files of a kind whose names are given
+JPEG_QUALITY = 95
+MAX_SIDE = {"png": 2**31 - 1, "jpg": 65500, "webp": 16383}  # px, of the formats
 
 
-def _with_white_behind(image: Image.Image) -> Image.Image:
-    """Flatten transparency onto white."""
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
+class Found(NamedTuple):
+    """The image files that were found, and a printable line for each kind of those skipped."""
+
+    paths: list[Path]
+    skipped: list[str]
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Any mode of Pillow's to (H, W, 3) float32 in [0, 255]."""
-    if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image, np.float32)
-        # 16-bit files come as "I;16" or "I"; an "F" file states no range: [0, 1] or [0, 255].
-        largest = 65535.0 if image.mode.startswith("I") else 1.0 if grey.max() <= 1.0 else 255.0
-        return np.repeat(np.clip(grey * (255.0 / largest), 0.0, 255.0)[..., None], 3, axis=2)
-    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = _with_white_behind(image)
-    return np.asarray(image.convert("RGB"), np.float32)
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or it is over a gigabyte.
+    """
+    shown = printable(path)
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{shown}: a device or pipe, not an image; give a file")
+            if status.st_size > MAX_BYTES:
+                raise UserError(f"{shown}: over {MAX_BYTES >> 20} MB; save a smaller image")
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"{shown}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{shown}: a folder, not an image; name a file in it") from None
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"{shown}: not a name that a file can have") from None
+    except OSError as error:
+        raise UserError(f"{shown} cannot be read ({error.strerror}); check the file") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe nobody writes to is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_picture(path: str | os.PathLike[str], *, mosaics: bool = True) -> Picture:
+    """Read any format that Pillow reads, with notes on what was done: see `decode`.
+
+    Raises:
+        UserError: the file is missing, no image, damaged, too large, or of values without a range.
+    """
+    return decode(read_bytes(path), os.fsdecode(path), mosaics=mosaics)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read any format that Pillow reads, upright as its EXIF orientation says.
-
-    Transparency is laid on white; grey, palette, 16-bit and CMYK images become RGB.
-
-    Returns:
-        (height, width, 3) float32 in [-1, 1].
+    """The pixels of `read_picture`: (height, width, 3) float32 in [-1, 1], sRGB, upright.
 
     Raises:
-        UserError: the file is missing, no image, truncated, or has over 100 million pixels.
+        UserError: as `read_picture`.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file; check the path")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty; copy or download it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bombs, which are refused below, and bad EXIF
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise UserError(
-                        f"{path}: {width}x{height} px is over {MAX_PIXELS // 10**6} million "
-                        "pixels; shrink it first"
-                    )
-                image.load()
-                pixels = _to_rgb(ImageOps.exif_transpose(image))
-    except UserError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise UserError(f"{path}: not an image that Pillow can read; convert it to PNG") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{path}: implausibly many pixels; shrink the image first") from None
-    except Exception as error:  # Pillow's readers raise whatever they meet in a damaged file
-        raise UserError(f"{path}: damaged or truncated image ({error}); save it again") from error
-    return pixels / np.float32(127.5) - np.float32(1.0)
+    return read_picture(path).pixels
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """A picture's brightness as a mask: (height, width) float32, 0 where black to 1 where white.
 
     Raises:
-        UserError: as `read_image`.
+        UserError: as `read_picture`.
     """
-    return (read_image(path).mean(axis=-1) + 1.0) / 2.0
+    return (read_picture(path, mosaics=False).pixels.mean(axis=-1) + 1.0) / 2.0
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -93,43 +105,137 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
+    write_image(path, image, format="png")
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    image: np.ndarray,
+    *,
+    format: Literal["png", "jpg", "webp"] = "png",
+) -> None:
+    """Write an image, said to be in sRGB and with no other metadata, whole or not at all.
+
+    PNG and WebP are lossless; JPEG is of quality 95 without subsampling.
+
+    Args:
+        image: (H, W, 3) or (H, W) floats in [-1, 1], or uint8.
+
+    Raises:
+        UserError: the folder cannot be written, or the image is too large for the format.
+    """
     pixels = image if image.dtype == np.uint8 else to_uint8(image)
+    if max(pixels.shape[:2]) > MAX_SIDE[format]:
+        raise UserError(
+            f"{printable(path)}: {pixels.shape[1]}x{pixels.shape[0]} px is too large for "
+            f"{format}; choose png"
+        )
     with files.atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        _save(Image.fromarray(pixels), temporary, format)
+
+
+def _save(image: Image.Image, path: Path, format: str) -> None:
+    if format == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add(b"sRGB", b"\0")  # the specification's few bytes in place of a profile
+        image.save(path, format="PNG", pnginfo=info)
+    elif format == "jpg":
+        options = {"quality": JPEG_QUALITY, "subsampling": 0}
+        image.save(path, format="JPEG", icc_profile=srgb_profile(), **options)
+    else:
+        image.save(path, format="WEBP", lossless=True, icc_profile=srgb_profile())
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The image files that files, folders and globs name (see `images_of`), each once.
+    """The paths of `find_pictures`.
 
     Raises:
         UserError: a pattern or folder holds no image.
     """
-    return list(dict.fromkeys(path for text in inputs for path in images_of(text)))
+    return find_pictures(inputs).paths
 
 
 def images_of(text: str) -> list[Path]:
     """The image files that a file, a folder (not its subfolders) or a glob names.
 
-    A folder gives the files whose endings Pillow knows, by name.
-
     Raises:
         UserError: the pattern or folder holds no image, or cannot be read.
     """
-    endings = {
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    }
-    path = Path(text)
+    return find_images([text])
+
+
+def find_pictures(inputs: Sequence[str], *, recursive: bool = False) -> Found:
+    """The image files that files, folders and globs name, each once, folders' sorted by name.
+
+    A folder gives the files whose endings say a format that can be read; hidden ones, such as the
+    `._*` of macOS, do not count. A glob gives what it matches. Picture-like files of both that
+    cannot be read (HEIC without pillow-heif, raw data, video) are skipped and named.
+
+    Args:
+        recursive: whether folders in folders count; links to folders are not followed.
+
+    Raises:
+        UserError: a pattern or folder holds no image that can be read, or cannot be read itself.
+    """
+    found = [_pictures_of(text, recursive=recursive) for text in inputs]
+    paths = dict.fromkeys(path for one in found for path in one.paths)
+    skipped = dict.fromkeys(line for one in found for line in one.skipped)
+    return Found(list(paths), list(skipped))
+
+
+def _pictures_of(text: str, *, recursive: bool) -> Found:
+    path, shown = Path(text), printable(text)
     try:
         if path.is_dir():
-            some = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in endings)
-            if not some:
-                raise UserError(f"{text}: there are no images in this folder")
-            return some
+            return _chosen(_files_of(path, recursive), shown, suffixes=readable_suffixes())
         if path.exists() or not glob.has_magic(text):
-            return [path]
-        some = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+            return Found([path], [])
+        matches = sorted(glob.glob(text, recursive=True))
+        return _chosen((Path(m) for m in matches if os.path.isfile(m)), shown, suffixes=None)
     except OSError as error:
-        raise UserError(f"{text} cannot be read ({error.strerror}); check its rights") from error
-    if not some:
-        raise UserError(f"{text}: no file matches this pattern")
-    return some
+        raise UserError(f"{shown} cannot be read ({error.strerror}); check its rights") from error
+
+
+def _files_of(folder: Path, recursive: bool) -> Iterator[Path]:
+    """The files of a folder that are not hidden, by name, before those of its folders."""
+    folders = [folder]
+    while folders:
+        folder = folders.pop()
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        entries = [folder / name for name in names]
+        yield from (entry for entry in entries if os.path.isfile(entry))
+        if recursive:
+            inner = [e for e in entries if os.path.isdir(e) and not os.path.islink(e)]
+            folders.extend(reversed(inner))
+
+
+def _chosen(files: Iterable[Path], text: str, *, suffixes: set[str] | None) -> Found:
+    """Those of the files that can be read; with `suffixes`, those alone.
+
+    Raises:
+        UserError: there are none.
+    """
+    paths, skipped = [], defaultdict(list)
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffixes is not None and suffix in suffixes:
+            paths.append(path)
+        elif kind := unreadable_by_name(suffix):
+            skipped[kind].append(path)
+        elif suffixes is None:
+            paths.append(path)
+    lines = [_skipped(kind, some) for kind, some in skipped.items()]
+    if not paths:
+        where = "no file matches this pattern"
+        if suffixes is not None:
+            where = "there are no images in this folder"
+        elif lines:
+            where = "no image matches this pattern"
+        raise UserError("; ".join([f"{text}: {where}", *lines]))
+    return Found(paths, lines)
+
+
+def _skipped(kind: Unreadable, paths: list[Path]) -> str:
+    names = ", ".join(printable(path.name) for path in paths[:MAX_NAMED])
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    return f"skipped {names}{more} ({kind.kind}): {kind.advice}"

@@ -1,12 +1,10 @@
 """Levers for several different solutions, usable with every method that searches.
 
 Source: Ünalan & Alkilani, "Multi-modal photo upsampling" (B, C, D there; A, a start of its own
-for each solution, is what methods do anyway, and "starts": "same" turns it off).
+for each solution, is what methods do anyway, and `starts="same"` turns it off).
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +12,7 @@ from jax import Array
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, Noise
-from stylesr_jax.methods.terms import Example, Shared
 
-LEVERS: Mapping[str, float | str] = {
-    "starts": "own",  # A: "own" start for each solution, or the "same" one
-    "noise_std": 0.0,  # B: of Gaussian noise on the reference, images in [-1, 1]
-    "inject_noise": 0.0,  # C: of Gaussian noise added to the activations of synthesis layers
-    "inject_layers": "all",  # C: "all" or such as "0,3-8", numbered from the input
-    "diversity": 0.0,  # D: weight of the distance between an image's solutions
-    "fidelity": 1.0,  # how much of what solutions miss of the input is put in, see `consistency`
-}
 REPORT_SIZE = 256  # px: the images whose norm the weight of D was published for
 
 
@@ -87,11 +76,14 @@ def injected_noise(key: Array, generator: Generator, layers: tuple[int, ...], st
     return tuple(scaled(i, noise, strength) for i, (noise, strength) in enumerate(pairs))
 
 
-def diversity(shared: Shared, examples: Example, images: Any) -> dict[str, Array]:
-    """D: -weight x sum_j ||I_i - I_j||_2 over the other solutions of the same image, (B,).
+def diversity(group: Array, images: Array) -> Array:
+    """D: -sum_j ||I_i - I_j||_2 over the other solutions of the same image, (B,).
 
-    Images (B, H, W, 3) as in [0, 1]; norms as at 256 px, whatever the resolution, so that one
-    weight serves all generators. Summed over i this is the report's double sum.
+    Args:
+        group: (B,) the image that each start belongs to.
+        images: (B, H, W, 3) in [-1, 1]; taken as in [0, 1], and norms as at 256 px, whatever the
+            resolution, so that one weight serves all generators. Summed over i this is the
+            report's double sum.
     """
     n_starts, height, width = images.shape[:3]
     scale = 0.5 * REPORT_SIZE / (height * width) ** 0.5
@@ -99,6 +91,6 @@ def diversity(shared: Shared, examples: Example, images: Any) -> dict[str, Array
     for shift in range(1, n_starts):
         other = jnp.roll(images, shift, axis=0)
         square = jnp.sum(jnp.square(images - other), axis=(1, 2, 3))
-        same = (examples.group == jnp.roll(examples.group, shift)).astype(jnp.float32)
+        same = (group == jnp.roll(group, shift)).astype(jnp.float32)
         total = total + same * scale * jnp.sqrt(square + 1e-8)
-    return {"diversity": -shared.settings["diversity"] * total}
+    return -total

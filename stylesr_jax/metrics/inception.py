@@ -6,7 +6,6 @@ port: average pools that leave out the padding, and a maximum pool in the last b
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -16,7 +15,7 @@ from jax import Array
 
 from stylesr_jax.degradations import resize
 from stylesr_jax.errors import UserError
-from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime import weights
 
 Params = dict[str, Any]
 SIDE = 299  # pixels of the network's input
@@ -229,30 +228,12 @@ def inception_features(x: Array, *, params: Params) -> Array:
     return jnp.mean(_run(_NETWORK, x[None], "", params)[0], axis=(0, 1))
 
 
-def _converted(source: str | os.PathLike[str]) -> Path:
-    """The file in our format for a file or an address, converted once into the cache."""
-    from convert.inception import convert_file, download_weights
-
-    text = os.fspath(source)
-    path = download_weights(text) if text.startswith(("http://", "https://")) else Path(text)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give pytorch-fid's .pth file or its address")
-    if path.suffix == ".safetensors":
-        return path
-    out = files.cache_dir() / "features" / f"{files.sha256(path)}.safetensors"
-    if not out.is_file():
-        convert_file(path, out)
-    return out
-
-
-def load_inception(source: str | os.PathLike[str]) -> Params:
+def load_inception(path: str | os.PathLike[str]) -> Params:
     """The parameters of FID's Inception: {name: {"kernel": (h, w, in, out), "bias": (out,)}}.
 
-    source: pytorch-fid's weights (pt_inception-2015-12-05-6726825d.pth) as a file or an address
-    (https://...), or our conversion of them. Downloads and conversions are kept in the cache.
-    Raises UserError for missing files, failed downloads and other weights.
+    path: a file in our format; `loading.inception_path` gives it for pytorch-fid's weights
+    (pt_inception-2015-12-05-6726825d.pth). Raises UserError for missing files and other weights.
     """
-    path = _converted(source)
     tree, header = weights.load(path)
     shapes = {name: part["kernel"].shape for name, part in tree.items() if "kernel" in part}
     if header.get("kind") != "inception" or shapes != kernel_shapes():

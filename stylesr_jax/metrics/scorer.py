@@ -89,9 +89,10 @@ class Scorer:
         self._embed = jax.jit(lpips_embedding, static_argnames="net")
         self._inception = None
         if inception is not None:
+            from stylesr_jax.loading import inception_path
             from stylesr_jax.metrics.inception import inception_features, load_inception
 
-            self._inception = load_inception(inception)
+            self._inception = load_inception(inception_path(inception))
             self._inception_features = jax.jit(
                 lambda x, params: inception_features(x, params=params)
             )

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+
 from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.runtime import files
 
@@ -148,7 +150,7 @@ class Claims:
             probe.unlink(missing_ok=True)
 
 
-def work_off(
+def repeat_until_free(
     work: Sequence[Item], attempt: Callable[[Sequence[Item]], list[Item]], claims: Claims | None
 ) -> None:
     """Repeat `attempt`, which returns what other workers hold, until they hold nothing."""
@@ -191,8 +193,6 @@ def join_processes(
     Raises:
         UserError: the arguments do not fit together, or there is no coordinator.
     """
-    import jax
-
     given = (coordinator, processes, process)
     if any(value is None for value in given) and any(value is not None for value in given):
         raise UserError("--coordinator, --processes and --process belong together: give all three")

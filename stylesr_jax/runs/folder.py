@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,15 @@ import numpy as np
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.images.files import write_png
+from stylesr_jax.images.files import write_image, write_png
 from stylesr_jax.images.grid import result_grid
-from stylesr_jax.methods.terms import Latents
+from stylesr_jax.methods.view import Latents
+from stylesr_jax.runs.records import write_json
 from stylesr_jax.runtime import files
-from stylesr_jax.solver.solve import Observation, Result
+from stylesr_jax.solver.observation import Observation
+from stylesr_jax.solver.result import Result
 
+Format = Literal["png", "jpg", "webp"]  # of solutions
 WHITE = 0.5  # the deviation that uncertainty.png shows as white; images in [-1, 1]
 
 
@@ -127,60 +131,77 @@ def read_solutions(path: str | os.PathLike[str], generator: Generator | None = N
     return Saved(tuple(latents), corrections, Observation(target, mask, box), config)
 
 
-# --- A folder for one input -----------------------------------------------------------------
+# --- Files of one result --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one result lies.
+
+    Attributes:
+        folder: of its files.
+        report: the file that says, written last, that the result is whole.
+        prefix: of its files' names.
+    """
+
+    folder: Path
+    report: Path
+    prefix: str = ""
+
+    def file(self, name: str) -> Path:
+        """Where a file of the result lies."""
+        return self.folder / f"{self.prefix}{name}"
+
+    def pictures(self) -> list[Path]:
+        """The solutions and deviations that are there."""
+        name = re.compile(re.escape(self.prefix) + r"(solution_\d+|uncertainty)\.\w+")
+        return [path for path in self.folder.glob("*.*") if name.fullmatch(path.name)]
+
+
+def place_in(folder: str | os.PathLike[str]) -> Place:
+    """A folder for one result alone."""
+    return Place(Path(folder), Path(folder) / "report.json")
 
 
 def write_result(
-    folder: str | os.PathLike[str],
+    place: Place,
     result: Result,
     *,
     report: Mapping[str, Any],
     config: Mapping[str, Any],
     original: np.ndarray | None = None,
     uncertainty: bool = False,
+    only_images: bool = False,
+    format: Format = "png",
 ) -> None:
-    """Write solution_i.png, grid.png, solutions.npz and, last, report.json.
+    """Write solution_i.png (or jpg, webp: `format`), grid.png, solutions.npz and, last, the report.
 
     With `uncertainty`, also the standard deviation of each pixel over the solutions:
     uncertainty.npy, (H, W, 3) float32 with images in [-1, 1], and uncertainty.png, its mean over
-    the colours, black for 0 and white from 0.5 on.
+    the colours, black for 0 and white from 0.5 on. With `only_images` the solutions and the
+    report are all.
 
-    A folder without report.json is unfinished: that is what resuming looks at.
+    A result without its report is unfinished: that is what resuming looks at.
 
     Raises:
         UserError: the folder cannot be written, or there is no deviation of one solution.
     """
-    folder = Path(folder)
     deviation = result.uncertainty if uncertainty else None
-    (folder / "report.json").unlink(missing_ok=True)
-    for stale in (*folder.glob("solution_*.png"), *folder.glob("uncertainty.*")):
+    place.report.unlink(missing_ok=True)
+    for stale in place.pictures():
         stale.unlink()
     for i, solution in enumerate(result.solutions):
-        write_png(folder / f"solution_{i}.png", solution.image)
-    write_png(folder / "grid.png", result_grid(result, original))
-    if deviation is not None:
-        with files.atomic_path(folder / "uncertainty.npy") as path, open(path, "wb") as file:
-            np.save(file, deviation)
-        shade = np.rint(np.clip(deviation.mean(axis=-1) / WHITE, 0.0, 1.0) * 255.0)
-        write_png(folder / "uncertainty.png", shade.astype(np.uint8))
-    save_solutions(folder / "solutions.npz", result, config)
-    write_json(folder / "report.json", report)
+        write_image(place.file(f"solution_{i}.{format}"), solution.image, format=format)
+    if not only_images:
+        write_png(place.file("grid.png"), result_grid(result, original))
+        if deviation is not None:
+            _write_uncertainty(place, deviation)
+        save_solutions(place.file("solutions.npz"), result, config)
+    write_json(place.report, report)
 
 
-def write_json(path: str | os.PathLike[str], values: Any) -> None:
-    """Write JSON, whole or not at all; NaN and infinities become null."""
-    with files.atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(finite(values), indent=2) + "\n")
-
-
-def finite(values: Any) -> Any:
-    """The values as JSON can say them: NaN and infinities become None."""
-    if isinstance(values, Mapping):
-        return {str(name): finite(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [finite(value) for value in values]
-    if isinstance(values, (float, np.floating)):
-        return float(values) if np.isfinite(values) else None
-    if isinstance(values, np.integer):
-        return int(values)
-    return values
+def _write_uncertainty(place: Place, deviation: np.ndarray) -> None:
+    with files.atomic_path(place.file("uncertainty.npy")) as path, open(path, "wb") as file:
+        np.save(file, deviation)
+    shade = np.rint(np.clip(deviation.mean(axis=-1) / WHITE, 0.0, 1.0) * 255.0)
+    write_png(place.file("uncertainty.png"), shade.astype(np.uint8))

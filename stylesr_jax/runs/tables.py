@@ -6,31 +6,36 @@ import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.methods.base import race_steps, sketched, stages_of
+from stylesr_jax.images.files import find_images, read_image, write_png
+from stylesr_jax.images.grid import draw_grid
+from stylesr_jax.metrics.image import frechet_distance
 from stylesr_jax.metrics.scorer import FRECHET, MEASURES, Scorer, mean_scores
 from stylesr_jax.runs.evaluation import (
     ORIGINAL,
+    EvaluationPlan,
+    Example,
     Outcome,
-    Plan,
-    Row,
-    Variant,
+    example_of,
     features_path,
     picture_path,
     prepare,
     save_features,
 )
+from stylesr_jax.runs.records import Row, write_json
+from stylesr_jax.runtime import files
+from stylesr_jax.runtime.machine import describe_machine
 
-if TYPE_CHECKING:
-    import numpy as np
-
+Rows = Mapping[str, Mapping[str, Row]]  # by image and label
 
 # --- The table ------------------------------------------------------------------------------
 
 
-def summarise(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def summarise(plan: EvaluationPlan, outcome: Outcome) -> dict[str, Any]:
     """Means and deviations over the images that every variant finished, and what they mean."""
     labels = [one.label for one in plan.variants]
     complete = [name for name, row in outcome.rows.items() if all(k in row for k in labels)]
@@ -57,13 +62,8 @@ def summarise(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     return {"about": facts, "table": table, "images": complete}
 
 
-def _reference_features(plan: Plan) -> dict[str, "np.ndarray"]:
+def _reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
     """Features (n, width) of the reference set, kept in OUT once computed."""
-    import numpy as np
-
-    from stylesr_jax.images.files import find_images, read_image
-    from stylesr_jax.runtime import files
-
     assert plan.reference is not None
     is_sheet = plan.reference.is_file()
     pictures = [plan.reference] if is_sheet else find_images([str(plan.reference)])
@@ -94,13 +94,9 @@ def _reference_features(plan: Plan) -> dict[str, "np.ndarray"]:
 
 
 def _frechet(
-    plan: Plan, label: str, names: Sequence[str], reference: Mapping[str, "np.ndarray"]
+    plan: EvaluationPlan, label: str, names: Sequence[str], reference: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """A label's Fréchet distances to the reference set."""
-    import numpy as np
-
-    from stylesr_jax.metrics.image import frechet_distance
-
     parts: dict[str, list[np.ndarray]] = {kind: [] for kind in reference}
     for name in names:
         with np.load(features_path(plan, label, name)) as file:
@@ -113,10 +109,8 @@ def _frechet(
     }
 
 
-def about(plan: Plan, images: int) -> dict[str, Any]:
+def about(plan: EvaluationPlan, images: int) -> dict[str, Any]:
     """What a table is of: data, budgets, sizes, machine and versions."""
-    from stylesr_jax.runtime.machine import describe_machine
-
     return {
         **describe_machine(),
         "generator": plan.generator.name,
@@ -134,26 +128,11 @@ def about(plan: Plan, images: int) -> dict[str, Any]:
                 "method": one.method.name,
                 "preset": one.preset,
                 "evaluations": one.evaluations,
-                "sketched": _sketched_steps(plan, one),
-                "raced": race_steps(one.settings) if plan.solutions > 1 else 0,
-                "settings": dict(one.settings),
+                "settings": one.settings,
             }
             for one in plan.variants
         },
     }
-
-
-def _sketched_steps(plan: Plan, one: Variant) -> int:
-    """How many of a variant's evaluations stop early, with a sketch of the image."""
-    stages = stages_of(one.method, one.settings)
-    stages = sketched(stages, plan.generator, plan.observed_size)
-    return sum(int(one.settings[stage.steps]) for stage in stages if stage.stop is not None)
-
-
-def _phrases(facts: Mapping[str, Any], name: str, text: str) -> str:
-    """`text` about each variant of which the fact `name` is not 0, with commas between."""
-    variants = facts["variants"].items()
-    return ", ".join(text.format(label=label, **v) for label, v in variants if v.get(name))
 
 
 def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] = ()) -> str:
@@ -196,19 +175,6 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
         f"{sizes['niqe']} px; low-res L1 and PSNR compare the solution, degraded as the search "
         "assumes, with its input on [-1, 1].",
     ]
-    early = _phrases(facts, "sketched", "{sketched} of the {evaluations} of {label}")
-    if early:
-        notes.append(
-            f"Of these, {early} stop early, with a sketch of the image, which "
-            "costs a fraction of a full one. Not counted: the full image every 20 such steps, and "
-            "the sketches of starts that were drawn and not taken."
-        )
-    raced = _phrases(facts, "raced", "{raced} for {label}")
-    if raced:
-        notes.append(
-            "Nor are the steps with which starts raced for each solution but an image's first: "
-            f"{raced}."
-        )
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
         notes.append(
@@ -228,12 +194,14 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
     return text
 
 
-def _write_csv(path: Path, rows: Mapping[str, Mapping[str, Row]]) -> None:
-    from stylesr_jax.runtime import files
-
+def _write_csv(path: Path, rows: Rows) -> None:
     names = [n for n in MEASURES if not n.startswith("diversity")]
     extra = [n for n in MEASURES if n.startswith("diversity")]
-    with files.atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+    odd = "backslashreplace"  # names that are not UTF-8
+    with (
+        files.atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors=odd) as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["image", "method", "solution", *names, *extra, "steps", "status"])
         for image, by_label in rows.items():
@@ -247,68 +215,67 @@ def _write_csv(path: Path, rows: Mapping[str, Mapping[str, Row]]) -> None:
 # --- Figures --------------------------------------------------------------------------------
 
 
-def _draw_examples(plan: Plan, rows: Mapping[str, Mapping[str, Row]]) -> None:
-    """OUT/examples.png: for each of the first images input, every variant's first, original."""
-    from stylesr_jax.images.files import read_image, write_png
-    from stylesr_jax.images.grid import draw_grid
+def _example(plan: EvaluationPlan, outcome: Outcome, path: Path) -> Example:
+    """The pictures of an image; read again if an earlier run did all of its work."""
+    found = outcome.examples.get(path.name)
+    return example_of(prepare(plan, path)) if found is None else found
 
-    grid: list[list[Any]] = []
-    for path in plan.images:
-        found = rows.get(path.name, {})
-        if len(grid) == plan.figure_images or not any(v.label in found for v in plan.variants):
-            continue
-        subject = prepare(plan, path)
-        low = subject.observation.image
-        cells: list[Any] = [(f"input {low.shape[1]}x{low.shape[0]}", low, False)]
-        for one in plan.variants:
-            if one.label not in found:
-                cells.append(None)
-                continue
-            score = found[one.label]["solutions"][0]["lpips_vgg"]
-            title = one.label if score is None else f"{one.label}  LPIPS {score:.3f}"
-            cells.append((title, read_image(picture_path(plan, one, path.name, 0)), True))
-        cells.append((ORIGINAL, subject.original, True))
-        grid.append(cells)
+
+def _draw_examples(plan: EvaluationPlan, outcome: Outcome) -> None:
+    """OUT/examples.png: for each of the first images input, every variant's first, original."""
+    shown = [path for path in plan.images if _any_variant(plan, outcome.rows.get(path.name, {}))]
+    grid = [_example_row(plan, outcome, path) for path in shown[: plan.figure_images]]
     if grid:
         write_png(plan.out / "examples.png", draw_grid(grid))
 
 
-def _draw_solutions(plan: Plan, rows: Mapping[str, Mapping[str, Row]]) -> None:
-    """OUT/solutions.png: for the first image every variant's solutions, a row each."""
-    from stylesr_jax.images.files import read_image, write_png
-    from stylesr_jax.images.grid import draw_grid
+def _any_variant(plan: EvaluationPlan, rows: Mapping[str, Row]) -> bool:
+    return any(variant.label in rows for variant in plan.variants)
 
-    labels = [one.label for one in plan.variants]
-    whole = (p for p in plan.images if all(k in rows.get(p.name, {}) for k in labels))
+
+def _example_row(plan: EvaluationPlan, outcome: Outcome, path: Path) -> list[Any]:
+    example, rows = _example(plan, outcome, path), outcome.rows[path.name]
+    height, width = example.low.shape[:2]
+    cells: list[Any] = [(f"input {width}x{height}", example.low, False)]
+    for variant in plan.variants:
+        if variant.label not in rows:
+            cells.append(None)
+            continue
+        score = rows[variant.label]["solutions"][0]["lpips_vgg"]
+        title = variant.label if score is None else f"{variant.label}  LPIPS {score:.3f}"
+        cells.append((title, read_image(picture_path(plan, variant, path.name, 0)), True))
+    return [*cells, (ORIGINAL, example.original, True)]
+
+
+def _draw_solutions(plan: EvaluationPlan, outcome: Outcome) -> None:
+    """OUT/solutions.png: for the first image every variant's solutions, a row each."""
+    labels = [variant.label for variant in plan.variants]
+    whole = (p for p in plan.images if all(k in outcome.rows.get(p.name, {}) for k in labels))
     path = next(whole, None)
     if path is None:
         return
-    subject = prepare(plan, path)
+    example = _example(plan, outcome, path)
     grid: list[list[Any]] = []
-    for one in plan.variants:
-        row = rows[path.name][one.label]
-        lead = (f"{one.label}: input", subject.observation.image, False)
-        cells: list[Any] = [lead]
-        for i, score in enumerate(row["solutions"]):
-            picture = read_image(picture_path(plan, one, path.name, i))
+    for variant in plan.variants:
+        cells: list[Any] = [(f"{variant.label}: input", example.low, False)]
+        for i, score in enumerate(outcome.rows[path.name][variant.label]["solutions"]):
+            picture = read_image(picture_path(plan, variant, path.name, i))
             cells.append((f"{i}: low-res L1 {score['low_l1']:.3f}", picture, True))
         grid.append(cells)
     write_png(plan.out / "solutions.png", draw_grid(grid))
 
 
-def write_report(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def write_report(plan: EvaluationPlan, outcome: Outcome) -> dict[str, Any]:
     """Write table.md, table.json, rows.csv and the figures; returns what table.json holds."""
-    from stylesr_jax.runs.folder import write_json
-    from stylesr_jax.runtime import files
-
     summary = summarise(plan, outcome)
     failed = [dict(zip(("image", "method", "message"), f, strict=True)) for f in outcome.failed]
     summary["failed"] = failed
     write_json(plan.out / "table.json", summary)
     with files.atomic_path(plan.out / "table.md") as temporary:
-        temporary.write_text(markdown(summary, outcome.failed), encoding="utf-8")
+        text = markdown(summary, outcome.failed)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     _write_csv(plan.out / "rows.csv", outcome.rows)
-    _draw_examples(plan, outcome.rows)
+    _draw_examples(plan, outcome)
     if plan.solutions > 1:
-        _draw_solutions(plan, outcome.rows)
+        _draw_solutions(plan, outcome)
     return summary

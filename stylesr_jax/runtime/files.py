@@ -2,15 +2,23 @@
 
 import hashlib
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.runtime.background import in_background
+
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+# A temporary file: the machine and the process that writes, and random characters.
+_TEMPORARY = re.compile(r"\..*-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\w{8}(\.[^.]*)?")
+_DAY = 86_400.0  # seconds after which nobody writes a file any more
 
 _hashing: dict[tuple[Any, ...], Future[str]] = {}  # by `_version`
 
@@ -26,11 +34,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+            dir=path.parent,
+            prefix=f".{path.stem[:32]}-{_MACHINE}-{os.getpid()}-",
+            suffix=path.suffix[-16:],
         )
     except OSError as error:
         raise UserError(
-            f"cannot write in {path.parent}: {error.strerror}; choose another folder"
+            f"cannot write in {path.parent}: {error.strerror}; {elsewhere(path)}"
         ) from error
     os.close(handle)
     temporary = Path(name)
@@ -41,9 +51,46 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; {elsewhere(path)}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def elsewhere(path: Path) -> str:
+    """What a user can do where a file cannot be written."""
+    if path.is_relative_to(cache_dir()):
+        return "set STYLESR_CACHE to a folder that can be written and has room"
+    return "choose another folder"
+
+
+def remove_leftovers(folder: Path, *, depth: int = 0) -> None:
+    """Remove temporary files of processes that were killed, in a folder and `depth` below it.
+
+    Files of other machines go when they are a day old.
+    """
+    for pattern in (f"{'*/' * level}.*" for level in range(depth + 1)):
+        for path in folder.glob(pattern):
+            match = _TEMPORARY.fullmatch(path.name)
+            with suppress(OSError):  # others may remove it too
+                if match and _is_left_over(path, match["machine"], int(match["process"])):
+                    path.unlink()
+
+
+def _is_left_over(path: Path, machine: str, process: int) -> bool:
+    if machine == _MACHINE and os.name == "posix" and not _is_alive(process):
+        return True
+    return time.time() - path.stat().st_mtime > _DAY
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # of another user
+    return True
 
 
 def _umask() -> int:

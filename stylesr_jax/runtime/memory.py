@@ -1,8 +1,10 @@
-"""The process's memory: given back to the system, and its mappings."""
+"""The process's memory: given back to the system, its mappings, and garbage collection."""
 
 import ctypes
+import gc
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 def release_memory() -> None:
@@ -26,3 +28,15 @@ def mappings() -> tuple[int, int] | None:
             return sum(1 for _ in used), int(most.read())
     except (OSError, ValueError):
         return None
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Python looks for no garbage in here: where modules are imported all that is made stays."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,22 +1,33 @@
-"""How commands start: JAX's compilation cache, and no garbage collection while importing."""
+"""How commands set JAX up: its compilation cache, a device, and programs loaded ahead."""
 
-import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import jax
+
+from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import files, program_cache
+
+# Searches are in 32 bits, and set aside by themselves what is not finite.
+REQUIRED = {
+    "jax_enable_x64": False,
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_numpy_rank_promotion": "allow",
+}
+
 
 def configure() -> None:
-    """Turn on JAX's persistent compilation cache, unless the user set one up, and `program_cache`.
+    """Set what commands need of JAX, and turn on its compilation cache and `program_cache`.
 
-    The cache lies in `files.cache_dir()`; JAX_COMPILATION_CACHE_DIR moves it and
+    The caches lie in `files.cache_dir()`; JAX_COMPILATION_CACHE_DIR moves the first and
     JAX_ENABLE_COMPILATION_CACHE=false turns both off.
     """
-    import jax
-
-    from stylesr_jax.runtime import files, program_cache
-
+    files.remove_leftovers(files.cache_dir(), depth=1)
+    for name, value in REQUIRED.items():
+        jax.config.update(name, value)
     config: Any = jax.config
     if config.jax_enable_compilation_cache:
         program_cache.keep_in(files.cache_dir() / "programs")
@@ -28,12 +39,29 @@ def configure() -> None:
 
 
 @contextmanager
-def gc_paused() -> Iterator[None]:
-    """Python looks for no garbage in here: where modules are imported all that is made stays."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+def prefetched(facts: Mapping[str, Any] | None) -> Iterator[None]:
+    """`configure`, then load in the background what the last such process called.
+
+    Args:
+        facts: what processes that call the same programs share; None loads nothing, as where
+            devices must not be touched yet.
+    """
+    configure()
+    if facts is None:
         yield
-    finally:
-        if enabled:
-            gc.enable()
+        return
+    check_device()
+    with program_cache.prefetch(repr(sorted(facts.items()))):
+        yield
+
+
+def check_device() -> None:
+    """Raise UserError unless there is a device such as JAX is told to use."""
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={asked}; unset it to compute with what there "
+            "is, or install JAX for the device: pip install 'jax[cuda13]'"
+        ) from error

@@ -53,7 +53,10 @@ def save(
     """
     metadata = {HEADER_KEY: json.dumps(header, sort_keys=True)}
     with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(dict(_flatten(params)), temporary, metadata)
+        try:
+            safetensors.numpy.save_file(dict(_flatten(params)), temporary, metadata)
+        except safetensors.SafetensorError as error:  # the disk is full, say
+            raise OSError(str(error)) from error
 
 
 def _open(path: Path) -> Any:

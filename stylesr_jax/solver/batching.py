@@ -1,14 +1,19 @@
 """How many starts are searched together: what fits in a device's memory, by XLA's own account."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
-    from stylesr_jax.generators.base import Generator
-    from stylesr_jax.methods.base import Method, Value
+from stylesr_jax.degradations import Bicubic
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.methods.base import Method, stages_of
+from stylesr_jax.methods.view import Context
+from stylesr_jax.search import engine
+from stylesr_jax.solver import starts
 
 SHARE = 0.8  # of a device's free memory: the rest is for rendering, scoring and fragmentation
 MOST = 64  # starts on one device
@@ -20,11 +25,10 @@ def search_bytes(
     batch: int,
     *,
     side: int,
-    generator: "Generator",
+    generator: Generator,
     prior: Any,
     perceptual: Any,
-    method: "Method",
-    settings: Mapping[str, "Value"],
+    method: Method,
     chunk: int = 10,
 ) -> int:
     """Bytes that the compiled steps of the largest stage take with `batch` starts on one device.
@@ -32,48 +36,28 @@ def search_bytes(
     Args:
         side: pixels of the low-resolution canvas.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from stylesr_jax.degradations import Bicubic
-    from stylesr_jax.methods.base import problem_of, sketched, stages_of, traced_settings
-    from stylesr_jax.methods.terms import Example, Shared
-    from stylesr_jax.search.engine import advance, begin
-    from stylesr_jax.solver import solve
-
-    numbers = traced_settings(settings)
-    if method.measure is not None:
-        numbers |= method.measure(generator)
-    shared = Shared(generator, prior, Bicubic(size=side), perceptual, numbers)
+    method = method.fitted(generator)
+    context = Context(generator, prior, Bicubic(size=side), perceptual)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
-    fields, _, _ = jax.eval_shape(
-        partial(solve._draw, **solve.draw_options(settings, generator)),
-        keys,
-        array(dtype=jnp.int32),
-        array(side, side, 3),
-        array(side, side, 1),
-        array(dtype=jnp.int32),
-        array(side, side, 1),
-        shared,
+    numbers = array(dtype=jnp.int32)
+    drawn, _, _ = jax.eval_shape(
+        partial(starts.draw_starts, **starts.draw_choices(method, generator)),
+        *(keys, numbers, array(side, side, 3), array(side, side, 1), numbers),
+        *(array(side, side, 1), method, generator),
     )
-    examples = Example(*fields)
     most, variables = 0, None
-    for stage in sketched(stages_of(method, settings), generator, side):
-        start = partial(solve._begin, coordinates=stage.coordinates)
+    for stage in stages_of(method):
         number = jax.ShapeDtypeStruct((), jnp.uint32)
-        begun = (keys, array(dtype=jnp.int32), shared, examples, variables, keys, number)
-        variables, _ = jax.eval_shape(start, *begun)
-        problem = problem_of(stage)
-        state = jax.eval_shape(partial(begin, problem), shared, examples, variables)
+        begun = (stage, keys, numbers, context, drawn, variables, keys, number)
+        variables, _ = jax.eval_shape(starts.begin_stage, *begun)
+        state = jax.eval_shape(engine.begin, stage, context, drawn, variables)
         total = jax.ShapeDtypeStruct((), jnp.int32)
-        length = chunk if problem.refresh is None else problem.refresh_every
-        args = (shared, examples, keys, total, state)
-        lowered = advance.lower(*args, problem=problem, length=length)
-        parts = lowered.compile().memory_analysis()
+        args = (stage, context, drawn, keys, total, state)
+        parts = engine.advance.lower(*args, length=chunk).compile().memory_analysis()
         if parts is not None:
             taken = parts.temp_size_in_bytes + parts.argument_size_in_bytes
             most = max(most, taken + parts.output_size_in_bytes)
@@ -82,8 +66,6 @@ def search_bytes(
 
 def free_bytes() -> int | None:
     """Bytes that searches may take on every device; None on CPUs and where it is not known."""
-    import jax
-
     free = []
     for device in jax.local_devices():
         stats = None if device.platform == "cpu" else device.memory_stats()
@@ -114,9 +96,8 @@ def choose_batch(
     *,
     starts: int,
     solutions: int,
-    mesh: "Mesh | None",
-    method: "Method",
-    settings: Mapping[str, "Value"],
+    mesh: Mesh | None,
+    method: Method,
     **parts: Any,
 ) -> int:
     """Starts that each device searches together: `wanted`, or what fits; no more than there are.
@@ -132,9 +113,7 @@ def choose_batch(
         solutions: of each image.
         parts: `side`, `generator`, `prior` and `perceptual`, see `search_bytes`.
     """
-    from stylesr_jax.methods.base import stages_of
-
-    if not stages_of(method, settings) or settings["diversity"]:
+    if not stages_of(method) or method.diversity:  # type: ignore[attr-defined]
         return 1  # nothing is searched, or an image's starts make up a batch of their own
     devices = 1 if mesh is None else mesh.size
     most = -(-starts // devices)
@@ -143,7 +122,7 @@ def choose_batch(
     free = free_bytes()
     if free is None:
         return 1
-    measure = partial(search_bytes, method=method, settings=settings, **parts)
+    measure = partial(search_bytes, method=method, **parts)
     return whole_images(fitting(min(most, MOST), free, measure), devices, solutions)
 
 
@@ -160,8 +139,6 @@ def whole_images(batch: int, devices: int, solutions: int) -> int:
 
 def within_memory(batch: int, call: Callable[[int], Made]) -> tuple[Made, int]:
     """call(batch) with half as many starts until the device's memory suffices, and how many."""
-    import jax
-
     while True:
         try:
             return call(batch), batch

@@ -1,6 +1,7 @@
 """MobileStyleGAN's maths on one image's rows: separable convolutions and Haar wavelets."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,24 @@ class SeparableWeights(NamedTuple):
     pointwise: Array
     noise_strength: Array
     bias: Array
+
+
+class BlockArguments(NamedTuple):
+    """What a block takes besides features.
+
+    Attributes:
+        styles: "up" (N, 4C), "conv1" (N, C), "conv2" (N, F), perhaps "image" (N, F).
+        weights: "conv1" and "conv2" (`SeparableWeights`), perhaps "image" (`ToWavelets`).
+        noise1, noise2: (1 or N, H, W).
+    """
+
+    styles: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    noise1: Array
+    noise2: Array
+
+
+Blocks = tuple[BlockArguments, ...]
 
 
 def _stored(x: Array) -> Array:
@@ -48,7 +67,7 @@ def separable_rows(
     noise: Array,
     style: Array,
     weights: SeparableWeights,
-    known: Array | None = None,
+    saved_out: Array | None = None,
 ) -> Array:
     """Rows of a modulated depthwise 3x3 and pointwise layer, with noise, bias and leaky ReLU.
 
@@ -61,14 +80,14 @@ def separable_rows(
         noise: (R, W).
         style: (C,), the modulation of x.
         weights: the demodulation, constant in the trained network, is in the pointwise weights.
-        known: (R, W, features), the output if an earlier pass has left it: then it is returned,
-            and only gradients are computed. Half precision will do: its sign is exact.
+        saved_out: (R, W, features), the output if an earlier pass has saved it: then it is
+            returned, and only gradients are computed. Half precision will do: the sign is exact.
 
     Returns:
         (R, W, features).
     """
-    if known is not None:
-        return known.astype(x.dtype)
+    if saved_out is not None:
+        return saved_out.astype(x.dtype)
     x = _shifted_sum(x * valid[:, None, None], style * weights.depthwise)
     x = _pointwise(x, weights.pointwise)
     return leaky_relu(x + (weights.noise_strength * noise)[..., None] + weights.bias)
@@ -80,16 +99,17 @@ def _separable_forward(
     noise: Array,
     style: Array,
     weights: SeparableWeights,
-    known: Array | None,
+    saved_out: Array | None,
 ) -> tuple[Array, tuple]:
-    out = separable_rows(x, valid, noise, style, weights, known)
-    return out, (x, valid, noise, style, weights, out if known is None else known, known)
+    out = separable_rows(x, valid, noise, style, weights, saved_out)
+    signs = out if saved_out is None else saved_out
+    return out, (x, valid, noise, style, weights, signs, saved_out)
 
 
 def _separable_backward(saved: tuple, grad: Array) -> tuple:
-    x, valid, noise, style, weights, out, known = saved
+    x, valid, noise, style, weights, signs, saved_out = saved
     rows, width = grad.shape[:2]
-    grad = grad * jnp.where(out >= 0, 1.0, SLOPE)
+    grad = grad * jnp.where(signs >= 0, 1.0, SLOPE)
     wide = _pointwise(grad, weights.pointwise.T)
     wide = jnp.pad(wide, ((2, 2), (0, 0), (0, 0)))
     # The transpose of the shifts that JAX would derive is several times slower.
@@ -121,7 +141,7 @@ def _separable_backward(saved: tuple, grad: Array) -> tuple:
         grad.sum(-1) * weights.noise_strength,
         jnp.sum(x * inner, (0, 1)),
         grad_weights,
-        None if known is None else jnp.zeros_like(known),
+        None if saved_out is None else jnp.zeros_like(saved_out),
     )
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import sequential_vmap
 
-# A function of one strip: (neighbours, rows, shared, known) -> (rows out, left), see `map_strips`.
+# A function of one strip, see `map_strips`:
+# (neighbours, rows, shared, residuals or None) -> (rows out, residuals).
 StripFunction = Callable[["Neighbours", Any, Any, Any], tuple[Array, Any]]
 
 
@@ -81,31 +82,32 @@ def _forward(
     def run(whole: Any, shared: Any) -> tuple[Array, Any]:
         def body(_: None, index: Array) -> tuple[None, tuple[Array, Any]]:
             rows = jax.tree.map(lambda a: _take(a, index, strips), whole)
-            out, left = function(_neighbours(index, strips), rows, shared, None)
-            left = jax.tree.map(_pack, left)
+            out, residuals = function(_neighbours(index, strips), rows, shared, None)
+            residuals = jax.tree.map(_pack, residuals)
             # Fused with the write to the result, the last layer would run on one core.
-            return None, jax.lax.optimization_barrier((out, left))
+            return None, jax.lax.optimization_barrier((out, residuals))
 
         _, results = jax.lax.scan(body, None, jnp.arange(strips))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), results)
 
-    out, left = run(whole, shared)
-    return out, (whole, shared, left)
+    out, residuals = run(whole, shared)
+    return out, (whole, shared, residuals)
 
 
 def _backward(
     function: StripFunction, strips: int, saved: tuple[Any, Any, Any], grad: Array
 ) -> tuple[Any, Any]:
     @sequential_vmap
-    def run(whole: Any, shared: Any, left: Any, grad: Array) -> tuple[Any, Any]:
+    def run(whole: Any, shared: Any, residuals: Any, grad: Array) -> tuple[Any, Any]:
         def body(sums: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:
             def take(whole: Any) -> Any:
                 return jax.tree.map(lambda a: _take(a, index, strips), whole)
 
-            near, known = _neighbours(index, strips), jax.tree.map(_unpack, take(left))
+            near = _neighbours(index, strips)
+            unpacked = jax.tree.map(_unpack, take(residuals))
             height = grad.shape[0] // strips
             _, pull = jax.vjp(
-                lambda rows, shared: function(near, rows, shared, known)[0], take(whole), shared
+                lambda rows, shared: function(near, rows, shared, unpacked)[0], take(whole), shared
             )
             parts = pull(jax.lax.dynamic_slice_in_dim(grad, index * height, height))
             parts = jax.lax.optimization_barrier(parts)
@@ -128,13 +130,13 @@ def map_strips(function: StripFunction, whole: Any, shared: Any, *, strips: int)
     """Run a row-local function of one image, at once or strip by strip.
 
     Strips run one after the other, also over the images of a batch under `vmap`. For the
-    gradient the inputs are kept, and what the function leaves, in half precision.
+    gradient the inputs and the function's residuals are kept, these in half precision.
 
     Args:
-        function: (neighbours, rows, shared, known) -> (rows out, left), where `rows` holds
-            h + 2 rows of each array of `whole` that has `strips * h` rows: h of the strip and
-            one on either side, zero outside the image. `left` holds rows (of the strip alone)
-            that, given back as `known` (with one more row on either side), spare the function
+        function: (neighbours, rows, shared, residuals) -> (rows out, residuals), where `rows`
+            holds h + 2 rows of each array of `whole` that has `strips * h` rows: h of the strip
+            and one on either side, zero outside the image. The residuals returned hold rows of the
+            strip alone; given back, with one more row on either side, they spare the function
             most of its work when it runs again for the gradient. It must not close over arrays.
         whole: pytree of (H_i, ...) arrays to be cut, each H_i a multiple of `strips`.
         shared: pytree of arrays that every strip needs.

@@ -1,14 +1,7 @@
 """Blocks of MobileStyleGAN in native code on CPUs, over twice as fast as XLA's.
 
-`native_library` compiles `mobile_block.cc`, which is called inside jitted programs through
-`jax.ffi`. Where there is no compiler the generator computes the same in XLA.
-
-With JAX_DEFAULT_MATMUL_PRECISION=bfloat16, or `jax.default_matmul_precision`, what is
-differentiated is rounded: processors with AVX-512 VNNI multiply two integers of 16 bits, or four of
-8, in the time of a float. Outputs have 13 bits of the largest feature of a few pixels, or 7 where
-they are kept for the gradient of styles; gradients have 7 of a pixel's. Features between two blocks
-are IEEE halves then, infinite above 65504 and without precision below 6e-8, and their gradients
-bfloat16. Images that are only looked at are never rounded.
+`library` compiles `kernels/`, which are called inside jitted programs through `jax.ffi`. Where
+there is no compiler the generator computes the same in XLA.
 
 XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
 devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
@@ -16,7 +9,7 @@ devices, want `config.portable()`. The engine's `shard_map` keeps every call on 
 
 import ctypes
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -29,15 +22,13 @@ from jax import Array
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.native import library as native_library
-from stylesr_jax.generators.mobile.separable import haar_synthesis
+from stylesr_jax.generators.mobile.separable import BlockArguments, Blocks, haar_synthesis
 from stylesr_jax.runtime.program_dependencies import Dependency, register_dependency
 
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
 HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
-GROUP = 64  # features come in multiples of this where products are rounded: the kernels' kGroup
-ROUNDED = ("bfloat16", "BF16_BF16_F32")  # JAX's names of products that may be rounded so
 _log = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
@@ -91,12 +82,6 @@ def _loaded() -> ctypes.CDLL | None:
     return library
 
 
-def can_round() -> bool:
-    """Whether this processor multiplies rounded numbers faster."""
-    library = _loaded()
-    return library is not None and ctypes.c_bool.in_dll(library, "rounds").value
-
-
 def fits(bands: int, features: int) -> bool:
     """Whether the kernels can compute a block of 4C input bands and F features."""
     return bands % (4 * LANES) == 0 and features % LANES == 0
@@ -105,32 +90,13 @@ def fits(bands: int, features: int) -> bool:
 # --- calls ----------------------------------------------------------------------------------
 
 
-class BlockArguments(NamedTuple):
-    """What a block takes besides features.
+class Residuals(NamedTuple):
+    """What a block keeps for its gradient.
 
     Attributes:
-        styles: "up" (N, 4C), "conv1" (N, C), "conv2" (N, F), perhaps "image" (N, F).
-        weights: "conv1" and "conv2" (`SeparableWeights`), perhaps "image" (`ToWavelets`).
-        noise1, noise2: (1 or N, H, W).
-    """
-
-    styles: Params
-    weights: Params
-    noise1: Array
-    noise2: Array
-
-
-Blocks = tuple[BlockArguments, ...]
-
-
-class Left(NamedTuple):
-    """What a block leaves for its gradient; 16-bit formats are in uint16.
-
-    Attributes:
-        x: (N, H / 2, W / 2, 4C), its features; after another block raw, and if rounded IEEE halves.
+        x: (N, H / 2, W / 2, 4C), the features that entered; after another block raw.
         out: (N, H, W, F), or where another block activates, or with an image, (N, H, W, 0).
-        layer1: (N, H, W, F), bfloat16; if rounded bytes, then float32 steps of every `GROUP`, in
-            uint8: of the size of (N, H, W, F + F / 16).
+        layer1: (N, H, W, F), its output, bfloat16 in uint16.
         layer2: with an image the same; else (N, H, W, 0).
     """
 
@@ -163,27 +129,12 @@ def _head(weights: Params) -> tuple[Array, Array]:
     return _pixels(weights["image"]["weight"]), _pixels(weights["image"]["bias"][None])
 
 
-def rounding() -> bool:
-    """Whether products are rounded: JAX must be told that they may be."""
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return precision in ROUNDED and can_round()
-
-
-def _rounds(sizes: Iterable[tuple[int, int]]) -> bool:
-    """Whether blocks in turn of C channels and F features are rounded where differentiated."""
-    return rounding() and not any(c % (2 * LANES) or f % GROUP for c, f in sizes)
-
-
 def blocks_of(generator: Any) -> str:
-    """How a generator's blocks are computed: "xla", "native" or "native, rounded"."""
-    if not getattr(generator.config, "native", None) or not ready():
-        return "xla"
+    """How a generator's blocks are computed: "xla" or "native"."""
     config = generator.config
-    numbers = filter(config.in_native, range(1, len(config.channels)))
-    sizes = [(config.channels[k - 1] // 4, config.channels[k]) for k in numbers]
-    if not sizes:
+    if not getattr(config, "native", None) or not ready():
         return "xla"
-    return "native, rounded" if _rounds(sizes) else "native"
+    return "native" if any(map(config.in_native, range(1, len(config.channels)))) else "xla"
 
 
 def _image_style(styles: Params) -> Array:
@@ -208,16 +159,18 @@ def _check(x: Array, block: BlockArguments) -> None:
             raise ValueError(f"a noise map has shape {noise.shape[1:]}, not {size}")
 
 
-def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Array, list[Left]]:
+def forward(
+    x: Array, blocks: Blocks, *, for_gradient: bool = False
+) -> tuple[Array, list[Residuals]]:
     """One block after the other: the last one's output, or the image.
 
     Between two blocks features lack their activation, which the second one makes up for: that
-    saves a pass over memory. Where products are rounded such features are too, to 16 bits.
+    saves a pass over memory.
 
     Args:
         x: (N, H / 2, W / 2, 4C), features before the first block's up-sampling.
         blocks: their arguments; only the last may have an image.
-        for_gradient: leave what `backward` needs, and round if that is asked for and faster.
+        for_gradient: keep what `backward` needs.
 
     Returns:
         (N, H, W, F) or (N, 2H, 2W, 3), and what `backward` needs, if it was asked for.
@@ -233,26 +186,16 @@ def forward(x: Array, blocks: Blocks, *, for_gradient: bool = False) -> tuple[Ar
         raise ValueError(f"native blocks want float32, not {x.dtype}")
     if any("image" in block.styles for block in blocks[:-1]):
         raise ValueError("only the last of several blocks may have an image")
-    sizes = [block.weights["conv1"].pointwise.shape for block in blocks]
-    rounded = for_gradient and _rounds(sizes)
-    left = []
+    residuals = []
     for i, block in enumerate(blocks):
-        x, kept = _forward(
-            x, block, i > 0, i < len(blocks) - 1, rounded=rounded, for_gradient=for_gradient
-        )
-        left.append(kept)
-    return x, left
+        x, kept = _forward(x, block, i > 0, i < len(blocks) - 1, for_gradient=for_gradient)
+        residuals.append(kept)
+    return x, residuals
 
 
 def _forward(
-    x: Array,
-    block: BlockArguments,
-    raw_in: bool,
-    raw_out: bool,
-    *,
-    rounded: bool,
-    for_gradient: bool,
-) -> tuple[Array, Left]:
+    x: Array, block: BlockArguments, raw_in: bool, raw_out: bool, *, for_gradient: bool
+) -> tuple[Array, Residuals]:
     """One block; raw features lack their activation."""
     _check(x, block)
     styles, weights, noise1, noise2 = block
@@ -263,18 +206,16 @@ def _forward(
     headed = "image" in styles
     head, head_bias = _head(weights)
 
-    def packed(wanted: bool) -> jax.ShapeDtypeStruct:
-        size = features + features // GROUP * 4 if rounded else features
-        dtype = jnp.uint8 if rounded else jnp.uint16
-        return jax.ShapeDtypeStruct((count, height, width, size * wanted), dtype)
+    def kept_if(wanted: bool) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, height, width, features * wanted), jnp.uint16)
 
     image = (count, 2 * height, 2 * width, 3) if headed else (count, height, width, features)
     out, layer1, layer2 = jax.ffi.ffi_call(
         FORWARD,
         (
-            jax.ShapeDtypeStruct(image, jnp.uint16 if rounded and raw_out else jnp.float32),
-            packed(for_gradient),
-            packed(for_gradient and headed),
+            jax.ShapeDtypeStruct(image, jnp.float32),
+            kept_if(for_gradient),
+            kept_if(for_gradient and headed),
         ),
         vmap_method="expand_dims",
     )(
@@ -293,41 +234,41 @@ def _forward(
         raw_in=raw_in,
         raw_out=raw_out,
     )
-    kept = jnp.zeros((count, height, width, 0), jnp.float32) if headed or raw_out else out
-    return out, Left(x, kept, layer1, layer2)
+    kept_out = jnp.zeros((count, height, width, 0), jnp.float32) if headed or raw_out else out
+    return out, Residuals(x, kept_out, layer1, layer2)
 
 
-def backward(blocks: Blocks, left: list[Left], grad: Array) -> tuple[Array, Blocks]:
+def backward(blocks: Blocks, residuals: list[Residuals], grad: Array) -> tuple[Array, Blocks]:
     """The gradient of `forward` with respect to x, the styles and each example's noise.
 
     Args:
         blocks: as for `forward`; without the noise maps whose gradients are not wanted.
-        left: what `forward` left.
+        residuals: what `forward` kept.
         grad: of its output.
 
     Returns:
         The gradients of x and of the blocks, None for their weights and what is not wanted.
     """
-    found = []
-    for i, (block, kept) in reversed(list(enumerate(zip(blocks, left, strict=True)))):
+    gradients = []
+    for i, (block, kept) in reversed(list(enumerate(zip(blocks, residuals, strict=True)))):
         grad, grads = _backward(block, kept, grad, i > 0, i < len(blocks) - 1)
-        found.append(grads)
-    return grad, tuple(reversed(found))
+        gradients.append(grads)
+    return grad, tuple(reversed(gradients))
 
 
 def _backward(
-    block: BlockArguments, left: Left, grad: Array, raw_in: bool, raw_out: bool
+    block: BlockArguments, kept: Residuals, grad: Array, raw_in: bool, raw_out: bool
 ) -> tuple[Array, BlockArguments]:
     """One block; raw features lack their activation."""
     styles, weights, *noises = block
-    count, height, width, _ = left.layer1.shape
+    count, height, width, _ = kept.layer1.shape
     first, second = weights["conv1"], weights["conv2"]
     image = _image_style(styles)
     widths = [styles["up"].shape[1], styles["conv2"].shape[1]]
     grad_x, grad_styles, *grad_noises = jax.ffi.ffi_call(
         BACKWARD,
         (
-            jax.ShapeDtypeStruct(left.x.shape, left.x.dtype),
+            jax.ShapeDtypeStruct(kept.x.shape, kept.x.dtype),
             jax.ShapeDtypeStruct((count, sum(widths) + image.shape[1]), jnp.float32),
             *(
                 jax.ShapeDtypeStruct((count, height, width * (noise is not None)), jnp.float32)
@@ -336,7 +277,7 @@ def _backward(
         ),
         vmap_method="expand_dims",
     )(
-        left.x,
+        kept.x,
         _style(styles),
         _each(first.depthwise[::-1, ::-1]),
         _each(first.pointwise),
@@ -345,9 +286,9 @@ def _backward(
         _each(second.pointwise),
         image,
         _each(_head(weights)[0]),
-        left.out,
-        left.layer1,
-        left.layer2,
+        kept.out,
+        kept.layer1,
+        kept.layer2,
         grad,
         raw_in=raw_in,
         raw_out=raw_out,
@@ -387,7 +328,7 @@ register_dependency(
         module=__name__,
         targets=tuple(TARGETS),
         applies_to=_is_native,
-        state=lambda: f"native, rounding: {rounding()}" if ready() else "",
+        state=lambda: "native" if ready() else "",
         assume_ready=assume_ready,
     )
 )

@@ -25,7 +25,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.runtime import files
 from stylesr_jax.runtime.background import in_background
 
-SOURCE = Path(__file__).with_name("mobile_block.cc")
+SOURCE = Path(__file__).with_name("kernels") / "block.cc"
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS = ("-O3", "-std=c++17", "-fno-exceptions", "-shared", "-fPIC")
 X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")  # as `platform.machine` names them
@@ -79,7 +79,8 @@ def _library(compiler: str) -> Path:
         UserError: it cannot be compiled, or the folder cannot be written.
     """
     include = include_dir()
-    facts = [SOURCE.read_text(), compiler, *OPTIONS, include, version("jaxlib"), *_processor()]
+    sources = [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]*"))]
+    facts = [*sources, compiler, *OPTIONS, include, version("jaxlib"), *_processor()]
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
     path = files.cache_dir() / "native" / f"{name}.so"
     if not path.is_file():

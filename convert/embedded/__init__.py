@@ -1,0 +1,1 @@
+"""What made the files in `weights/`: one module for each published archive."""

@@ -1,0 +1,57 @@
+"""What the searching commands share once JAX is there."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stylesr_jax.cli.console import Console
+from stylesr_jax.errors import UserError
+from stylesr_jax.images.files import find_pictures
+from stylesr_jax.runs.claims import join_processes
+from stylesr_jax.runs.places import distinct
+from stylesr_jax.runtime.startup import check_device
+
+
+def join(args: argparse.Namespace) -> tuple[int, int]:
+    """(this process's number, how many there are); --distributed turns --share on.
+
+    Raises:
+        UserError: the processes do not meet.
+    """
+    if not args.distributed:
+        return 0, 1
+    args.share = True
+    met = Path(args.out) / ".claims" / "met"
+    place = join_processes(args.coordinator, args.processes, args.process, met=met)
+    check_device()
+    return place
+
+
+def images_named(
+    texts: Sequence[str], console: Console, *, recursive: bool = False
+) -> tuple[tuple[Path, ...], int]:
+    """The images of all inputs, each once, and how many inputs named none, which are reported.
+
+    Files that look like pictures and cannot be read are named.
+
+    Raises:
+        UserError: there is no image at all; the message is the first input's.
+    """
+    paths: list[Path] = []
+    errors: list[tuple[str, UserError]] = []
+    skipped: list[str] = []
+    for text in texts:
+        try:
+            found = find_pictures([os.path.expanduser(text)], recursive=recursive)
+            paths += found.paths
+            skipped += found.skipped
+        except UserError as error:
+            errors.append((text, error))
+    for line in skipped:
+        console.say("warning", f"warning: {line}")
+    for text, error in errors if paths else errors[1:]:
+        console.error(str(error), input=text)
+    if not paths:
+        raise errors[0][1]
+    return tuple(distinct(paths)), len(errors)

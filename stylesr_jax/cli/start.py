@@ -1,0 +1,70 @@
+"""How the searching commands start: long work begins before JAX is imported, or beside that."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from stylesr_jax.cli.console import Console
+from stylesr_jax.errors import UserError
+from stylesr_jax.generators.mobile.native import library as native_library
+from stylesr_jax.runtime import files
+from stylesr_jax.runtime.memory import gc_paused
+from stylesr_jax.runtime.weights import DEFAULT, find_weights
+
+# Options that do not decide which programs are called.
+OTHERS = (
+    "inputs",
+    "images",
+    "out",
+    "seed",
+    "steps",
+    "quiet",
+    "json",
+    "resume",
+    "recursive",
+    "format",
+    "flat",
+)
+
+
+def upsample(args: argparse.Namespace) -> int:
+    """Run `upsample`; the exit code."""
+    console = Console(quiet=args.quiet, as_json=args.json)
+
+    def work() -> int:
+        with _started(args):
+            with gc_paused():
+                from stylesr_jax.cli.upsample import run
+            return run(args, console)
+
+    return console.run(work, interrupted="interrupted; the best so far was saved")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Run `evaluate`; the exit code."""
+    console = Console(quiet=args.quiet)
+
+    def work() -> int:
+        with _started(args):
+            with gc_paused():
+                from stylesr_jax.cli.evaluate import run
+            return run(args, console)
+
+    return console.run(work, interrupted="interrupted; give the same command again to go on")
+
+
+@contextmanager
+def _started(args: argparse.Namespace) -> Iterator[None]:
+    """Compile native code, hash the weights, and load programs while modules are imported."""
+    if args.generator in (None, DEFAULT):
+        native_library.begin_early()
+        with suppress(UserError):  # it is raised where the weights are needed
+            files.begin_sha256(find_weights(f"{DEFAULT}.safetensors"))
+    facts = {name: value for name, value in vars(args).items() if name not in OTHERS}
+    try:
+        with gc_paused():
+            from stylesr_jax.runtime.startup import prefetched
+        with prefetched(None if args.distributed else facts):
+            yield
+    finally:
+        native_library.give_up()

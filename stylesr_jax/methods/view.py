@@ -1,0 +1,84 @@
+"""One start as a method's terms see it: its latents, its image, and what the image degrades to."""
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from stylesr_jax.degradations import Bicubic, Compose, Degradation
+from stylesr_jax.generators.base import Generator, Noise
+
+
+class Context(NamedTuple):
+    """What all starts of a search share; a pytree of compiled arguments."""
+
+    generator: Generator
+    prior: Any  # priors.flow.Prior, or None for methods without one
+    degradation: Degradation  # A
+    perceptual: Any  # parameters of the LPIPS network, or None
+
+
+class Start(NamedTuple):
+    """What belongs to one start; searches stack them along a leading axis."""
+
+    target: Array  # y: (h, w, c) in [-1, 1]
+    mask: Array  # (h, w, 1): 1 where y was observed, 0 where it is padding or unknown
+    group: Array  # int32: which image of the batch it is a start for
+    injected: Noise | None = None  # added to the noise maps, see `levers.injected_noise`
+
+
+class Latents(NamedTuple):
+    """What a method's variables decode to: all that the generator needs for one image."""
+
+    ws: Array  # (num_ws, w_dim)
+    noise: Noise | None = None  # None: the stored maps
+    activation: Any = None  # entering the stage's block, or None to begin at the input
+    synthesis: Any = None  # changed synthesis weights, or None for the generator's own
+
+
+class View:
+    """One start as the terms see it; expensive parts are computed once, when first asked for.
+
+    Attributes:
+        image: G(ws, noise): (H, W, 3), or a small version of it.
+        variables: the search's, which the latents were decoded from.
+    """
+
+    def __init__(
+        self, context: Context, start: Start, latents: Latents, image: Array, variables: Any
+    ) -> None:
+        self.context = context
+        self.start = start
+        self.latents = latents
+        self.image = image
+        self.variables = variables
+
+    @cached_property
+    def low(self) -> Array:
+        """A(G(ws)): (h, w, c)."""
+        return degraded(self.context, self.image)
+
+    @cached_property
+    def residual(self) -> Array:
+        """A(G(ws)) - y where y was observed, else 0: (h, w, c)."""
+        return (self.low - self.start.target) * self.start.mask
+
+    @cached_property
+    def observed(self) -> Array:
+        """How many numbers were observed."""
+        return jnp.sum(self.start.mask) * self.start.target.shape[-1]
+
+    @cached_property
+    def flow(self) -> tuple[Array, Array]:
+        """(F(w_i), log p_F(w_i)): (num_ws, w_dim) and (num_ws,), in one pass."""
+        return self.context.prior.gaussianize_and_log_prob(self.latents.ws)
+
+
+def degraded(context: Context, image: Array) -> Array:
+    """A(image); a small image is enlarged first, so that A sees the pixels it expects."""
+    resolution, degradation = context.generator.resolution, context.degradation
+    if image.shape[0] != resolution:
+        stages = degradation.stages if isinstance(degradation, Compose) else (degradation,)
+        degradation = Compose((Bicubic(size=resolution), *stages))
+    return degradation(image)

@@ -1,0 +1,405 @@
+"""Photos: for each, a folder of solutions, a report, and latents that redraw the solutions."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from stylesr_jax.errors import UserError, in_a_line
+from stylesr_jax.generators.mobile.native.blocks import blocks_of
+from stylesr_jax.images.decoding import Picture, decode
+from stylesr_jax.images.kinds import printable
+from stylesr_jax.metrics.image import scores
+from stylesr_jax.metrics.lpips import load_features
+from stylesr_jax.metrics.scorer import at_shape
+from stylesr_jax.runs.claims import content_key
+from stylesr_jax.runs.folder import Format, Place, place_in, write_result
+from stylesr_jax.runs.places import RESERVED, candidates, firsts_of_stem, safe_stem, same_name
+from stylesr_jax.runs.plan import Plan, Variant
+from stylesr_jax.runs.records import write_json
+from stylesr_jax.runs.worker import Job, Source, Subject, open_source
+from stylesr_jax.runtime.machine import versions
+from stylesr_jax.runtime.program_cache import kept_jit
+from stylesr_jax.solver.observation import (
+    DATA_KEY,
+    MAX_LOW,
+    default_degradation,
+    degrade_original,
+    key_of,
+    place_on_canvas,
+    realised_for_search,
+)
+from stylesr_jax.solver.result import Result, Solution
+
+COMPARED = 256  # px: longer side at which solutions are compared with an original
+
+_score = kept_jit(scores)
+Say = Callable[..., None]  # (event, text, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotosPlan(Plan):
+    """What is made of a command's photos, by one variant.
+
+    Attributes:
+        photos: their files.
+        generator_name: as the user gave it.
+        noise_mask_sha256: of the mask's file, or None.
+        resume: leave out those of which `out` holds a whole result.
+        uncertainty: write each pixel's deviation over solutions.
+        only_images: write the solutions alone.
+        format: of the solutions: png, jpg or webp.
+        flat: write all into `out`, names begin with the photo's.
+    """
+
+    photos: tuple[Path, ...]
+    generator_name: str
+    noise_mask_sha256: str | None = None
+    resume: bool = False
+    uncertainty: bool = False
+    only_images: bool = False
+    format: Format = "png"
+    flat: bool = False
+
+    @property
+    def variant(self) -> Variant:
+        """The one that searches."""
+        (variant,) = self.variants
+        return variant
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What decides all photos' results, as their reports have it."""
+        return {
+            "method": self.variant.method.name,
+            "settings": self.variant.settings,
+            "seed": self.seed,
+            "noise_mask_sha256": self.noise_mask_sha256,
+            "lr_size": self.lr_size,
+            "degradation": self.degradation_identity,
+            "search_degradation": "truth" if self.truth else "bicubic",
+            "class": None,
+            "prior_sha256": None,
+            **self.identity,
+        }
+
+    def place_of(self, name: str) -> Place:
+        """Where a result of this name lies."""
+        place = place_in(self.out / name)
+        if self.flat:
+            place = Place(self.out, self.out / f"{name}_report.json", f"{name}_")
+        if self.only_images:
+            place = replace(place, report=self.out / ".reports" / f"{name}.json")
+        return place
+
+
+class PhotosJob(Job[PhotosPlan]):
+    """Results of photos, as files."""
+
+    def __init__(self, plan: PhotosPlan, *, say: Say, error: Say) -> None:
+        super().__init__(plan)
+        self.say, self.error = say, error
+        self.failed: dict[Path, str] = {}
+        self._first = firsts_of_stem(plan.photos)
+        self._names: dict[Path, str] = {}
+        self._owners: dict[tuple[str, str], Path] = {}  # (stem, content) -> first photo
+        self._owner_of: dict[Path, Path] = {}
+
+    # --- where
+
+    def facts(self, source: Source) -> dict[str, Any]:
+        """What decides a photo's result, as its report has it."""
+        return {"input_sha256": source.sha256, **self.plan.facts}
+
+    def name(self, source: Source) -> str:
+        """The name of a photo's result, which is decided once."""
+        if source.path not in self._names:
+            self._names[source.path] = self._name(source)
+        return self._names[source.path]
+
+    def _name(self, source: Source) -> str:
+        facts = self.facts(source)
+        names = list(candidates(source.path, source.sha256, content_key(facts)))
+        for name in names[:-1]:
+            report = _read_report(self.plan.place_of(name))
+            if report is not None and _is_of(report, facts):
+                return name
+            may_be_new = name != names[0] or source.path in self._first
+            if may_be_new and self._is_free(name, report):
+                return name
+        return names[-1]
+
+    def _is_free(self, name: str, report: Mapping[str, Any] | None) -> bool:
+        place = self.plan.place_of(name)
+        taken = report is not None or name in RESERVED
+        return not taken and (self.plan.flat or not place.folder.is_file())
+
+    def _owner(self, source: Source) -> Path:
+        """The first photo of the same stem and content."""
+        key = same_name(safe_stem(source.path)), source.sha256
+        owner = self._owner_of[source.path] = self._owners.setdefault(key, source.path)
+        return owner
+
+    def key(self, source: Source, variant: Variant) -> str:
+        return content_key([self.facts(source), self.name(source)])
+
+    # --- what is left
+
+    def is_done(self, source: Source, variant: Variant) -> bool:
+        if self._owner(source) != source.path:
+            return True
+        return (self.plan.resume or self.plan.share) and self.is_finished(source)
+
+    def is_finished(self, source: Source) -> bool:
+        """Whether there is a whole result of the same photo and settings."""
+        report = _read_report(self.plan.place_of(self.name(source)))
+        if report is None or not _is_of(report, self.facts(source)):
+            return False
+        return report["status"] == "ok" and len(report["solutions"]) == self.plan.solutions
+
+    def skip(self, source: Source, variant: Variant) -> None:
+        owner = self._owner(source)
+        why = "already done"
+        if owner != source.path:
+            why = f"the same picture as {printable(owner)}"
+        self.say("skip", f"{source.shown}: {why}", input=str(source.path))
+
+    # --- reading
+
+    def prepare(self, source: Source, data: bytes) -> Subject:
+        picture = decode(data, printable(source.path))
+        for note in picture.notes:
+            self.say("note", f"{source.shown}: {note}", input=str(source.path), note=note)
+        try:
+            if max(picture.pixels.shape[:2]) > MAX_LOW:
+                return self._degraded(source, picture)
+            return self._observed(source, picture)
+        except UserError as error:
+            raise UserError(f"{source.shown}: {error}") from error
+
+    def _degraded(self, source: Source, picture: Picture) -> Subject:
+        """An original, of which solutions are compared with a small version."""
+        plan, image = self.plan, picture.pixels
+        observation, assumed = degrade_original(
+            image,
+            key_of(plan.seed, source.sha256),
+            resolution=plan.generator.resolution,
+            lr_size=plan.lr_size,
+            degradation=plan.degradation,
+            truth=plan.truth,
+        )
+        original = np.asarray(at_shape(image, compared_size(*image.shape[:2])))
+        return Subject(source.path, source.sha256, observation, assumed, original, picture.notes)
+
+    def _observed(self, source: Source, picture: Picture) -> Subject:
+        """A photo that is small already."""
+        plan, observation = self.plan, place_on_canvas(picture.pixels)
+        if plan.degradation is None:
+            assumed = default_degradation(observation)
+        elif plan.truth:
+            key = jax.random.fold_in(key_of(plan.seed, source.sha256), DATA_KEY)
+            resolution = plan.generator.resolution
+            assumed = realised_for_search(observation, plan.degradation, key, resolution=resolution)
+            observation = replace(observation, exact=plan.degradation.exact)
+        else:
+            raise UserError(
+                f"it is small already, and --degradation damages inputs of over {MAX_LOW} px; "
+                "if that is how it came about, add --search-degradation truth"
+            )
+        return Subject(source.path, source.sha256, observation, assumed, None, picture.notes)
+
+    # --- writing
+
+    def write(self, subject: Subject, variant: Variant, result: Result) -> None:
+        plan, place = self.plan, self.plan.place_of(self.name(subject))
+        several = len(result.solutions) > 1
+        write_result(
+            place,
+            result,
+            report={**self.facts(subject), **report_of(plan, subject, result)},
+            config=self._config(subject),
+            original=subject.original,
+            uncertainty=several and (plan.uncertainty or variant.method.draws),
+            only_images=plan.only_images,
+            format=plan.format,
+        )
+        self._say_result(subject, result, place)
+
+    def _config(self, subject: Subject) -> dict[str, Any]:
+        """What redrawing needs to know, beside the latents."""
+        plan, variant = self.plan, self.plan.variant
+        return {
+            "generator": plan.generator_name,
+            "generator_file": str(plan.weights_file),
+            "weights_sha256": plan.identity["weights_sha256"],
+            "class": plan.facts["class"],
+            "degradation": str(subject.degradation),
+            "block": variant.stages[-1].block if variant.stages else 0,
+            "method": variant.method.name,
+            "settings": variant.settings,
+            "seed": plan.seed,
+            "input": str(subject.path),
+            "versions": versions(),
+        }
+
+    def _say_result(self, subject: Subject, result: Result, place: Place) -> None:
+        residuals = [solution.residual_psnr for solution in result.solutions]
+        shown = place.file(
+            f"solution_0.{self.plan.format}" if self.plan.only_images else "grid.png"
+        )
+        self.say(
+            "result",
+            f"{subject.shown}: {len(residuals)} solution(s) in {duration(result.seconds)}, "
+            f"re-downscaled they match the input to {', '.join(f'{r:.1f}' for r in residuals)} dB"
+            f"\n  {printable(shown)}",
+            input=str(subject.path),
+            folder=str(place.folder),
+            seconds=round(result.seconds, 2),
+            residual_psnr=[round(residual, 3) for residual in residuals],
+            status=_status(result),
+        )
+        for i, solution in enumerate(result.solutions):
+            if solution.failed_at >= 0:
+                text = f"  solution {i}: {solution.status}"
+                self.say("warning", text, solution=i, status=solution.status)
+
+    def fail(self, path: Path, variant: Variant, error: Exception) -> None:
+        message, name = in_a_line(error), printable(path.name)
+        self.failed[path] = message if name in message else f"{name}: {message}"
+        self.error(self.failed[path], input=str(path))
+        if not self.plan.flat:
+            with suppress(OSError):
+                self.plan.place_of(self._name_of(path)).folder.rmdir()  # if it is empty
+
+    # --- the end
+
+    def _name_of(self, path: Path) -> str:
+        """The name of a photo's result, or the likely one of a photo that was never read."""
+        return self._names.get(self._owner_of.get(path, path), safe_stem(path))
+
+    def failures(self) -> dict[Path, str]:
+        """Photos that failed, but those that another process has solved, and why."""
+        return {p: why for p, why in self.failed.items() if not self._is_solved_elsewhere(p)}
+
+    def _is_solved_elsewhere(self, path: Path) -> bool:
+        if self.plan.share:
+            with suppress(UserError):
+                return self.is_finished(open_source(path)[0])
+        return False
+
+    def write_summary(self) -> None:
+        """DIR/summary.json: what became of each photo, by the reports of whoever worked on it."""
+        failed = self.failures()
+        entries = [self._entry(path, failed.get(path)) for path in sorted(self.plan.photos)]
+        write_json(self.plan.out / "summary.json", {"inputs": entries})
+
+    def _entry(self, path: Path, failure: str | None) -> dict[str, Any]:
+        name = self._name_of(path)
+        entry: dict[str, Any] = {"input": str(path), "folder": name}
+        if failure is not None:
+            return {**entry, "status": "failed", "message": failure}
+        report = _read_report(self.plan.place_of(name)) or {}
+        try:
+            entry |= {key: report[key] for key in ("status", "seconds", "host")}
+            entry["residual_l1"] = [one["residual_l1"] for one in report["solutions"]]
+        except KeyError:  # another run into the same folder is at it
+            entry["status"] = "unfinished"
+        return entry
+
+
+# --- Reports --------------------------------------------------------------------------------
+
+
+def _read_report(place: Place) -> dict[str, Any] | None:
+    """The report of a place, or None if there is none that is whole."""
+    try:
+        report = json.loads(place.report.read_text())
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
+def _is_of(report: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether a report is of the photo and the run that the facts are of."""
+    return all(report.get(name) == value for name, value in facts.items())
+
+
+def _status(result: Result) -> str:
+    return "interrupted" if result.interrupted else "ok"
+
+
+def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, Any]:
+    """What a report says beside what decides the result."""
+    solutions = [_solution_entry(i, one, plan.format) for i, one in enumerate(result.solutions)]
+    if subject.original is not None:
+        for entry, against in zip(solutions, _scores(result, subject.original), strict=True):
+            entry[f"against_original_at_{COMPARED}px"] = against
+    return {
+        "status": _status(result),
+        "input": str(subject.path),
+        "notes": list(subject.notes),
+        "input_size": list(result.observation.image.shape[1::-1]),
+        "settings": result.settings,
+        "preset": plan.variant.preset,
+        "generator": plan.generator.name,
+        "device": device_line(),
+        "blocks": None if not plan.variant.stages else blocks_of(plan.generator),
+        "host": platform.node(),
+        "versions": versions(),
+        "seconds": result.seconds,
+        "solutions": solutions,
+        "history": {
+            f"solution_{i}": {name: values.tolist() for name, values in solution.history.items()}
+            for i, solution in enumerate(result.solutions)
+        },
+        "notice": "These faces are imagined; they do not identify anyone.",
+    }
+
+
+def _solution_entry(number: int, solution: Solution, format: str) -> dict[str, Any]:
+    return {
+        "file": f"solution_{number}.{format}",
+        "status": solution.status,
+        "loss": solution.loss,
+        "terms": solution.terms,
+        "residual_l1": solution.residual_l1,
+        "residual_psnr": solution.residual_psnr,
+        "generated_psnr": solution.generated_psnr,
+        "best_step": solution.best_step,
+        "steps": len(next(iter(solution.history.values()), ())),
+        "diagnostics": solution.diagnostics,
+    }
+
+
+def compared_size(height: int, width: int) -> tuple[int, int]:
+    """The size, longer side COMPARED px, at which solutions are compared with an original."""
+    scale = COMPARED / max(height, width)
+    return max(round(height * scale), 16), max(round(width * scale), 16)
+
+
+def _scores(result: Result, reference: np.ndarray) -> list[dict[str, float]]:
+    """PSNR, SSIM and LPIPS of each solution to the small original."""
+    network = load_features("vgg16")
+    found = [_score(solution.image, reference, network) for solution in result.solutions]
+    return [{name: float(value) for name, value in one._asdict().items()} for one in found]
+
+
+def device_line() -> str:
+    """The devices of this process, in words."""
+    device = jax.local_devices()[0]
+    kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
+    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
+    return f"{device.platform} ({device.device_kind or kind}{cores}) x {jax.local_device_count()}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,105 @@
+"""Records of finished work: JSON values, JSON files, and files of one JSON object a line."""
+
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from math import isfinite
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from stylesr_jax.runtime import files
+
+Row = dict[str, Any]
+
+
+def finite(values: Any) -> Any:
+    """The values as JSON can say them: NaN and infinities become None."""
+    if isinstance(values, Mapping):
+        return {str(name): finite(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [finite(value) for value in values]
+    if isinstance(values, (bool, Integral)):
+        return values if isinstance(values, (bool, int)) else int(values)
+    if isinstance(values, Real):
+        return float(values) if isfinite(values) else None
+    return values
+
+
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """Write JSON, whole or not at all; NaN and infinities become null."""
+    with files.atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(finite(values), indent=2) + "\n")
+
+
+def append_row(path: Path, row: Row) -> Row:
+    """Append one JSON line with a single write, so that a kill leaves it whole or not at all.
+
+    Returns:
+        The row as it will be read again: values that are not finite are None.
+    """
+    row = finite(row)
+    line = (json.dumps(row, sort_keys=True) + "\n").encode()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        if os.fstat(handle).st_size and not _ends_with_newline(path):
+            line = b"\n" + line  # after a line that the file system tore
+        os.write(handle, line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return row
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, io.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole rows of a file; lines that are not whole are passed over."""
+    with suppress(FileNotFoundError):
+        return list(_parse_rows(path.read_bytes()))
+    return []
+
+
+def _parse_rows(text: bytes) -> Iterator[Row]:
+    for line in text.decode(errors="replace").splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "fingerprint" in row:
+                yield row
+
+
+class Rows:
+    """The finished rows of a file that other processes append to, by fingerprint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._finished: dict[str, Row] = {}
+        self._bytes_read = 0
+        self._lock = threading.Lock()  # the reading and the writing thread look here too
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what was appended; a line still being written is read again the next time."""
+        with self._lock, suppress(FileNotFoundError), open(self.path, "rb") as file:
+            file.seek(self._bytes_read)
+            whole = file.read().rpartition(b"\n")[0]
+            for row in _parse_rows(whole):
+                if row["status"] == "ok":
+                    self._finished[row["fingerprint"]] = row
+            self._bytes_read += len(whole)
+
+    def get(self, fingerprint: str) -> Row | None:
+        return self._finished.get(fingerprint)
+
+    def append(self, row: Row) -> Row:
+        """Append to the file; returns the row as it will be read again."""
+        row = append_row(self.path, row)
+        self._finished[row["fingerprint"]] = row
+        return row

@@ -1,0 +1,351 @@
+"""The loop of every command that searches for many images: read, group, search, write.
+
+The calling thread searches; one thread reads ahead and one writes behind it (see `pipeline`). What
+is read, and what becomes of a result, is for a `Job` to say. A result carries the subject that it
+was searched for, and a subject all that is needed of its file, which is opened and decoded once.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from stylesr_jax.degradations import Degradation
+from stylesr_jax.images.files import read_bytes
+from stylesr_jax.images.kinds import printable
+from stylesr_jax.runs.claims import Claim, Claims, repeat_until_free
+from stylesr_jax.runs.pipeline import Pipeline, grouped, images_together
+from stylesr_jax.runs.plan import Plan, Variant
+from stylesr_jax.solver.batching import choose_batch, within_memory
+from stylesr_jax.solver.observation import Observation, key_of
+from stylesr_jax.solver.result import Result
+from stylesr_jax.solver.solve import solve
+
+P = TypeVar("P", bound=Plan)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input file.
+
+    Attributes:
+        path: where it is.
+        sha256: of its bytes.
+    """
+
+    path: Path
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.name
+
+    @property
+    def shown(self) -> str:
+        """The name of the file, as it can be printed."""
+        return printable(self.path.name)
+
+
+@dataclass(frozen=True)
+class Subject(Source):
+    """An image as the methods and the scores see it.
+
+    Attributes:
+        observation: the degraded image.
+        degradation: the A that the search inverts.
+        original: (H, W, 3) float32 in [-1, 1], to compare solutions with; None if there is none.
+        notes: what is to be said of the file, see `images.decoding.Picture`.
+    """
+
+    observation: Observation
+    degradation: Degradation
+    original: Any
+    notes: tuple[str, ...] = ()
+
+    @property
+    def canvas(self) -> int:
+        """Pixels of a side: subjects of equal canvas are searched together."""
+        return self.observation.target.shape[0]
+
+
+def open_source(path: Path) -> tuple[Source, bytes]:
+    """An input file and its bytes.
+
+    Raises:
+        UserError: it is missing, too large, or cannot be read.
+    """
+    data = read_bytes(path)
+    return Source(path, hashlib.sha256(data).hexdigest()), data
+
+
+class Job(ABC, Generic[P]):
+    """What a command does with its images. Asked by several threads, for an image one at a time.
+
+    Attributes:
+        plan: what decides its numbers.
+        progress: called with (subject, solution, step, steps, terms) between chunks, or None.
+    """
+
+    progress: Callable[..., None] | None = None
+
+    def __init__(self, plan: P) -> None:
+        self.plan = plan
+
+    @abstractmethod
+    def key(self, source: Source, variant: Variant) -> str:
+        """Under which this piece of work is claimed where a folder is shared."""
+
+    @abstractmethod
+    def is_done(self, source: Source, variant: Variant) -> bool:
+        """Whether this very work was done before, or elsewhere by now."""
+
+    def is_complete(self, source: Source) -> bool:
+        """Whether nothing is left to do for an image."""
+        return all(self.is_done(source, variant) for variant in self.plan.variants)
+
+    @abstractmethod
+    def prepare(self, source: Source, data: bytes) -> Subject:
+        """Decode and degrade an image, on the reading thread.
+
+        Raises:
+            UserError: it is no image, or not one that can be searched for.
+        """
+
+    @abstractmethod
+    def skip(self, source: Source, variant: Variant) -> None:
+        """This work was done before; called again in every pass."""
+
+    @abstractmethod
+    def write(self, subject: Subject, variant: Variant, result: Result) -> None:
+        """Keep a result, perhaps an interrupted one, on the writing thread."""
+
+    @abstractmethod
+    def fail(self, path: Path, variant: Variant, error: Exception) -> None:
+        """This work cannot be done."""
+
+
+def work(paths: Sequence[Path], job: Job[Any]) -> None:
+    """Do all that is left, in turns with other processes if the folder is shared.
+
+    An image that fails does not stop the others.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what was found is written.
+    """
+    process, processes = job.plan.place
+    first = len(paths) * process // processes  # processes begin at different places
+    worker = _Worker(job, len(paths))
+    try:
+        repeat_until_free([*paths[first:], *paths[:first]], worker.attempt, worker.claims)
+    finally:
+        worker.release_all()
+
+
+class _Read(NamedTuple):
+    """What the reading thread found out about an image."""
+
+    path: Path
+    source: Source | None = None
+    subject: Subject | None = None  # None: nothing is left to do
+    held: bool = False  # all that is left is claimed by other processes
+    error: Exception | None = None
+
+
+class _Task(NamedTuple):
+    """A piece of work that is this process's."""
+
+    subject: Subject
+    claim: Claim | None
+
+
+class _Worker:
+    """The state of `work`."""
+
+    def __init__(self, job: Job[Any], images: int) -> None:
+        plan = job.plan
+        self.job, self.plan, self.images = job, plan, images
+        self.claims = Claims(plan.out / ".claims", plan.stale) if plan.share else None
+        self._claimed: list[Claim] = []
+        self._held: set[Path] = set()  # images of which other processes hold something
+        self._failed: set[tuple[Path, str]] = set()
+        self._batches: dict[tuple[str, int], int] = {}  # (label, canvas) -> starts on a device
+
+    def attempt(self, paths: Sequence[Path]) -> list[Path]:
+        """One pass; returns the images of which other processes hold something."""
+        self._held.clear()
+        with Pipeline() as pipeline:
+            subjects = self._to_do(pipeline.read(self._read, paths))
+            for group in grouped(subjects, self._alike, self._images_together):
+                for variant in self.plan.variants:
+                    self._search(self._tasks(group, variant), variant, pipeline)
+        return [path for path in paths if path in self._held]
+
+    def release_all(self) -> None:
+        """Free what is still claimed."""
+        for claim in self._claimed:
+            claim.release()
+
+    # --- reading
+
+    def _read(self, path: Path) -> _Read:
+        """On the reading thread: open an image, and decode it if something is left to do."""
+        try:
+            source, data = open_source(path)
+            if self.job.is_complete(source):
+                return _Read(path, source)
+            if self._is_held(source):
+                return _Read(path, source, held=True)
+            return _Read(path, source, self.job.prepare(source, data))
+        except Exception as error:  # one odd file must not end the folder
+            return _Read(path, error=error)
+
+    def _is_held(self, source: Source) -> bool:
+        if self.claims is None:
+            return False
+        variants = [v for v in self.plan.variants if not self.job.is_done(source, v)]
+        keys = [self.job.key(source, variant) for variant in variants]
+        return bool(keys) and not any(map(self.claims.is_free, keys))
+
+    def _to_do(self, images: Iterable[_Read]) -> Iterator[Subject]:
+        """Those that something is left to do for; the others are skipped, or listed."""
+        for image in images:
+            if image.subject is not None:
+                yield image.subject
+            elif image.held:
+                self._held.add(image.path)
+            else:
+                for variant in self.plan.variants:
+                    if image.error is not None:
+                        self._fail(image.path, variant, image.error)
+                    elif image.source is not None:
+                        self.job.skip(image.source, variant)
+
+    # --- grouping
+
+    def _alike(self, subject: Subject) -> Any:
+        """What subjects that are searched together have in common."""
+        return subject.path if self.plan.own_truths else subject.canvas
+
+    def _images_together(self, subject: Subject) -> int:
+        if self.plan.own_truths:
+            return 1
+        starts = (self._batch(subject, one) * self.plan.devices for one in self.plan.variants)
+        return max(images_together(n, self.plan.solutions) for n in starts)
+
+    def _batch(self, subject: Subject, variant: Variant) -> int:
+        """Starts that a device searches together for subjects of this canvas."""
+        plan, key = self.plan, (variant.label, subject.canvas)
+        if key not in self._batches:
+            self._batches[key] = choose_batch(
+                plan.batch,
+                starts=plan.solutions * (1 if plan.own_truths else self.images),
+                solutions=plan.solutions,
+                mesh=plan.mesh,
+                method=variant.method,
+                side=subject.canvas,
+                generator=plan.generator,
+                prior=plan.prior,
+                perceptual=plan.perceptual,
+            )
+        return self._batches[key]
+
+    def _tasks(self, subjects: Sequence[Subject], variant: Variant) -> list[_Task]:
+        """What of a group is this process's to do for a variant."""
+        tasks = (
+            self._task(subject, variant)
+            for subject in subjects
+            if (subject.path, variant.label) not in self._failed
+        )
+        return [task for task in tasks if task is not None]
+
+    def _task(self, subject: Subject, variant: Variant) -> _Task | None:
+        if self.job.is_done(subject, variant):
+            self.job.skip(subject, variant)
+            return None
+        if self.claims is None:
+            return _Task(subject, None)
+        claim = self.claims.take(self.job.key(subject, variant))
+        if claim is None:
+            self._held.add(subject.path)
+        elif self.job.is_done(subject, variant):  # somebody was faster
+            claim.release()
+            self.job.skip(subject, variant)
+        else:
+            self._claimed.append(claim)
+            return _Task(subject, claim)
+        return None
+
+    # --- searching
+
+    def _search(self, tasks: Sequence[_Task], variant: Variant, pipeline: Pipeline) -> None:
+        """Search for some subjects together and hand the results to the writing thread."""
+        if not tasks:
+            return
+        subjects = [task.subject for task in tasks]
+        batch = self._batch(subjects[0], variant)
+        try:
+            results, batch = within_memory(batch, partial(self._solve, subjects, variant))
+        except Exception as error:
+            if len(tasks) > 1:  # the others may be sound
+                for task in tasks:
+                    self._search([task], variant, pipeline)
+            else:
+                self._fail(subjects[0].path, variant, error)
+                self._release(tasks[0])
+            return
+        self._batches[variant.label, subjects[0].canvas] = batch
+        found = zip(tasks, results, strict=False)  # Ctrl-C leaves out the last ones
+        pipeline.write_group(self._write, [(task, variant, result) for task, result in found])
+        if len(results) < len(tasks) or any(result.interrupted for result in results):
+            raise KeyboardInterrupt
+
+    def _solve(self, subjects: Sequence[Subject], variant: Variant, batch: int) -> list[Result]:
+        """The results of a group, in its order; after Ctrl-C the last ones may be missing."""
+        plan, report = self.plan, self.job.progress
+
+        def on_progress(image: int, *values: Any) -> None:
+            assert report is not None
+            report(subjects[image], *values)
+
+        return solve(
+            [subject.observation for subject in subjects],
+            [key_of(plan.seed, subject.sha256) for subject in subjects],
+            generator=plan.generator,
+            prior=plan.prior,
+            perceptual=plan.perceptual,
+            method=variant.method,
+            solutions=plan.solutions,
+            degradation=subjects[0].degradation,
+            noise_mask=plan.noise_mask,
+            batch=batch,
+            mesh=plan.mesh,
+            on_progress=None if report is None else on_progress,
+        )
+
+    # --- writing
+
+    def _write(self, task: _Task, variant: Variant, result: Result) -> None:
+        """On the writing thread: keep a result, unless another process took the work over."""
+        path = task.subject.path
+        try:
+            if task.claim is not None and not task.claim.is_mine():
+                self._held.add(path)
+            else:
+                self.job.write(task.subject, variant, result)
+        except Exception as error:  # of one image; the others are written
+            self._fail(path, variant, error)
+        finally:
+            self._release(task)
+
+    def _fail(self, path: Path, variant: Variant, error: Exception) -> None:
+        self._failed.add((path, variant.label))
+        self.job.fail(path, variant, error)
+
+    def _release(self, task: _Task) -> None:
+        if task.claim is not None:
+            task.claim.release()
+            self._claimed.remove(task.claim)
