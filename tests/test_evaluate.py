@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from stylesr_jax.methods import method_named
 from stylesr_jax.methods.base import with_budget
 from stylesr_jax.metrics.lpips import load_features, lpips
 from stylesr_jax.metrics.scorer import Sizes, mean_scores
-from stylesr_jax.runs import evaluation
+from stylesr_jax.runs import evaluation, worker
 from stylesr_jax.runs.claims import Claims
 from stylesr_jax.runs.evaluation import EvaluationPlan, prepare, run
 from stylesr_jax.runs.plan import variant
@@ -140,6 +141,64 @@ def test_a_failing_image_is_listed_and_the_rest_is_done(call, folder, tmp_path, 
     assert report["images"] == ["good.png"]
     assert {one["image"] for one in report["failed"]} == {"broken.png", "small.png"}
     assert "broken.png, a: " in (tmp_path / "out" / "table.md").read_text()
+
+
+ODD = (os.fsdecode(b"caf\xe9.png"), "two\nlines.png", "x" * 251 + ".png", "..png")
+FEW = ("--methods", "bicubic", "--steps", "4")
+
+
+def test_an_odd_name_loses_no_table(call, folder, tmp_path, capsys):
+    images = tmp_path / "odd"
+    images.mkdir()
+    for i, name in enumerate(ODD):
+        shutil.copy(folder / f"face{i % 3}.png", images / name)
+    before = set(tmp_path.iterdir())
+    named = [images / name for name in ODD]
+    assert call("--images", *named, *FEW, "--figure-images", "1") == 0
+    out = tmp_path / "out"
+    assert set(tmp_path.iterdir()) == before | {out}
+    report = json.loads((out / "table.json").read_text())
+    assert report["images"] == list(ODD) and report["table"]["bicubic"]["psnr"]["n"] == 4
+    with open(out / "rows.csv", newline="", encoding="utf-8") as file:
+        names = {row["image"] for row in csv.DictReader(file)}
+    assert names == {"caf\\udce9.png", *ODD[1:]}
+    assert "| bicubic |" in (out / "table.md").read_text(encoding="utf-8")
+    assert len(list((out / "images" / "bicubic").iterdir())) == 4
+    capsys.readouterr()
+    assert call("--images", *named, *FEW) == 0
+    assert capsys.readouterr().out.count("already done") == 4
+
+
+def test_a_row_depends_on_the_content_not_on_the_name(call, folder, tmp_path):
+    images = tmp_path / "renamed"
+    images.mkdir()
+    for name in ("first.png", "second.png"):
+        shutil.copy(folder / "face0.png", images / name)
+    data = ("--degradation", "motion(9)|bicubic(8)|noise(0.1)", "--methods", "a=rls")
+    assert call(*data, "--quiet", images=images) == 0
+    rows = read_rows(tmp_path / "out" / "rows.jsonl")
+    a, b = (row["solutions"][0]["low_l1"] for row in rows if row["label"] == "a")
+    assert a == b
+
+
+def test_every_preset_of_the_methods_can_be_asked_for(call, tmp_path, capsys):
+    methods = ("--methods", "rls,bicubic", "--limit", "1", "--quiet")
+    assert call(*methods, "--preset", "diverse") == 0
+    variants = json.loads((tmp_path / "out" / "table.json").read_text())["about"]["variants"]
+    assert {name: one["preset"] for name, one in variants.items()} == {
+        "rls": "diverse",
+        "bicubic": "balanced",
+    }
+    assert call(*methods, "--preset", "magic") == 2
+    assert "--preset magic: no method among --methods has it" in capsys.readouterr().err
+
+
+def test_an_original_is_decoded_once_figures_included(call, monkeypatch):
+    opened = []
+    real = worker.read_bytes
+    monkeypatch.setattr(worker, "read_bytes", lambda path: opened.append(path.name) or real(path))
+    assert call(*FEW, "--solutions", "2", "--quiet") == 0
+    assert sorted(opened) == ["face0.png", "face1.png", "face2.png"]
 
 
 def test_a_second_run_does_only_what_is_new(call, tmp_path, capsys):

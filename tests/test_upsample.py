@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -366,12 +367,13 @@ def test_odd_files_and_empty_folders_do_not_stop_the_others(
     odd = tmp_path / "odd.png"
     odd.write_bytes(photo.read_bytes())
 
-    def to_rgb(image):
-        raise RuntimeError("what a decoder may say")
+    def decode(data, name):
+        raise RuntimeError("what a decoder may say\nat length")
 
-    monkeypatch.setattr("stylesr_jax.images.files._to_rgb", to_rgb)
+    monkeypatch.setattr("stylesr_jax.runs.photos.decode", decode)
     assert run(odd, "--out", tmp_path / "out", "--quiet", *QUICK) == 2
-    assert "damaged" in capsys.readouterr().err
+    error = "error: odd.png: RuntimeError: what a decoder may say\n"
+    assert capsys.readouterr().err == error
     monkeypatch.undo()
 
 
@@ -405,6 +407,221 @@ def test_json_mode_prints_one_object_a_line(run, photo, tmp_path, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[0]["event"] == "start" and events[-1]["event"] == "result"
     assert any(e["event"] == "step" and "l1" in e["terms"] for e in events)
+
+
+def test_events_say_how_many_seconds_are_left(run, photo, tmp_path, capsys):
+    assert run(photo, "--out", tmp_path / "out", "--json", *PLAIN, "--steps", 30) == 0
+    steps = [e for e in map(json.loads, capsys.readouterr().out.splitlines()) if "step" in e]
+    assert [e["seconds_left"] is None for e in steps] == [True, *[False] * 5]  # nothing is known
+    assert steps[1]["seconds_left"] > steps[2]["seconds_left"] == 0.0
+
+
+# --- names and folders ----------------------------------------------------------------------
+
+
+def _folders(out):
+    return {path.parent.name for path in out.glob("*/report.json")}
+
+
+def _short_hash(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+
+
+def test_photos_of_one_name_overwrite_nothing(run, tmp_path, capsys):
+    first, second = (_photos(tmp_path / name, [8]) / "photo0.png" for name in "ab")
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(second)
+    out, other = tmp_path / "out", f"photo0-{_short_hash(second)}"
+    assert run(first, "--out", out, "--quiet", *FEW) == 0
+    before = (out / "photo0" / "solution_0.png").read_bytes()
+    assert run(second, first, "--out", out, "--resume", *FEW) == 0
+    assert _folders(out) == {"photo0", other}
+    assert "photo0.png: already done" in capsys.readouterr().out
+    assert (out / "photo0" / "solution_0.png").read_bytes() == before
+    summary = json.loads((out / "summary.json").read_text())["inputs"]
+    assert [(e["folder"], e["status"]) for e in summary] == [("photo0", "ok"), (other, "ok")]
+
+
+def test_a_photo_that_is_named_twice_is_solved_once(run, photo, tmp_path, capsys):
+    inputs = (photo, photo.parent / "." / photo.name, photo.parent / "*.png")
+    assert run(*inputs, "--out", tmp_path / "out", *FEW) == 0
+    said = capsys.readouterr().out
+    assert "1 input(s)" in said and said.count("1 solution(s) in") == 1
+
+
+def test_a_copy_in_another_folder_is_solved_once(run, photo, tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    copy = shutil.copy(photo, tmp_path / "b" / photo.name)
+    assert run(photo, copy, "--out", tmp_path / "out", *FEW) == 0
+    assert f"the same picture as {photo}" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["inputs"]
+    assert [(e["folder"], e["status"]) for e in summary] == [("photo", "ok")] * 2
+
+
+ODD = [b"...png", b"summary.json.png", b".claims.png", b"caf\xe9.png", b"two\nlines.png"]
+ODD.append(b"x" * 251 + b".png")
+
+
+def test_odd_names_stay_inside_the_folder(run, photo, tmp_path, capsys):
+    out, named = tmp_path / "out", [tmp_path / "in" / os.fsdecode(name) for name in ODD]
+    (tmp_path / "in").mkdir()
+    for i, path in enumerate(named):
+        Image.fromarray(np.full((8, 8, 3), 40 + i, np.uint8)).save(str(path), format="PNG")
+    before = set(tmp_path.iterdir())
+    assert run(*named, "--out", out, *FEW) == 0
+    assert set(tmp_path.iterdir()) == before | {out}
+    folders = _folders(out)
+    json_name = f"summary.json-{_short_hash(named[1])}"
+    cafe = os.fsdecode(b"caf\xe9")
+    assert folders == {"image", json_name, "claims", cafe, "two\nlines", "x" * 200}
+    entries = json.loads((out / "summary.json").read_text())["inputs"]
+    assert {e["folder"] for e in entries} == folders
+    assert {e["status"] for e in entries} == {"ok"}
+    said = capsys.readouterr().out
+    assert "two\\nlines.png: 1 solution(s)" in said and "caf\\udce9.png: 1 solution(s)" in said
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(run, photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert run(photo, "--out=~/results", "--quiet", *FEW) == 0
+    assert (tmp_path / "home" / "results" / "photo" / "report.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_seed_depends_on_the_content_not_on_the_name(run, photo, tmp_path):
+    renamed, other = photo.with_name("renamed.png"), photo.with_name("other.png")
+    shutil.copy(photo, renamed)
+    pixels = np.array(Image.open(photo))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(other)
+    out = tmp_path / "out"
+    assert run(photo, renamed, other, "--out", out, "--quiet", *PLAIN) == 0
+    names = ("photo", "renamed", "other")
+    a, b, c = ((out / name / "solution_1.png").read_bytes() for name in names)
+    assert a == b != c
+    assert (
+        np.abs(
+            read_image(out / "photo" / "solution_1.png")
+            - read_image(out / "other" / "solution_1.png")
+        ).mean()
+        > 0.05
+    )
+
+
+def test_an_input_is_opened_once(run, photo, tmp_path, monkeypatch):
+    opened = []
+    real = worker.read_bytes
+    monkeypatch.setattr(worker, "read_bytes", lambda path: opened.append(path) or real(path))
+    large = tmp_path / "large.png"
+    Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(large)
+    assert run(photo, large, "--out", tmp_path / "out", "--lr-size", 8, *FEW) == 0
+    assert sorted(opened) == sorted([photo, large])
+
+
+# --- what is written ------------------------------------------------------------------------
+
+
+def test_only_images_in_one_folder(run, photo, tmp_path):
+    out, options = tmp_path / "out", ("--only-images", "--flat", "--quiet", *FEW)
+    assert run(photo, "--out", out, *options) == 0
+    assert {path.name for path in out.iterdir()} == {"photo_solution_0.png", ".reports"}
+    before = (out / "photo_solution_0.png").stat().st_mtime_ns
+    copy = shutil.copy(photo, photo.with_name("copy.png"))
+    assert run(photo, copy, "--out", out, *options, "--resume") == 0
+    assert (out / "photo_solution_0.png").stat().st_mtime_ns == before
+    names = {path.name for path in out.iterdir()}
+    assert names == {"photo_solution_0.png", "copy_solution_0.png", ".reports"}
+
+
+def test_flat_results_lie_beside_one_another(run, photo, tmp_path):
+    shutil.copy(photo, photo.with_name("photo_solution_0.png"))
+    out = tmp_path / "out"
+    for _ in range(2):  # the second removes only its own pictures first
+        assert run(tmp_path / "*.png", "--out", out, "--flat", "--quiet", *FEW) == 0
+    kinds = ("solution_0.png", "grid.png", "solutions.npz", "report.json")
+    stems = ("photo", "photo_solution_0")
+    wanted = {f"{stem}_{kind}" for stem in stems for kind in kinds}
+    assert {path.name for path in out.iterdir()} == wanted | {"summary.json"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("jpg", "JPEG"), ("webp", "WEBP")])
+def test_formats(run, photo, tmp_path, kind, name):
+    out = tmp_path / "out"
+    assert run(photo, "--out", out, "--quiet", *FEW) == 0
+    assert run(photo, "--out", out, "--quiet", "--format", kind, *FEW) == 0
+    folder = out / "photo"
+    assert {p.name for p in folder.glob("solution_*.*")} == {f"solution_0.{kind}"}
+    with Image.open(folder / f"solution_0.{kind}") as picture:
+        assert picture.format == name and picture.size == (32, 32)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["solutions"][0]["file"] == f"solution_0.{kind}"
+
+
+def test_folders_in_folders(run, tmp_path):
+    _photos(tmp_path / "in", [8])
+    _photos(tmp_path / "in" / "deeper", [8, 8])
+    out = tmp_path / "out"
+    assert run(tmp_path / "in", "--out", out, "--quiet", *FEW) == 0
+    assert _folders(out) == {"photo0"}
+    assert run(tmp_path / "in", "--out", out, "--recursive", "--quiet", *FEW) == 0
+    assert _folders(out) == {"photo0", "photo1"}
+
+
+def test_notes_of_a_file_are_said_and_reported(run, tmp_path, capsys):
+    blocks = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    Image.fromarray(blocks.repeat(32, 0).repeat(32, 1)).save(tmp_path / "mosaic.png")
+    assert run(tmp_path / "mosaic.png", "--out", tmp_path / "out", *FEW) == 0
+    report = json.loads((tmp_path / "out" / "mosaic" / "report.json").read_text())
+    assert report["input_size"] == [8, 8]
+    (note,) = report["notes"]
+    assert f"mosaic.png: {note}" in capsys.readouterr().out
+
+
+# --- options --------------------------------------------------------------------------------
+
+
+def test_one_solution_of_a_sampler_is_one_draw(run, photo, tmp_path):
+    out, one = tmp_path / "out", ("--method", "langevin", "--solutions", "1", "--steps", "8")
+    assert run(photo, "--out", out, "--quiet", *one) == 0
+    names = {path.name for path in (out / "photo").iterdir()}
+    assert names == {"solution_0.png", "grid.png", "solutions.npz", "report.json"}
+
+
+def test_steps_of_a_method_without_a_search_are_warned_of(run, photo, tmp_path, capsys):
+    assert run(photo, "--out", tmp_path / "out", *FEW, "--steps", 5) == 0
+    assert "--steps 5 does nothing: bicubic has no search" in capsys.readouterr().out
+    assert (tmp_path / "out" / "photo" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["INPUT"], "inputs"), (["--solutions", "4"], "solutions"), (["--set", "rls.a=1"], "set"),
+     (["--seed", "0", "--resume"], "resume, seed")],
+)  # fmt: skip
+def test_redrawing_takes_no_option_of_a_search(run, tmp_path, capsys, arguments, named):
+    assert run("--from", tmp_path / "solutions.npz", *arguments, generator=False) == 2
+    assert f"leave out {named}" in capsys.readouterr().err
+
+
+def test_redrawing_finds_its_generator_by_hash(run, photo, tiny_files, tmp_path, monkeypatch):
+    """From another folder, and when the file that was named is another one by now."""
+    there = tmp_path / "there"
+    there.mkdir()
+    shutil.copy(tiny_files["generator"], there / "g.safetensors")
+    monkeypatch.chdir(there)
+    here = ("--generator", "g.safetensors", "--prior", tiny_files["prior"], "--quiet")
+    assert run(photo, "--out", tmp_path / "out", *QUICK, *here, generator=False) == 0
+    source = tmp_path / "out" / "photo" / "solutions.npz"
+    monkeypatch.chdir(tmp_path)
+    assert run("--from", source, "--out", tmp_path / "again", generator=False) == 0
+    shutil.rmtree(there)
+    cached = tmp_path / "cache" / "generators"
+    cached.mkdir(parents=True)
+    shutil.copy(tiny_files["generator"], cached / "other-name.safetensors")
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "cache"))
+    assert run("--from", source, "--out", tmp_path / "third", generator=False) == 0
+    names = [tmp_path / name / "solution_1.png" for name in ("out/photo", "again", "third")]
+    assert len({path.read_bytes() for path in names}) == 1
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,11 @@ def upsample_parser() -> argparse.ArgumentParser:
     add("--inject-noise", metavar="STD[@LAYERS]", help="in synthesis layers, e.g. 0.02@3-8")
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
     add("--uncertainty", action="store_true", help="write each pixel's deviation over solutions")
-    add("--only-images", action="store_true", help="write the solutions without anything else")
+    add(
+        "--only-images",
+        action="store_true",
+        help="write the solutions alone; hidden reports allow --resume",
+    )
     add(
         "--format",
         choices=("png", "jpg", "webp"),

@@ -26,6 +26,8 @@ from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.images.decoding import decode
 from stylesr_jax.images.files import write_png
 from stylesr_jax.images.kinds import printable
+from stylesr_jax.loading import inception_path
+from stylesr_jax.metrics.inception import load_inception
 from stylesr_jax.metrics.scorer import MEASURES, Scorer, Sizes, at_size, mean_scores
 from stylesr_jax.runs.places import make_ready, short_name
 from stylesr_jax.runs.plan import Plan, Variant
@@ -122,6 +124,14 @@ def _prepare(plan: EvaluationPlan, source: Source, data: bytes) -> Subject:
     return Subject(source.path, source.sha256, observation, assumed, original, picture.notes)
 
 
+def scorer_of(plan: EvaluationPlan) -> Scorer:
+    """The scores that an evaluation asks for."""
+    inception = None
+    if plan.inception is not None:
+        inception = load_inception(inception_path(plan.inception))
+    return Scorer(plan.sizes, inception)
+
+
 def example_of(subject: Subject) -> Example:
     """The images of a subject as figures show them."""
     return Example(subject.observation.image, np.asarray(at_size(subject.original, FIGURE)))
@@ -194,8 +204,12 @@ class Outcome:
     examples: Mapping[str, Example] = field(default_factory=dict, compare=False)
 
 
-def run(plan: EvaluationPlan, *, say: Say = print) -> Outcome:
+def run(plan: EvaluationPlan, *, say: Say = print, job: "EvaluationJob | None" = None) -> Outcome:
     """Do what is left of an evaluation; rows are appended to OUT/rows.jsonl as they come.
+
+    Args:
+        say: called with a line for each piece of work.
+        job: of the plan, where results are scored in another way.
 
     Raises:
         UserError: OUT cannot be written, or two images or variants share a name.
@@ -205,7 +219,7 @@ def run(plan: EvaluationPlan, *, say: Say = print) -> Outcome:
     _check_distinct("images", names)
     _check_distinct("methods", labels)
     make_ready(plan.out, depth=2)
-    job, interrupted = EvaluationJob(plan, say), False
+    job, interrupted = job or EvaluationJob(plan, say), False
     try:
         work(plan.images, job)
     except KeyboardInterrupt:
@@ -226,7 +240,7 @@ class EvaluationJob(Job[EvaluationPlan]):
     def __init__(self, plan: EvaluationPlan, say: Say) -> None:
         super().__init__(plan)
         self.say = say
-        self.scorer = Scorer(plan.sizes, plan.inception)
+        self.scorer = scorer_of(plan)
         self.finished = Rows(plan.out / "rows.jsonl")
         self.rows: dict[str, dict[str, Row]] = {}
         self.examples: dict[str, Example] = {}

@@ -14,12 +14,10 @@ import jax
 import numpy as np
 
 from stylesr_jax.errors import UserError, in_a_line
-from stylesr_jax.generators.mobile.native.blocks import blocks_of
 from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.kinds import printable
-from stylesr_jax.metrics.image import scores
+from stylesr_jax.metrics.image import at_shape, scores
 from stylesr_jax.metrics.lpips import load_features
-from stylesr_jax.metrics.scorer import at_shape
 from stylesr_jax.runs.claims import content_key
 from stylesr_jax.runs.folder import Format, Place, place_in, write_result
 from stylesr_jax.runs.places import RESERVED, candidates, firsts_of_stem, safe_stem, same_name
@@ -91,13 +89,18 @@ class PhotosPlan(Plan):
             **self.identity,
         }
 
+    @property
+    def reports(self) -> Path:
+        """Where reports lie that stand beside nothing, and the summary."""
+        return self.out / ".reports" if self.only_images else self.out
+
     def place_of(self, name: str) -> Place:
         """Where a result of this name lies."""
         place = place_in(self.out / name)
         if self.flat:
             place = Place(self.out, self.out / f"{name}_report.json", f"{name}_")
         if self.only_images:
-            place = replace(place, report=self.out / ".reports" / f"{name}.json")
+            place = replace(place, report=self.reports / f"{name}.json")
         return place
 
 
@@ -296,10 +299,10 @@ class PhotosJob(Job[PhotosPlan]):
         return False
 
     def write_summary(self) -> None:
-        """DIR/summary.json: what became of each photo, by the reports of whoever worked on it."""
+        """summary.json: what became of each photo, by the reports of whoever worked on it."""
         failed = self.failures()
         entries = [self._entry(path, failed.get(path)) for path in sorted(self.plan.photos)]
-        write_json(self.plan.out / "summary.json", {"inputs": entries})
+        write_json(self.plan.reports / "summary.json", {"inputs": entries})
 
     def _entry(self, path: Path, failure: str | None) -> dict[str, Any]:
         name = self._name_of(path)
@@ -351,7 +354,7 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         "preset": plan.variant.preset,
         "generator": plan.generator.name,
         "device": device_line(),
-        "blocks": None if not plan.variant.stages else blocks_of(plan.generator),
+        "blocks": None if not plan.variant.stages else plan.generator.config.computed_by(),
         "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,

@@ -157,7 +157,7 @@ def load_parts(
         UserError: a file is missing, a conditional generator has no class, or there is no prior
             for the generator.
     """
-    path = generator_path(generator or DEFAULT)
+    path = generator_path(generator or DEFAULT).absolute()
     loaded = generator_from_file(path)
     if label is not None:
         loaded = loaded.with_class(label, key=jax.random.key(0))

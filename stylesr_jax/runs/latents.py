@@ -1,0 +1,82 @@
+"""Latents to start from: of a solutions.npz, or W and W+ arrays that other tools save."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from stylesr_jax.errors import UserError
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.images.kinds import printable
+
+NAMES = ("ws", "w", "w_plus", "latent", "latents", "arr_0")  # of styles in an .npz, ours first
+LARGEST = 1e3  # of a style's numbers: those of published generators stay far below
+
+
+def read_styles(text: str, generator: Generator) -> np.ndarray:
+    """The styles (num_ws, w_dim) float32 that FILE or FILE#K names, K counting from 0.
+
+    An .npz is a solutions.npz, a projected_w.npz (NVIDIA's projectors) or holds an array called w
+    or latent; an .npy is an array. Arrays are W (w_dim) or W+ (num_ws, w_dim), or several.
+
+    Raises:
+        UserError: there are no such styles, or not of this generator's shape.
+    """
+    path, index = _parsed(text)
+    styles = _as_stack(_read(path), path, generator)
+    if index >= len(styles):
+        raise UserError(f"{printable(text)}: the file holds {len(styles)}, counted from 0")
+    return styles[index]
+
+
+def _parsed(text: str) -> tuple[Path, int]:
+    """The file and the number of FILE#K; a file whose name has such an end is itself."""
+    name, mark, number = text.rpartition("#")
+    if mark and number.isdecimal() and not os.path.exists(text):
+        return Path(name), int(number)
+    return Path(text), 0
+
+
+def _read(path: Path) -> np.ndarray:
+    """The array of a file; nothing in the file is executed."""
+    shown = printable(path)
+    try:
+        with open(path, "rb") as handle:
+            loaded = np.load(handle, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            name = next((name for name in NAMES if name in loaded.files), None)
+            if name is None:
+                held = printable(", ".join(loaded.files)) or "nothing"
+                raise UserError(f"{shown}: holds {held}, but no array called {' or '.join(NAMES)}")
+            return loaded[name]
+    except FileNotFoundError:
+        raise UserError(f"{shown}: no such file; give a solutions.npz or an .npy") from None
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{shown}: damaged, or no file of arrays; give an .npz or .npy") from error
+
+
+def _as_stack(array: np.ndarray, path: Path, generator: Generator) -> np.ndarray:
+    """W or W+ styles, one or several, as (n, num_ws, w_dim) float32."""
+    layers, width = generator.num_ws, generator.w_dim
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{printable(path)}: holds {array.dtype}, not numbers")
+    fits = array.shape[-1:] == (width,) and array.size > 0
+    if fits and array.ndim >= 2 and array.shape[-2] == layers:
+        stack = array.reshape(-1, layers, width)
+    elif fits and (array.ndim <= 2 or array.shape[-2] == 1):
+        stack = np.repeat(array.reshape(-1, 1, width), layers, axis=1)
+    else:
+        raise UserError(
+            f"{printable(path)}: an array {array.shape}, but {generator.name} takes W "
+            f"({width},) or W+ ({layers}, {width}), or several of them"
+        )
+    if not np.abs(stack).max() < LARGEST:  # NaN neither
+        raise UserError(
+            f"{printable(path)}: styles are numbers below {LARGEST:g}, all of them finite"
+        )
+    return stack.astype(np.float32)
