@@ -251,38 +251,12 @@ def write_sheet(path: Path, pictures: list[Image.Image], side: int = 320) -> Non
     sheet.save(path)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All figures, in percent, pixels and milliseconds."""
-    photos = [Image.open(path).convert("RGB") for path in find_images([str(options.images)])]
-    references, used = [], []
-    for photo in photos:
-        faces = find_faces(to_floats(photo))
-        if faces:
-            used.append(photo)
-            references.append(faces[0].points / np.array(photo.size))
-    rng = np.random.default_rng(options.seed)
-    matches: list[Match] = []
-    doubled = false = 0
-    sheet = []
-    for _ in range(options.pictures):
-        picture, pasted = composite(rng, used)
-        faces = find_faces(to_floats(picture))
-        some, twice, wrong = compare(faces, pasted, references)
-        matches += some
-        doubled, false = doubled + twice, false + wrong
-        sheet.append(drawn_on(picture, faces, 320))
-    faceless = faceless_pictures(options.seed, options.faceless)
-    false_on_faceless = sum(len(find_faces(to_floats(picture))) for picture in faceless)
-    if options.sheet:
-        write_sheet(options.sheet, sheet)
+def summary(matches: list[Match]) -> dict[str, Any]:
+    """Figures of all pasted faces."""
     found = [match for match in matches if np.isfinite(match.crop)]
     small = [match for match in matches if match.pasted.eye_to_chin < 40.0]
     crops = np.array([match.crop for match in found])
     return {
-        "machine": describe_machine(),
-        "photographs": len(photos),
-        "photographs without a found face": len(photos) - len(used),
-        "composites": options.pictures,
         "pasted": len(matches),
         "found_percent": 100.0 * len(found) / len(matches),
         "pasted_24_to_40_px": len(small),
@@ -290,17 +264,50 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "crop_median_percent": 100.0 * float(np.median(crops)),
         "crop_90_percent": 100.0 * float(np.quantile(crops, 0.9)),
         "points_median_percent": 100.0 * float(np.median([match.points for match in found])),
+    }
+
+
+def measure(
+    images: Path, *, faceless: Path | None, pictures: int, seed: int, sheet: Path | None
+) -> dict[str, Any]:
+    """All figures, in percent, pixels and milliseconds."""
+    photos = [Image.open(path).convert("RGB") for path in find_images([str(images)])]
+    found = [find_faces(to_floats(photo)) for photo in photos]
+    usable = [(p, faces[0]) for p, faces in zip(photos, found, strict=True) if faces]
+    references = [face.points / np.array(photo.size) for photo, face in usable]
+    rng = np.random.default_rng(seed)
+    matches: list[Match] = []
+    doubled = false = 0
+    shown = []
+    for _ in range(pictures):
+        picture, pasted = composite(rng, [photo for photo, _ in usable])
+        faces = find_faces(to_floats(picture))
+        of_picture, twice, wrong = compare(faces, pasted, references)
+        matches += of_picture
+        doubled, false = doubled + twice, false + wrong
+        shown.append(drawn_on(picture, faces, 320))
+    if sheet:
+        write_sheet(sheet, shown)
+    without = faceless_pictures(seed, faceless)
+    return {
+        "machine": describe_machine(),
+        "photographs": len(photos),
+        "photographs_without_a_found_face": len(photos) - len(usable),
+        "composites": pictures,
+        **summary(matches),
         "doubled": doubled,
         "false_on_composites": false,
-        "faceless": len(faceless),
-        "false_on_faceless": false_on_faceless,
-        "milliseconds_1600x1200": 1e3 * seconds_for((1600, 1200), options.seed),
+        "faceless": len(without),
+        "false_on_faceless": sum(len(find_faces(to_floats(picture))) for picture in without),
+        "milliseconds_1600x1200": 1e3 * seconds_for((1600, 1200), seed),
     }
 
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Measure how faces are found and aligned.")
+    parser = argparse.ArgumentParser(
+        description="Measure how faces are found and aligned.", allow_abbrev=False
+    )
     parser.add_argument("--images", type=Path, required=True, help="photographs framed as FFHQ's")
     parser.add_argument("--faceless", type=Path, help="more pictures without faces")
     parser.add_argument("--pictures", type=int, default=100, help="composites (default: 100)")
@@ -310,7 +317,13 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        report = measure(options)
+        report = measure(
+            options.images,
+            faceless=options.faceless,
+            pictures=options.pictures,
+            seed=options.seed,
+            sheet=options.sheet,
+        )
         print(machine_line(report["machine"]))
         for name, value in report.items():
             if name != "machine":

@@ -156,9 +156,9 @@ def convert_file(
         if is_openvino(data):
             openvino.convert_file(path, out)
             return ()
+        source = _with_clamp(read_source(data), conv_clamp)
         digest = files.sha256(path)
         known = _known_file(digest)
-        source = _with_clamp(read_source(data), conv_clamp)
         if isinstance(source, Source):
             source = to_network(source, name=known.get("name", path.stem))
         generator = build(source)

@@ -81,7 +81,7 @@ def synthesis_parameters(
             # What follows a block's conv2 is a Haar synthesis, but for the last block's.
             last = layer == "conv2" and i < n_blocks - 1
             order = bands_first(width) if last else np.arange(width)
-            depthwise = named[f"{source}.{layer}.conv.weight_dw"][:, 0, 0]
+            depthwise = named[f"{source}.{layer}.conv.weight_dw"].reshape(-1, 3, 3)
             gain = 1 / np.sqrt(9 * depthwise.shape[0])
             block[layer] = {
                 "modulation": _dense(named, f"{source}.{layer}.conv.modulation", gain),
@@ -118,6 +118,8 @@ def config_of(name: str, channels: tuple[int, ...], mapping: Mapping[str, Any]) 
 
 def has_shapes_of(config: MobileConfig, params: Mapping[str, Any]) -> bool:
     """Whether parameters are of the network that the configuration describes."""
+    if any(features % 4 for features in config.channels[:-1]):  # four bands enter each block
+        return False
     noise = tuple(jnp.zeros(shape) for shape in config.noise_shapes)
 
     def initial() -> dict[str, Any]:
@@ -146,17 +148,19 @@ def _demodulated(student: Mapping[str, np.ndarray], layer: str) -> np.ndarray:
     return weight * (1 / np.sqrt(squares + EPSILON)).astype(np.float32)[:, None, None, None]
 
 
-def _mapping(layers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The mapping network from its layers 1, 2, ... (layer 0 normalises, without parameters)."""
-    depth = len([name for name in layers if name.endswith(".weight")])
+def _check_mapping(layers: Mapping[str, np.ndarray]) -> None:
     widest = max((size for array in layers.values() for size in array.shape), default=0)
-    if not 1 <= depth <= MAX_MAPPING_LAYERS or widest > MAX_MAPPING_WIDTH:
+    if not 2 <= len(layers) <= 2 * MAX_MAPPING_LAYERS or widest > MAX_MAPPING_WIDTH:
         raise UserError(
             "the mapping network is missing, or implausibly deep or wide: MobileStyleGAN's whole "
             "checkpoint, with 'mapping_net' beside 'student', is needed"
         )
+
+
+def _mapping(layers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The mapping network from its layers 1, 2, ... (layer 0 normalises, without parameters)."""
     params = {}
-    for i in range(depth):
+    for i in range(-(-len(layers) // 2)):
         inputs = layers[f"{i + 1}.weight"].shape[1]
         scaled = _dense(layers, f"{i + 1}", LR_MULTIPLIER)
         params[f"fc{i}"] = {
@@ -179,6 +183,7 @@ def _fixed_noise(count: int) -> dict[str, np.ndarray]:
     return {f"{i:02d}": fixed_noise(i, size) for i, size in enumerate(sizes)}
 
 
+@np.errstate(all="ignore")  # damaged weights may overflow here; `build` names them
 def convert(
     student: Mapping[str, np.ndarray],
     mapping: Mapping[str, np.ndarray],
@@ -193,12 +198,13 @@ def convert(
     while n_blocks < MAX_BLOCKS and f"layers.{n_blocks}.conv1.conv.weight_dw" in student:
         n_blocks += 1
     layers = ["conv1", *(f"layers.{i}.conv{j}" for i in range(n_blocks) for j in (1, 2))]
-    networks = [
-        {n: np.asarray(a, np.float32) for n, a in part.items()} for part in (student, mapping)
-    ]
-    student, mapping = networks
-    parameters = _mapping(mapping)
+    student = {name: np.asarray(array, np.float32) for name, array in student.items()}
+    mapping = {name: np.asarray(array, np.float32) for name, array in mapping.items()}
+    _check_mapping(mapping)
+    if empty := [name for name, array in {**student, **mapping}.items() if array.size == 0]:
+        raise UserError(f"the checkpoint's {empty[0]!r:.80} is empty; download it again")
     try:
+        parameters = _mapping(mapping)
         products = [_demodulated(student, layer) for layer in layers]
         strengths = [np.float32(student[f"{layer}.noise.weight"].item()) for layer in layers]
         synthesis, channels = synthesis_parameters(student, products, strengths)

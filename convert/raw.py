@@ -13,7 +13,8 @@ _HTML = re.compile(
     rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html|head|body|!--|script)", re.I
 )
 _ADDRESS = re.compile(r"(https?|ftp|gdrive|s3|hf):/", re.I)
-_OTHER_FORMATS = {
+_EXPORT = "which is not read: give the checkpoint that it was exported from"
+_BEGINNINGS = {
     b"\x1f\x8b": "compressed with gzip: unpack it first",
     b"BZh": "compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "compressed with xz: unpack it first",
@@ -27,6 +28,11 @@ _OTHER_FORMATS = {
     b"\x7fELF": "a program, not a generator",
     b"{": "JSON text, not a generator",
     b"<?xml": "an XML file; for MobileStyleGAN give the whole random-face wheel",
+}
+_OTHER_FORMATS = {(0, magic): meaning for magic, meaning in _BEGINNINGS.items()} | {
+    (257, b"ustar"): "a tar archive: unpack it first",
+    (4, b"TFL3"): f"a TFLite model, {_EXPORT}",
+    (2, b"\x12\x07pytorch"): f"an ONNX model, {_EXPORT}",
 }
 
 
@@ -51,8 +57,8 @@ def refuse_text(head: bytes) -> None:
         raise UserError(f"this is an HTML page, not weights ({reason}): {AGAIN}")
     if not head.strip(b"\0"):
         raise UserError(f"this file begins with zeros only, as a broken download does: {AGAIN}")
-    for magic, meaning in _OTHER_FORMATS.items():
-        if head.startswith(magic):
+    for (start, magic), meaning in _OTHER_FORMATS.items():
+        if head[start : start + len(magic)] == magic:
             raise UserError(f"this is {meaning}")
 
 

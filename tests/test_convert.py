@@ -1,8 +1,11 @@
 """The converter: published layouts in, the same arrays and images out; everything else refused."""
 
+import dataclasses
 import io
 import json
 import os
+import pickle
+import resource
 import subprocess
 import sys
 import zipfile
@@ -47,6 +50,7 @@ KINDS = {
     "two mapping layers": {"resolution": 8, "mapping_layers": 2},
     "wide mapping": {"resolution": 8, "mapping_width": 1024},
     "no noise": {"resolution": 8, "use_noise": False},
+    "grey": {"resolution": 8, "image_channels": 1},
 }
 
 
@@ -62,6 +66,17 @@ def same_state(source: Source, state: dict[str, np.ndarray], **tolerance: float)
     for name in names:
         assert source.state[name].dtype == np.float32
         np.testing.assert_allclose(source.state[name], state[name], **tolerance, err_msg=name)
+
+
+def unscaled(source: Source) -> Source:
+    """Without the factor that rosinality's convolutions apply on each call."""
+    state = {
+        name: array * np.float32(np.sqrt(array[0].size))
+        if name.endswith(("conv0.weight", "conv1.weight"))
+        else array
+        for name, array in source.state.items()
+    }
+    return dataclasses.replace(source, state=state)
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +160,15 @@ def writers(state: dict, options: dict) -> dict[str, bytes]:
     np.savez(npz, **state)
     np.savez_compressed(packed, **{f"G_ema.{name}": a for name, a in state.items()}, other=1.0)
     network = wf.ada_network(state, architecture=skeleton)
+    channels = options.get("image_channels", 3)
+    tf = wf.tf_generator(state, architecture=skeleton, num_channels=channels)
     files = {
         "ada, protocol 4": wf.ada_pickle(network),
         "ada, protocol 3": wf.ada_pickle(network, 3),
         "ada, protocol 2": wf.ada_pickle(network, 2),
         "ada, lone": wf.dumps(network),
-        "tf": wf.dumps((None, None, wf.tf_generator(state, architecture=skeleton))),
-        "tf, protocol 3": wf.dumps(wf.tf_generator(state, architecture=skeleton), 3),
+        "tf": wf.dumps((None, None, tf)),
+        "tf, protocol 3": wf.dumps(tf, 3),
         "npz": npz.getvalue(),
         "npz, compressed": packed.getvalue(),
         "safetensors": safetensors.numpy.save(
@@ -174,10 +191,7 @@ def test_every_layout_gives_back_the_arrays(kind):
     for layout, data in writers(state, options).items():
         source = source_of(data)
         if "rosinality" in layout:
-            # Its convolutions hold the factor that rosinality applies on each call.
-            for name, array in source.state.items():
-                if name.endswith(("conv0.weight", "conv1.weight")):
-                    source.state[name] = array * np.float32(np.sqrt(array[0].size))
+            source = unscaled(source)
         same_state(source, state, rtol=2e-6 if "ros" in layout or "tf" in layout else 0, atol=1e-6)
     generator = build(to_network(source, name=kind), draws=100)
     assert generator.resolution == options["resolution"]
@@ -222,6 +236,263 @@ def test_half_precision_and_bfloat16_are_widened():
         body += raw
     text = json.dumps(header).encode()
     same_state(source_of(len(text).to_bytes(8, "little") + text + body), exact)
+
+
+# --- where a generator is kept --------------------------------------------------------------
+
+
+def below(prefix: str):
+    return lambda state: {f"{prefix}.{name}": array for name, array in state.items()}
+
+
+# Path of the generator, and the dictionary that a training code saves around its state dict.
+CONTAINERS = {
+    "g": lambda state: {"g": state},
+    "g_ema": lambda state: {"g_ema": state},
+    "G": lambda state: {"G": state},
+    "G_ema": lambda state: {"G_ema": state},
+    "params_ema": lambda state: {"params_ema": state},
+    "generator": lambda state: {"generator": state, "discriminator": {"conv.weight": ONES}},
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "decoder": below("decoder"),
+    "module": below("module"),
+    "g_ema.module": lambda state: {"g_ema": below("module")(state), "iter": 100},
+    "state_dict.G_ema": lambda state: {
+        "pytorch-lightning_version": "2.0",
+        "state_dict": {**below("G_ema")(state), "D.b4.conv.weight": ONES},
+        "hyper_parameters": {"lr": 0.002},
+    },
+    "checkpoint.model.generator": lambda state: {"checkpoint": {"model": {"generator": state}}},
+}
+ONES = np.ones((2, 2), np.float32)
+LATENT = np.linspace(-1, 1, 16, dtype=np.float32)
+SMALL = random_state(seed=11, resolution=8, **TINY)
+LAYOUTS = {
+    "ada": SMALL,
+    "rosinality": wf.rosinality_state(SMALL),
+    "BasicSR": wf.basicsr_state(wf.rosinality_state(SMALL)),
+}
+
+
+def flat(value: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of nested dictionaries by dotted name."""
+    result = {}
+    for name, entry in value.items():
+        if isinstance(entry, dict):
+            result |= flat(entry, f"{prefix}{name}.")
+        elif isinstance(entry, np.ndarray):
+            result[prefix + name] = entry
+    return result
+
+
+def as_npz(value: dict) -> bytes:
+    return bare(**flat(value))
+
+
+def as_safetensors(value: dict) -> bytes:
+    arrays = {name: np.array(array, order="C") for name, array in flat(value).items()}
+    return safetensors.numpy.save(arrays)
+
+
+FILES = {
+    "pt": wf.torch_save_zip,
+    "old pt": wf.torch_save_legacy,
+    "npz": as_npz,
+    "safetensors": as_safetensors,
+    "pickle of numpy arrays": pickle.dumps,
+}
+
+
+def same_as_small(source: Source) -> None:
+    if not source.format.startswith(("state dict", "stylegan2-ada")):
+        source = unscaled(source)
+    same_state(source, SMALL, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("path", CONTAINERS)
+def test_a_generator_is_found_where_training_codes_keep_it(path, layout, file):
+    source = source_of(FILES[file](CONTAINERS[path](LAYOUTS[layout])))
+    same_as_small(source)
+    said = [remark for remark in source.remarks if remark.startswith("read from")]
+    if "ema" in path:
+        assert said == [f"read from {path!r}, the averaged (EMA) generator"]
+    elif path in ("state_dict", "module"):
+        assert not said
+    else:
+        assert said == [f"read from {path!r}; the file holds no averaged (EMA) generator"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_averaged_generator_is_taken_and_the_other_named(file):
+    other = random_state(seed=12, resolution=8, **TINY)
+    discriminator = {"b4.conv.weight": ONES, "b4.out.weight": ONES}
+    for value in (
+        {"G": other, "D": discriminator, "G_ema": SMALL},
+        {"g_ema": SMALL, "g": other, "d": discriminator},
+        {"state_dict": {**below("generator")(other), **below("generator_ema")(SMALL)}},
+        {"params": other, "params_ema": SMALL},
+    ):
+        source = source_of(FILES[file](value))
+        same_as_small(source)
+        assert any("averaged" in r and "left out" in r for r in source.remarks)
+
+
+def test_two_generators_of_the_same_rank_are_refused_by_name():
+    data = wf.torch_save_zip({"first": SMALL, "second": SMALL})
+    with pytest.raises(UserError, match=r"several generators \('first', 'second'\).*state_dict"):
+        source_of(data)
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (6, 16)])
+def test_an_encoder_s_decoder_and_mean_latent(shape):
+    """pSp, e4e and ReStyle keep the encoder beside it, and repeat the mean for every layer."""
+    ros = wf.rosinality_state(SMALL)
+    network = {"encoder.input_layer.0.weight": ONES, "encoder.body.0.res_layer.1.weight": ONES}
+    value = {
+        "state_dict": {**network, **below("decoder")(ros)},
+        "latent_avg": np.broadcast_to(LATENT, shape).copy(),
+        "opts": {"output_size": 8, "device": "cuda:0"},
+    }
+    source = source_of(wf.torch_save_zip(value))
+    assert "read from 'state_dict.decoder'" in source.remarks[0]
+    generator = build(to_network(source, name="pSp"), draws=100)
+    np.testing.assert_array_equal(generator.statistics["w_mean"], LATENT)
+    same_as_small(dataclasses.replace(source, state={**source.state, "mapping.w_avg": SMALL_MEAN}))
+
+
+SMALL_MEAN = SMALL["mapping.w_avg"]
+
+
+def test_a_mean_latent_that_differs_between_layers_is_refused():
+    value = {"g_ema": wf.rosinality_state(SMALL), "latent_avg": np.stack([LATENT, -LATENT])}
+    with pytest.raises(UserError, match="mean latent is not the same"):
+        source_of(wf.torch_save_zip(value))
+
+
+@pytest.mark.parametrize("where", ["alone", "G_ema", "legacy"])
+def test_a_module_that_torch_saved(where):
+    """PTI's model_*.pt: a persistent module, its tensors beside the pickle."""
+    network = wf.ada_network(SMALL, conv_clamp=256, record=np.asarray)
+    data = {
+        "alone": lambda: wf.torch_save_zip(network),
+        "G_ema": lambda: wf.torch_save_zip({"G": None, "G_ema": network}),
+        "legacy": lambda: wf.torch_save_legacy(network),
+    }[where]()
+    source = source_of(data)
+    same_as_small(source)
+    assert (source.conv_clamp, source.architecture) == (256, "skip")
+    assert source.format == "stylegan2-ada-pytorch torch file"
+
+
+def test_a_pickle_without_an_averaged_generator():
+    source = source_of(wf.dumps({"G": wf.ada_network(SMALL), "D": None}))
+    same_as_small(source)
+    assert source.remarks == ("read from 'G'; the file holds no averaged (EMA) generator",)
+
+
+# --- kinds of networks ----------------------------------------------------------------------
+
+
+def without_noise(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n: a for n, a in state.items() if "noises" not in n and "noise_const" not in n}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_missing_noise_maps_are_drawn_and_said(layout, tmp_path):
+    path, out = tmp_path / "in.pt", tmp_path / "out.safetensors"
+    path.write_bytes(wf.torch_save_zip({"g_ema": without_noise(LAYOUTS[layout])}))
+    said = convert_file(path, out)
+    assert any("fixed ones were drawn" in remark for remark in said)
+    assert weights.read_header(out)["notes"] == list(said)
+    maps = generator_from_file(out).stored_noise
+    assert [m.shape for m in maps] == [(4, 4), (8, 8), (8, 8)]
+    assert all(0.6 < m.std() < 1.4 for m in maps)
+    assert not np.array_equal(maps[1], maps[2])
+    again = checked(read_source(memoryview(path.read_bytes()))).state
+    np.testing.assert_array_equal(again["synthesis.b8.conv0.noise_const"], maps[1])
+
+
+def test_networks_without_noise_get_none():
+    state = random_state(seed=3, resolution=8, use_noise=False, **TINY)
+    source = source_of(wf.torch_save_zip(state))
+    assert not any("noise" in name for name in source.state)
+    assert not any("noise" in remark for remark in source.remarks)
+
+
+def test_residual_shortcuts_are_linear_and_not_clamped():
+    """stylegan2-ada-pytorch: `Conv2dLayer(..., activation='linear', conv_clamp=None)`."""
+    state = random_state(seed=3, resolution=8, skeleton="resnet", **TINY)
+    network = wf.ada_network(state, architecture="resnet", conv_clamp=256)
+    source = source_of(wf.ada_pickle(network))
+    same_state(source, state)
+    assert (source.conv_clamp, source.architecture) == (256, "resnet")
+    other = wf.ada_network(state, architecture="resnet", shortcut="lrelu")
+    with pytest.raises(UserError, match=r"b8\.skip uses the activation 'lrelu', not 'linear'"):
+        source_of(wf.ada_pickle(other))
+
+
+@pytest.mark.parametrize("skeleton", ["skip", "resnet", "orig"])
+def test_one_channel_makes_grey_pictures(skeleton, tmp_path):
+    options = {"seed": 3, "resolution": 8, "skeleton": skeleton, **TINY}
+    state = random_state(image_channels=1, **options)
+    network = to_network(source_of(wf.torch_save_zip(state)), name="grey")
+    assert any("grey pictures" in remark for remark in network.remarks)
+    generator = build(network, draws=100)
+    ws = jax.random.normal(jax.random.key(0), (2, generator.num_ws, generator.w_dim))
+    image = generator.synthesise(ws)
+    assert image.shape == (2, 8, 8, 3) and image.std() > 0
+    np.testing.assert_array_equal(image, np.broadcast_to(image[..., :1], image.shape))
+    three = {
+        name: np.repeat(array, 3, axis=0) if ".torgb." in name and "affine" not in name else array
+        for name, array in state.items()
+    }
+    colour = build(to_network(Source(three, "direct"), name="colour"), draws=100)
+    np.testing.assert_allclose(image, colour.synthesise(ws), atol=1e-6 * np.abs(image).max())
+
+
+def test_two_channels_are_refused():
+    state = random_state(seed=3, resolution=8, image_channels=2, **TINY)
+    with pytest.raises(UserError, match="2 channels, not RGB or grey"):
+        to_network(source_of(wf.torch_save_zip(state)), name="x")
+
+
+# --- other networks, wherever they sit ------------------------------------------------------
+
+OTHERS = {
+    "StyleGAN3": ["synthesis.input.freqs", "synthesis.L0_36_16.weight", "mapping.fc0.weight"],
+    "StyleGAN1": ["g_synthesis.blocks.4x4.const", "g_mapping.dense0.weight"],
+    "StyleGAN1 generator": ["generator.progression.0.conv1.weight", "style.1.weight"],
+    "GenForce": ["synthesis.early_layer.const", "mapping.dense0.weight"],
+    "MMGeneration": ["style_mapping.1.weight", "constant_input.const"],
+    "lucidrains": ["S.net.0.weight", "G.initial_block"],
+    "encoder without its decoder": ["encoder.input_layer.0.weight", "encoder.body.0.weight"],
+    "discriminator": ["b4.conv.weight", "b4.out.weight"],
+    "GFPGAN": ["stylegan_decoder.constant_input.scale"],
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("path", ["g_ema", "state_dict.G_ema", "module", "decoder"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_networks_are_named_wherever_they_sit(kind, path, file):
+    data = FILES[file](CONTAINERS[path]({name: ONES for name in OTHERS[kind]}))
+    with pytest.raises(UserError, match=f"this is .*{kind}"):
+        source_of(data)
+
+
+def test_a_stylegan3_module_that_torch_saved():
+    arrays = {name: ONES for name in OTHERS["StyleGAN3"]}
+    with pytest.raises(UserError, match="StyleGAN3"):
+        source_of(wf.torch_save_zip(wf.ada_network(arrays, record=np.asarray)))
+
+
+def test_a_whole_network_of_another_code_is_refused_with_a_way_out():
+    network = wf.Call(wf.Name("model", "Generator"), (), {"_parameters": {}}, new=True)
+    for value in (network, {"g_ema": network}, {"state_dict": [network]}):
+        with pytest.raises(UserError, match=r"'model.Generator'.*nothing was run.*state_dict\(\)"):
+            source_of(wf.torch_save_zip(value))
 
 
 # --- refusals -------------------------------------------------------------------------------
@@ -335,6 +606,9 @@ REFUSED = {
     ),
     "zeros": (lambda: bytes(5000), "zeros only"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), "gzip: unpack"),
+    "tar": (lambda: bytes(1) + b"x" * 256 + b"ustar\x0000", "tar archive: unpack"),
+    "TFLite": (lambda: b"\x1c\0\0\0TFL3" + bytes(99), "TFLite.*exported from"),
+    "ONNX": (lambda: b"\x08\x07\x12\x07pytorch\x1a" + bytes(99), "ONNX.*exported from"),
     "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(99), "PNG image"),
     "text": (lambda: b"hello world", "unknown format.*invalid load key"),
     "StyleGAN3-T": (lambda: sg3(3), "StyleGAN3"),
@@ -357,9 +631,13 @@ REFUSED = {
     ),
     "BigGAN-deep": (lambda: torch_file("generator.gen_z.weight_orig"), "BigGAN"),
     "EG3D": (lambda: torch_file("backbone.synthesis.b4.const"), "EG3D"),
-    "pSp": (lambda: torch_file("encoder.input_layer.0.weight", "decoder.input.input"), "pSp"),
+    "pSp": (lambda: torch_file("encoder.input_layer.0.weight"), "pSp"),
+    "an incomplete decoder": (
+        lambda: torch_file("encoder.input_layer.0.weight", "decoder.input.input"),
+        "no 'synthesis|blocks at|fc0",
+    ),
     "another torch file": (lambda: torch_file("layer1.weight"), "no StyleGAN2.*layer1.weight"),
-    "TorchScript": (torch_script, "TorchScript"),
+    "TorchScript": (torch_script, "TorchScript.*state_dict"),
     "a discriminator alone": (
         lambda: wf.dumps(
             wf.ada_network(
@@ -464,6 +742,66 @@ def test_the_clamped_network_needs_its_clamp(tmp_path, golden):
 
 
 CLAMP = 256
+
+
+def test_the_input_file_is_never_written_over(tmp_path, capsys):
+    source = tmp_path / "in.safetensors"
+    safetensors.numpy.save_file({n: np.array(a, order="C") for n, a in SMALL.items()}, source)
+    before = source.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(source)
+    os.link(source, tmp_path / "same.safetensors")
+    for name in ("in", "link", "same"):
+        assert main([str(source), "--out", str(tmp_path / f"{name}.safetensors")]) == 2
+        assert "input file itself" in capsys.readouterr().err
+    assert main([str(source), "--out", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+ADDRESSES = ["https://example.org/ffhq.pkl", "http://a/b.pt?x=1", "HTTPS://EXAMPLE.ORG/x"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_points_to_the_command_that_fetches(address, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"address.*python -m convert\.fetch") as caught:
+        load_generator(address)
+    assert address in str(caught.value)
+    assert main([address, "--out", str(tmp_path / "out.safetensors")]) == 2
+    assert f"python -m convert.fetch {address}" in capsys.readouterr().err
+
+
+def small_file(folder: Path) -> Path:
+    path = folder / "in.pt"
+    path.write_bytes(wf.torch_save_zip({"g_ema": SMALL}))
+    return path
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_a_full_disk_ends_in_a_line_that_says_what_helps(in_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "cache"))
+    path = small_file(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As a full disk does, the limit lets a file begin and then refuses to let it grow.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*too large") as caught:
+            if in_cache:
+                load_generator(path)
+            else:
+                convert_file(path, tmp_path / "folder" / "out.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = str(caught.value)
+    assert ("STYLESR_CACHE" if in_cache else "choose another folder") in message
+    assert "\n" not in message
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file != path]
+
+
+def test_a_cache_that_cannot_be_written_names_its_setting(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot write in .*STYLESR_CACHE"):
+        load_generator(small_file(tmp_path))
 
 
 def test_load_generator_converts_once(tmp_path, monkeypatch):

@@ -298,6 +298,8 @@ SIZES = {
     "torch: stream of many steps": lambda: ada_with(
         tensor(source=wf.Call(wf.LOAD_BYTES, (b"\x80\x02" + b"N0" * 5000 + b"N.",)))
     ),
+    "dictionaries that multiply": lambda: multiplied(),
+    "long names in dictionaries": lambda: long_names(),
     "torch: stream in a stream": lambda: ada_with(
         tensor(
             source=wf.Call(
@@ -307,6 +309,20 @@ SIZES = {
         )
     ),
 }
+
+
+def multiplied() -> bytes:
+    """A few shared dictionaries that are a hundred million entries to who walks through them."""
+    shared: dict[str, object] = {"input": 1}
+    for _ in range(5):
+        shared = {str(i): shared for i in range(40)}
+    return wf.torch_archive(shared, {})
+
+
+def long_names() -> bytes:
+    """Entries whose dotted paths would take 20 GB."""
+    inner = {str(i): {} for i in range(10_000)}
+    return wf.torch_archive({"a" * 1_000_000: {"b" * 1_000_000: inner}}, {})
 
 
 @pytest.mark.parametrize("what", SIZES)
@@ -544,6 +560,13 @@ WHOLE = {
     "ada, protocol 2": wf.ada_pickle(wf.ada_network(TINY), 2),
     "tf": wf.dumps((None, None, wf.tf_generator(TINY))),
     "rosinality zip": wf.torch_save_zip({"g_ema": wf.rosinality_state(TINY)}),
+    "pSp": wf.torch_save_zip(
+        {
+            "state_dict": {f"decoder.{n}": a for n, a in wf.rosinality_state(TINY).items()},
+            "latent_avg": np.zeros((4, 8), np.float32),
+        }
+    ),
+    "module by torch": wf.torch_save_zip(wf.ada_network(TINY, record=np.asarray)),
     "rosinality legacy": wf.torch_save_legacy({"g_ema": wf.rosinality_state(TINY)}),
     "npz": zipped({f"{n}.npy": npy(str(a.shape)[1:-1], a.tobytes()) for n, a in TINY.items()}),
 }

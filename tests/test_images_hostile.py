@@ -3,6 +3,7 @@
 import io
 import resource
 import struct
+import sys
 import time
 import zlib
 
@@ -95,7 +96,8 @@ def _read_or_refuse(data, name):
 
 
 def _peak_kilobytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
 
 
 def _damaged(data, rng):

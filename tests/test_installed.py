@@ -26,8 +26,8 @@ for name in sys.argv[2:]:
 
 LOAD = """
 from stylesr_jax import load_generator, load_prior
-from stylesr_jax.generators.mobile.native import library as native_library
-assert native_library.SOURCE.is_file()
+from stylesr_jax.generators.mobile.native import compiler
+assert compiler.SOURCE.is_file()
 generator = load_generator()
 prior = load_prior(generator)
 print(generator.name, generator.resolution, *generator.config.heads)

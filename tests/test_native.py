@@ -17,13 +17,12 @@ from emulated import run_on_eight_devices
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.blocks import native_blocks, xla_blocks
-from stylesr_jax.generators.mobile.native import blocks as native
-from stylesr_jax.generators.mobile.native import library as native_library
+from stylesr_jax.generators.mobile.native import compiler, library
 from stylesr_jax.generators.mobile.separable import BlockArguments, SeparableWeights
 from stylesr_jax.generators.registry import config_from_dict, config_to_dict
 from stylesr_jax.loading import load_generator
 
-needs_native = pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
+needs_native = pytest.mark.skipif(not library.available(), reason="there is no C++ compiler")
 
 
 def _layer(key, channels, features):
@@ -269,7 +268,7 @@ def test_other_precisions_are_xlas(mobile):
     noise = [m.astype(jnp.float16) for m in mobile.stored_noise]
     with jax.numpy_dtype_promotion("standard"):
         program = jax.make_jaxpr(lambda ws: mobile.features(ws, tuple(noise), block=5))(ws)
-    assert native.FORWARD not in str(program)
+    assert library.FORWARD not in str(program)
 
 
 @needs_native
@@ -368,8 +367,8 @@ def test_the_embedded_generator_is_the_same_either_way(mobile):
 
 
 def _forget():
-    native_library._begun.cache_clear()
-    native._loaded.cache_clear()
+    compiler._begun.cache_clear()
+    library._loaded.cache_clear()
 
 
 @pytest.fixture
@@ -377,7 +376,7 @@ def anew(monkeypatch, tmp_path):
     """`available` and `ready` as in a new process, with an empty cache folder."""
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **options: None)
-    for module, name in ((native_library, "_begun"), (native, "_loaded")):
+    for module, name in ((compiler, "_begun"), (library, "_loaded")):
         known = getattr(module, name)  # what this process has registered stays known
         monkeypatch.setattr(module, name, lru_cache(maxsize=1)(known.__wrapped__))
     return tmp_path
@@ -385,36 +384,36 @@ def anew(monkeypatch, tmp_path):
 
 @needs_native
 def test_the_library_is_compiled_once(anew, monkeypatch):
-    assert native.ready()
-    assert native_library.include_dir() == jax.ffi.include_dir()
-    (library,) = (anew / "native").iterdir()
-    assert library.suffix == ".so" and library.stat().st_size > 10_000
+    assert library.ready()
+    assert compiler.include_dir() == jax.ffi.include_dir()
+    (file,) = (anew / "native").iterdir()
+    assert file.suffix == ".so" and file.stat().st_size > 10_000
     _forget()
-    monkeypatch.setattr(native_library, "_compile", lambda command: pytest.fail("compiled again"))
-    assert native.ready()
+    monkeypatch.setattr(compiler, "_compile", lambda command: pytest.fail("compiled again"))
+    assert library.ready()
 
 
 def test_native_blocks_can_be_turned_off(anew, monkeypatch):
     monkeypatch.setenv("STYLESR_NATIVE", "0")
-    assert not native.available() and not list(anew.iterdir())
+    assert not library.available() and not list(anew.iterdir())
     generator = load_generator()
     assert generator.config.native is False
     assert generator.config == generator.config.portable()
 
 
 def test_without_a_compiler_xla_computes_the_blocks(anew, monkeypatch, caplog):
-    monkeypatch.setattr(native_library.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with caplog.at_level(logging.INFO, "stylesr_jax"):
-        assert not native.available()
+        assert not library.available()
     assert "C++ compiler" in caplog.text
 
 
-@pytest.mark.parametrize("compiler", ["false", "/nowhere/c++", "env false"])
-def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, compiler):
-    monkeypatch.setenv("CXX", compiler)
-    assert not native.ready()
-    assert f"native blocks cannot be used ({compiler.split()[0]} " in caplog.text
+@pytest.mark.parametrize("command", ["false", "/nowhere/c++", "env false"])
+def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, command):
+    monkeypatch.setenv("CXX", command)
+    assert not library.ready()
+    assert f"native blocks cannot be used ({command.split()[0]} " in caplog.text
     assert not any(path.suffix == ".so" for path in anew.rglob("*"))
 
 
@@ -422,36 +421,36 @@ def test_a_compiler_that_fails_is_reported(anew, monkeypatch, caplog, compiler):
 def test_compiling_does_not_hold_up_what_comes_before(anew, monkeypatch, mobile, fails):
     """And what cannot be compiled after all is computed by XLA."""
     begin = threading.Event()
-    library = native_library._library
+    compiled = compiler._library
 
-    def slow(compiler):
+    def slow(command):
         assert begin.wait(60)
         if fails:
             raise UserError("no space left")
-        return library(compiler)
+        return compiled(command)
 
-    monkeypatch.setattr(native_library, "_library", slow)
+    monkeypatch.setattr(compiler, "_library", slow)
     monkeypatch.setenv("CXX", shutil.which("c++") or "c++")
-    assert native.available()  # though nothing is compiled yet
+    assert library.available()  # though nothing is compiled yet
     begin.set()
     ws = jnp.zeros((1, mobile.num_ws, mobile.w_dim))
     config = dataclasses.replace(mobile.config, native=True)
     generator = mobile.replace(config=config)
     program = jax.make_jaxpr(lambda ws: generator.features(ws, mobile.stored_noise, block=5))(ws)
-    assert (native.FORWARD in str(program)) == native.ready() and not (fails and native.ready())
+    assert (library.FORWARD in str(program)) == library.ready() and not (fails and library.ready())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 def test_a_process_that_ends_does_not_wait_for_the_compiler(anew, monkeypatch):
     monkeypatch.setenv("CXX", "sh -c 'sleep 600' sh")
-    library = native_library.begun()
-    while native_library._running is None:
+    compiled = compiler.begun()
+    while compiler._running is None:
         time.sleep(0.01)
-    native_library.give_up()
+    compiler.give_up()
     with pytest.raises(UserError, match="sh fails"):
-        library.result(timeout=60)
-    assert native_library._running is None and not list((anew / "native").iterdir())
-    native_library.give_up()  # there is nothing to give up any more
+        compiled.result(timeout=60)
+    assert compiler._running is None and not list((anew / "native").iterdir())
+    compiler.give_up()  # there is nothing to give up any more
 
 
 @pytest.mark.parametrize(
@@ -480,16 +479,16 @@ def test_the_compiler_is_told_of_the_processor(monkeypatch, machine, option):
         def poll(self):
             return self.returncode
 
-    monkeypatch.setattr(native_library.subprocess, "Popen", Killed)
-    monkeypatch.setattr(native_library.platform, "machine", lambda: machine)
+    monkeypatch.setattr(compiler.subprocess, "Popen", Killed)
+    monkeypatch.setattr(compiler.platform, "machine", lambda: machine)
     with pytest.raises(UserError, match="c\\+\\+ fails"):
-        native_library._compile(["c++"])
+        compiler._compile(["c++"])
     assert asked == [option]
 
 
 def test_a_file_never_decides_for_the_machine(mobile, monkeypatch):
     """What a header says of native code counts only where it can be had."""
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(library, "available", lambda: False)
     wanted = dataclasses.replace(mobile.config, native=True)
     read = config_from_dict(config_to_dict(wanted))
     assert read.native is True and read.on_this_machine().native is False

@@ -1,21 +1,25 @@
-"""Reading the OpenVINO wheel of MobileStyleGAN, on a tiny one that is written here by hand."""
+"""MobileStyleGAN from its OpenVINO wheel and its checkpoints, on tiny ones written here by hand."""
 
 import io
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from xml.sax.saxutils import quoteattr
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weight_files as wf
 
 from convert.build import convert_file
+from convert.detect import read_source
 from convert.embedded import openvino
 from convert.embedded.openvino import _read_constants, read_wheel
 from convert.mobilestylegan import bands_first
+from convert.parameters import Network
 from stylesr_jax.errors import UserError
 from stylesr_jax.loading import generator_from_file
+from stylesr_jax.runtime import weights
 
 W, Z = 6, 5  # w_dim, z_dim
 C = 8  # channels out of every layer: two groups of four bands
@@ -290,6 +294,155 @@ def test_noise_maps_have_unit_variance(synthesis, members):
         assert unit.std() == pytest.approx(1.0, abs=1e-5)
         product = unit * strength
         np.testing.assert_allclose(product, synthesis.values[f"{name}.noise"][0, 0], rtol=1e-5)
+
+
+# --- checkpoints of MobileStyleGAN.pytorch --------------------------------------------------
+
+
+def _demodulation(weight: np.ndarray, style_inv: np.ndarray) -> np.ndarray:
+    """What multiplies each output of a convolution, by its definition: (out,)."""
+    outputs, inputs, height, width = weight.shape
+    scale = 1 / np.sqrt(inputs * height * width)
+    norms = [
+        sum(np.sum((scale * style_inv[i] * weight[o, i]) ** 2) for i in range(inputs))
+        for o in range(outputs)
+    ]
+    return 1 / np.sqrt(np.asarray(norms) + 1e-8)
+
+
+def _checkpoint(mapping: Graph, synthesis: Graph) -> dict[str, np.ndarray]:
+    """A training checkpoint, and in `synthesis` the constants that its export would fold."""
+    draw = _random(2)
+    state: dict[str, np.ndarray] = {}
+    for i in range(2):
+        weight, bias = mapping.values[f"{i}/weight"], mapping.values[f"{i}/bias"]
+        gain = np.float32(0.01 / np.sqrt(weight.shape[1]))
+        state[f"mapping_net.layers.{i + 1}.weight"] = weight / gain
+        state[f"mapping_net.layers.{i + 1}.bias"] = bias / np.float32(0.01)
+    for name, value in synthesis.values.items():
+        if name.startswith("m.") and not name.endswith(".noise"):
+            grouped = name.endswith("weight_dw")  # the export adds an axis
+            state[name.replace("m.", "student.", 1)] = value[:, 0] if grouped else value
+
+    def folded(layer: str, copy: str, kernel: str) -> None:
+        weight = draw(*synthesis.values[copy].shape)
+        style_inv = draw(1, 1, weight.shape[1], 1, 1)
+        state[f"{layer}.conv.{kernel}"] = weight
+        state[f"{layer}.conv.style_inv"] = style_inv
+        whole = weight
+        if kernel == "weight_permute":
+            whole = weight * state[f"{layer}.conv.weight_dw"].transpose(1, 0, 2, 3)
+        factor = _demodulation(whole, style_inv.reshape(-1))
+        synthesis.values[copy] = weight * factor[:, None, None, None].astype(np.float32)
+        state[f"{layer}.noise.weight"] = draw(1)
+
+    folded("student.conv1", "input_copy", "weight")
+    for i in range(2):
+        for layer in INTO:
+            folded(f"student.layers.{i}.{layer}", f"{i}/{layer}_copy", "weight_permute")
+    state["student.device_info"] = np.zeros(1, np.float32)
+    state["synthesis_net.input.input"] = draw(1, C, 4, 4)  # the teacher
+    state["style_mean"] = np.broadcast_to(draw(W), (1, 8, W)).copy()
+    return state
+
+
+@pytest.fixture
+def checkpoint(mapping, synthesis) -> dict[str, np.ndarray]:
+    return _checkpoint(mapping, synthesis)
+
+
+def _read(state: dict[str, np.ndarray], **others) -> Network:
+    network = read_source(memoryview(wf.torch_save_zip({"state_dict": state, **others})))
+    assert isinstance(network, Network)
+    return network
+
+
+def _without_noise(params: dict) -> dict:
+    return {
+        name: _without_noise(value) if isinstance(value, dict) else value
+        for name, value in params.items()
+        if name not in ("noise", "noise_strength")
+    }
+
+
+def test_a_training_checkpoint_is_the_network_that_its_export_is(checkpoint, mapping, synthesis):
+    exported = Graph()
+    for name, value in synthesis.values.items():  # with the folded constants
+        exported.add(name, value)
+    wheel, config = read_wheel(_wheel(_members(mapping, exported)))
+    network = _read(checkpoint, epoch=3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+        _without_noise(network.params),
+        _without_noise(wheel),
+    )
+    assert network.config == replace(config, name="mobile")
+
+
+def test_a_training_checkpoint_gets_fixed_noise_and_its_mean(checkpoint):
+    network = _read(checkpoint)
+    assert any("fixed ones were drawn" in remark for remark in network.remarks)
+    maps = network.params["noise"]
+    assert [maps[name].shape[0] for name in sorted(maps)] == [4, 8, 8, 16, 16]
+    jax.tree.map(np.testing.assert_array_equal, network.params, _read(checkpoint).params)
+    strength = network.params["synthesis"]["block1"]["conv2"]["output"]["noise_strength"]
+    assert strength == checkpoint["student.layers.1.conv2.noise.weight"][0]
+    np.testing.assert_array_equal(network.w_mean, checkpoint["style_mean"][0, 0])
+
+
+def test_a_traced_checkpoint_keeps_its_noise(checkpoint):
+    draw, sizes = _random(3), {"conv1": 4}
+    sizes |= {f"layers.{i}.conv{j}": 8 << i for i in range(2) for j in (1, 2)}
+    maps = {f"student.{layer}.noise.noise": draw(1, 1, s, s) for layer, s in sizes.items()}
+    network = _read({**checkpoint, **maps})
+    assert not any("noise" in remark for remark in network.remarks)
+    for key, value in zip(sorted(network.params["noise"]), maps.values(), strict=True):
+        np.testing.assert_array_equal(network.params["noise"][key], value[0, 0])
+
+
+def test_a_checkpoint_in_our_format(checkpoint, tmp_path):
+    path, out = tmp_path / "mobile.ckpt", tmp_path / "out.safetensors"
+    path.write_bytes(wf.torch_save_zip({"state_dict": checkpoint}))
+    notes = convert_file(path, out)
+    generator = generator_from_file(out)
+    assert weights.read_header(out)["notes"] == list(notes)
+    assert generator.config.architecture == "mobile" and generator.name == "mobile"
+    ws = jnp.broadcast_to(generator.statistics["w_mean"], (1, generator.num_ws, W))
+    image = generator.synthesise(ws)
+    assert image.shape == (1, 32, 32, 3) and np.isfinite(image).all() and image.std() > 0
+
+
+INCOMPLETE = {
+    "mapping_net.layers.1.weight": "not a complete MobileStyleGAN",
+    "student.layers.1.conv1.conv.style_inv": "not a complete MobileStyleGAN",
+    "student.layers.1.to_img.bias": "not a complete MobileStyleGAN",
+    "student.layers.1.conv2.noise.weight": "not a complete MobileStyleGAN",
+}
+
+
+@pytest.mark.parametrize("missing", INCOMPLETE)
+def test_an_incomplete_checkpoint(checkpoint, missing):
+    del checkpoint[missing]
+    with pytest.raises(UserError, match=INCOMPLETE[missing]):
+        _read(checkpoint)
+
+
+def test_a_student_without_its_mapping_network(checkpoint):
+    student = {name: a for name, a in checkpoint.items() if name.startswith("student.")}
+    with pytest.raises(UserError, match=r"mapping network is missing.*whole checkpoint"):
+        _read(student)
+
+
+def test_an_empty_array_in_a_checkpoint(checkpoint):
+    checkpoint["mapping_net.layers.1.weight"] = np.zeros((0, Z), np.float32)
+    with pytest.raises(UserError, match=r"'1\.weight' is empty"):
+        _read(checkpoint)
+
+
+def test_a_checkpoint_of_other_shapes(checkpoint):
+    checkpoint["student.layers.0.conv2.conv.modulation.bias"] = np.zeros(C + 4, np.float32)
+    with pytest.raises(UserError, match="other shapes"):
+        _read(checkpoint)
 
 
 # --- what is not that wheel -----------------------------------------------------------------

@@ -20,7 +20,7 @@ import pytest
 from flax import struct
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.mobile.native import blocks as native
+from stylesr_jax.generators.mobile.native import compiler as native_compiler
 from stylesr_jax.generators.mobile.native import library as native_library
 from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import METHODS
@@ -482,7 +482,7 @@ def test_every_method_has_a_name(name):
 def native_features():
     """A call of a program with native blocks, and what it returns in XLA."""
     generator = load_generator()
-    if not native.ready():
+    if not native_library.ready():
         pytest.skip("there is no C++ compiler")
     ws = jnp.tile(generator.statistics["w_mean"], (1, generator.num_ws, 1))
     plain = generator.replace(config=generator.config.portable())
@@ -500,7 +500,7 @@ def test_tracing_does_not_wait_for_the_compiler(
 ):
     """Nor does a compiler that fails after all leave a program that cannot run."""
     call, expected = native_features
-    asked, library = [], native._loaded()
+    asked, library = [], native_library._loaded()
 
     def loaded():
         asked.append(len(_programs(folder)))
@@ -512,8 +512,8 @@ def test_tracing_does_not_wait_for_the_compiler(
     if not writable:
         monkeypatch.setattr(files, "atomic_path", unwritable)
     _features.__wrapped__.clear_cache()
-    monkeypatch.setattr(native, "_loaded", loaded)
-    monkeypatch.setattr(native_library, "begun", Future)  # never done
+    monkeypatch.setattr(native_library, "_loaded", loaded)
+    monkeypatch.setattr(native_compiler, "begun", Future)  # never done
     np.testing.assert_allclose(call(), expected, atol=1e-4)
     assert asked[0] == writable  # what is traced by then
     assert len(_programs(folder)) == (1 + fails) * writable

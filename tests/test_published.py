@@ -28,7 +28,6 @@ NO_LEVERS = {
 PUBLISHED = {
     "rls": {
         "steps": 500,
-        "sketch_steps": 0,
         "learning_rate": 0.5,
         "rate": "constant",
         "space": "w+",

@@ -14,6 +14,7 @@ from stylesr_jax.generators.mobile.network import ImageHead, MobileConfig
 from stylesr_jax.generators.registry import config_to_dict
 from stylesr_jax.methods.base import small_size
 from stylesr_jax.methods.view import Context, degraded
+from stylesr_jax.runtime import weights
 
 
 def _tiny_mobile() -> Generator:
@@ -89,14 +90,14 @@ def test_heads_are_recognised_by_their_network(tiny_mobile, with_head, tmp_path,
 
 @pytest.mark.slow
 def test_fit_heads_learns_and_goes_on_from_kept_pictures(tiny_mobile, tmp_path, capsys):
-    weights = tmp_path / "tiny.safetensors"
+    path = tmp_path / "tiny.safetensors"
     weights.save(
-        weights,
+        path,
         {"params": tiny_mobile.params, "statistics": tiny_mobile.statistics},
         {"kind": "generator", "config": config_to_dict(tiny_mobile.config)},
     )
     out = tmp_path / "heads.safetensors"
-    command = ["--generator", str(weights), "--out", str(out), "--draws", "160"]
+    command = ["--generator", str(path), "--out", str(out), "--draws", "160"]
     assert fit_heads([*command, "--steps", "0"]) == 2
     assert "must be positive" in capsys.readouterr().err
     assert fit_heads([*command, "--steps", "150"]) == 0

@@ -485,7 +485,7 @@ BROKEN = {
     "whole numbers": (_with("synthesis.b4.const", lambda a: a.astype(np.int32)), "int32"),
     "empty": (_with("mapping.fc0.weight", lambda a: a[:0]), "shape"),
     "mapping does not chain": (_with("mapping.fc1.weight", lambda a: a[:, 1:]), "mapping.fc1"),
-    "grey": (_with("synthesis.b16.torgb.bias", lambda a: a[:1]), "1 channels, not RGB"),
+    "grey": (_with("synthesis.b16.torgb.bias", lambda a: a[:1]), "1 channels, not RGB or grey"),
     "odd filter": (
         _with("synthesis.b4.resample_filter", lambda a: np.ones((3, 3), np.float32)),
         "filter of shape",

@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -113,24 +114,38 @@ def nested_tensor(array: np.ndarray) -> Call:
 
 
 def _with_references(values: Any, storages: dict[str, np.ndarray]) -> Any:
+    """A copy in which the arrays are tensors, their data beside the pickle."""
     if isinstance(values, dict):
         return {name: _with_references(v, storages) for name, v in values.items()}
-    if isinstance(values, np.ndarray | np.floating):
-        array = np.asarray(values)
+    if isinstance(values, tuple | list):
+        return type(values)(_with_references(v, storages) for v in values)
+    if isinstance(values, Call):
+        args, state = (_with_references(v, storages) for v in (values.args, values.state))
+        return Call(values.function, args, state, new=values.new)
+    if isinstance(values, Entries):
+        return Entries(values.container, _with_references(values.entries, storages))
+    if isinstance(values, np.ndarray):
         key = f"{len(storages)}"
-        storages[key] = array
-        return tensor_by(storage_reference(array, key), array)
+        storages[key] = values
+        return tensor_by(storage_reference(values, key), values)
     return values
 
 
-def torch_save_legacy(values: dict) -> bytes:
+def torch_save_legacy(values: Any) -> bytes:
     storages: dict[str, np.ndarray] = {}
     return torch_stream(_with_references(values, storages), storages)
 
 
-def torch_save_zip(values: dict, compression: int = zipfile.ZIP_STORED) -> bytes:
+def torch_save_zip(values: Any, compression: int = zipfile.ZIP_STORED) -> bytes:
     storages: dict[str, np.ndarray] = {}
-    value = dumps(_with_references(values, storages), 2)
+    return torch_archive(_with_references(values, storages), storages, compression)
+
+
+def torch_archive(
+    values: Any, storages: dict[str, np.ndarray], compression: int = zipfile.ZIP_STORED
+) -> bytes:
+    """A new file of `torch.save` with these values as they are."""
+    value = dumps(values, 2)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", value)
@@ -183,8 +198,14 @@ def ada_network(
     conv_clamp: float | None = None,
     architecture: str = "skip",
     lr_multiplier: float = 0.01,
+    shortcut: str = "linear",
+    record: Callable[[np.ndarray], Any] = nested_tensor,
 ) -> Call:
-    """A generator's state dict as the module tree of the published PyTorch pickles."""
+    """A generator's state dict as the module tree of the published PyTorch pickles.
+
+    `record` makes a tensor's record: `np.asarray` leaves that to `torch_save_zip`, as when PTI
+    saves a module by torch.
+    """
     tree: dict[str, dict] = {}
 
     def node(path: str) -> dict:
@@ -204,16 +225,18 @@ def ada_network(
 
     for name, array in state.items():
         path, _, leaf = name.rpartition(".")
-        record = nested_tensor(array)
+        value = record(array)
         if leaf in BUFFERS:
-            node(path)["_buffers"][leaf] = record
+            node(path)["_buffers"][leaf] = value
         else:
-            node(path)["_parameters"][leaf] = Call(PARAMETER, (record, True, Call(ORDERED, ())))
+            node(path)["_parameters"][leaf] = Call(PARAMETER, (value, True, Call(ORDERED, ())))
         kind = path.rpartition(".")[2]
         if kind in ("conv0", "conv1", "torgb"):
             node(path)["conv_clamp"] = conv_clamp
         if kind in ("conv0", "conv1"):
             tree[path] |= {"activation": "lrelu", "use_noise": f"{path}.noise_const" in state}
+        if kind == "skip":
+            tree[path] |= {"activation": shortcut, "conv_clamp": None}
         if kind.startswith("fc"):
             tree[path] |= {"activation": "lrelu", "bias_gain": np.float64(lr_multiplier)}
         if kind in ("affine", "embed"):
@@ -337,6 +360,26 @@ def rosinality_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         elif tail == "noise_strength":
             array = array.reshape(1)
         elif layer == "torgb" and tail == "bias":
-            array = array.reshape(1, 3, 1, 1)
+            array = array.reshape(1, -1, 1, 1)
         result[f"{target}.{names[tail]}"] = array
+    return result
+
+
+def basicsr_state(ros: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict with rosinality's names under BasicSR's; the kernels are no buffers there."""
+    result = {}
+    for name, array in ros.items():
+        part, _, rest = name.partition(".")
+        if part == "style":
+            renamed = f"style_mlp.{rest}"
+        elif name == "input.input":
+            renamed = "constant_input.weight"
+        elif part == "noises":
+            renamed = name.replace("noise_", "noise")
+        elif part == "conv1" or part == "convs":
+            renamed = f"style_{name}".replace(".conv.", ".modulated_conv.")
+            renamed = renamed.replace(".noise.weight", ".weight")
+        else:
+            renamed = name.replace(".conv.", ".modulated_conv.")
+        result[renamed] = array
     return result

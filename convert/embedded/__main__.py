@@ -1,6 +1,6 @@
 """Makes a file of `weights/` from the archive that it was published in.
 
-python -m convert.embedded {mobile,lpips,niqe,inception} SOURCE --out OUT
+python -m convert.embedded {mobile,lpips,niqe,inception,faces} SOURCE --out OUT
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from stylesr_jax.errors import exit_code
 from stylesr_jax.runtime import files
 
-KINDS = ("mobile", "lpips", "niqe", "inception")
+KINDS = ("mobile", "lpips", "niqe", "inception", "faces")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("kind", choices=KINDS, help="what to make")
     parser.add_argument("source", help="the archive (inception: or its address)")
-    parser.add_argument("--out", type=Path, required=True, help="file (lpips: folder of two files)")
+    parser.add_argument("--out", type=Path, required=True, help="file (lpips, faces: folder)")
     return parser
 
 
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _make(args: argparse.Namespace) -> None:
     # Not above: the help need not wait for JAX.
-    from convert.embedded import inception, lpips, niqe, openvino
+    from convert.embedded import inception, lpips, niqe, openvino, tflite
 
-    converters = dict(zip(KINDS, (openvino, lpips, niqe, inception), strict=True))
+    converters = dict(zip(KINDS, (openvino, lpips, niqe, inception, tflite), strict=True))
     for path in converters[args.kind].make(args.source, args.out):
         print(f"{path}: {files.describe_file(path)}")
 

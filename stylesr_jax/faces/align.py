@@ -213,7 +213,7 @@ def is_framed(image: np.ndarray, faces: Sequence[Face]) -> bool:
         return False
     frame = np.array([[0, 0], [width, 0], [width, height], [0, height]])
     apart = (np.linalg.norm(face.transform.corners - frame, axis=1).mean() for face in faces)
-    return min(apart, default=np.inf) < FRAMED * max(height, width)
+    return bool(min(apart, default=np.inf) < FRAMED * max(height, width))
 
 
 def seen_fraction(image: np.ndarray, transform: Transform) -> float:

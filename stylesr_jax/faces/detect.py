@@ -201,14 +201,16 @@ def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def merge(candidates: Candidates, threshold: float = 0.3) -> Candidates:
     """Weighted non-maximum suppression: those that overlap the best become their mean.
 
-    Weights are the scores; a merged candidate has the best score. Source: BlazeFace, section 4.
+    Weights are the odds that the scores stand for, as another scale's worse candidates tell the
+    place but not the angle; a merged candidate has the best score. Source: BlazeFace, section 4.
     """
     left = candidates.take(np.argsort(-candidates.scores))
     merged = []
     while len(left.scores):
         same = overlaps(left.boxes[0], left.boxes) > threshold
         same[0] = True
-        weights = left.scores[same] / left.scores[same].sum()
+        odds = left.scores[same] / (1.0 + 1e-6 - left.scores[same])
+        weights = odds / odds.sum()
         boxes, points = (np.tensordot(weights, v[same], 1) for v in left[:2])
         merged.append((boxes, points, left.scores[0]))
         left = left.take(~same)
@@ -228,7 +230,8 @@ _NOSE, _MOUTH = 1, (61, 291)
 MARGIN = 1.5  # sides of the landmark network's crop over those of the face in it
 PASSES = 3  # each crops as the points of the last one say
 PRESENCE = (0.05, 0.5, 0.5)  # least probability of a face after each pass
-DISAGREEMENT = 0.4  # most that the networks' points may differ, over the way from eyes to mouth
+DISAGREEMENT = 0.5  # most that the networks' points may differ, over the way from eyes to mouth
+AROUND = 1.2  # sides of the crop that is seen both ways up, over those of FFHQ's crop
 SAME = 0.3  # least overlap of two boxes of one face
 NEAR = 0.25  # most distance of two crops' centres of one face, over the larger one's side
 
@@ -260,9 +263,9 @@ def _around_box(box: np.ndarray, eyes: np.ndarray) -> Transform:
     return Transform(center, MARGIN * side, _angle(eyes))
 
 
-def upright_crop(levels: list[Image.Image], region: Transform) -> np.ndarray:
-    """A region of a photo as (192, 192, 3) float32 in [-1, 1]; the border is repeated outwards."""
-    halved = int(np.clip(np.log2(max(region.size / SIDE, 1.0)), 0, len(levels) - 1))
+def upright_crop(levels: list[Image.Image], region: Transform, side: int) -> np.ndarray:
+    """A region of a photo, (side, side, 3) float32 in [-1, 1]; its border is repeated outwards."""
+    halved = int(np.clip(np.log2(max(region.size / side, 1.0)), 0, len(levels) - 1))
     level = levels[halved]
     ratio = level.width / levels[0].width
     region = Transform(region.center * ratio, region.size * ratio, region.rotation)
@@ -271,10 +274,10 @@ def upright_crop(levels: list[Image.Image], region: Transform) -> np.ndarray:
     rows = np.clip(np.arange(low[1], high[1]), 0, level.height - 1)
     columns = np.clip(np.arange(low[0], high[0]), 0, level.width - 1)
     part = Image.fromarray(np.asarray(level)[rows[:, None], columns])
-    across, down = region.axes * region.size / SIDE
+    across, down = region.axes * region.size / side
     origin = region.corners[0] - low
     matrix = (across[0], down[0], origin[0], across[1], down[1], origin[1])
-    crop = part.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    crop = part.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     return np.asarray(crop, np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
@@ -286,7 +289,7 @@ def _meshes(levels: list[Image.Image], regions: list[Transform]) -> tuple[np.nda
         batch = regions[start : start + BATCH]
         crops = np.zeros((BATCH, SIDE, SIDE, 3), np.float32)
         for i, region in enumerate(batch):
-            crops[i] = upright_crop(levels, region)
+            crops[i] = upright_crop(levels, region, SIDE)
         points, presence = map(np.asarray, landmarks(params, crops))
         presences[start : start + len(batch)] = presence[: len(batch)]
         for i, region in enumerate(batch):
@@ -314,6 +317,32 @@ def _distinct(faces: list[Face]) -> list[Face]:
                 break
         else:
             kept.append(face)
+    return kept
+
+
+def _right_way_up(levels: list[Image.Image], faces: list[Face]) -> list[Face]:
+    """The faces that the detector prefers as they are to upside down.
+
+    Both networks take many an upside-down face for an upright one, with its points in wrong places.
+    Each tile of the detector has two faces in its upper half, and below each its other way up.
+    """
+    kept, half = [], TILE // 2
+    for start in range(0, len(faces), 2):
+        pair = faces[start : start + 2]
+        tile = np.zeros((TILE, TILE, 3), np.float32)
+        for i, face in enumerate(pair):
+            center, size, rotation = face.transform
+            crop = upright_crop(levels, Transform(center, AROUND * size, rotation), half)
+            tile[:half, i * half : (i + 1) * half] = crop
+            tile[half:, i * half : (i + 1) * half] = crop[::-1, ::-1]
+        values, scores = map(np.asarray, detect(detector_network(), tile))
+        cells = np.floor(values[:, 0] / half)
+        for i, face in enumerate(pair):
+            upright, turned = (
+                scores[(cells == (i, row)).all(axis=1)].max(initial=0.0) for row in (0, 1)
+            )
+            if upright >= turned:
+                kept.append(face)
     return kept
 
 
@@ -351,4 +380,4 @@ def find_faces(image: np.ndarray) -> list[Face]:
         Face(five_points(mesh), np.concatenate([mesh.min(0), mesh.max(0)]), float(score))
         for mesh, score in zip(meshes[kept], (presences * candidates.scores)[kept], strict=True)
     ]
-    return sorted(_distinct(faces), key=lambda face: -face.size)
+    return sorted(_right_way_up(levels, _distinct(faces)), key=lambda face: -face.size)

@@ -63,6 +63,10 @@ class Config:
         """The configuration that is computed by XLA alone, for any platform."""
         return self
 
+    def computed_by(self) -> str:
+        """What computes the blocks on this machine, for reports: "xla" or "native" code."""
+        return "xla"
+
     def synthesis_module(self) -> nn.Module:
         """The Flax module; `apply` takes (ws, noise, start=, stop=), see `Generator`."""
         raise NotImplementedError

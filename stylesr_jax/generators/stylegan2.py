@@ -494,9 +494,9 @@ def _prepare_rgb(
     reader: _Reader, layer: str, inputs: int, config: StyleGAN2Config
 ) -> dict[str, Any]:
     bias = reader(f"{layer}.bias", 1)
-    outputs = bias.shape[0]
-    if outputs not in (1, 3):
-        raise UserError(f"{reader.name} makes images of {outputs} channels, not RGB or grey")
+    outputs = image_channels(reader.state)
+    if outputs not in (1, 3) or bias.shape[0] != outputs:
+        raise UserError(f"{reader.name} makes images of {bias.shape[0]} channels, not RGB or grey")
     weight = reader(f"{layer}.weight", 4, (outputs, inputs, 1, 1))[:, :, 0, 0].T
     return {
         "affine": _prepare_affine(
@@ -510,8 +510,7 @@ def _prepare_rgb(
 
 def image_channels(state: State) -> int:
     """Channels of the images that a state dict's network makes: 3, or 1 for grey ones."""
-    sizes = [a.shape[0] for name, a in state.items() if name.endswith(".torgb.bias") and a.ndim]
-    return min(sizes, default=3)
+    return max((a.size for name, a in state.items() if name.endswith(".torgb.bias")), default=3)
 
 
 def random_state(

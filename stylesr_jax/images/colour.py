@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from stylesr_jax.images.kinds import printable
+from stylesr_jax.images.png import MAX_PROFILE
 
-MAX_PROFILE = 32 * 2**20  # bytes
 CURVE_STEPS = 65536  # the values of 16 bits
 MAX_NAME = 60  # characters of a profile's name in a note
 CONVERTED = "colours converted from"

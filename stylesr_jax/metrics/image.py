@@ -18,10 +18,15 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from stylesr_jax.degradations import Degradation, cubic_taps, taps_matrix
+from stylesr_jax.degradations import (
+    Degradation,
+    cubic_taps,
+    resize,
+    scaled_size,
+    taps_matrix,
+)
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics.lpips import Net, Params, embedding_distance, lpips, lpips_embedding
-from stylesr_jax.metrics.scorer import at_shape
 from stylesr_jax.runtime import weights
 
 SSIM_WINDOW = 11
@@ -40,6 +45,17 @@ def _check_pair(name: str, a: Array, b: Array, data_range: float) -> None:
     if not data_range > 0.0:
         raise UserError(f"{name}: data_range must be positive (2.0 for [-1, 1]), got {data_range}")
     _check_finite(name, a, b)
+
+
+def at_size(image: Any, longer: int) -> Any:
+    """(H, W, 3) resampled so that its longer side has that many pixels, clipped to [-1, 1]."""
+    return at_shape(image, scaled_size(image.shape[:2], longer))
+
+
+def at_shape(image: Any, size: tuple[int, int]) -> Any:
+    """(H, W, 3) resampled to `size` (height, width), clipped to [-1, 1]."""
+    image = jnp.asarray(image)
+    return jnp.clip(image if image.shape[:2] == size else resize(image, size), -1.0, 1.0)
 
 
 def psnr(a: Array, b: Array, *, data_range: float) -> Array:

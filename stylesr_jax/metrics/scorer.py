@@ -5,12 +5,23 @@ The feature networks are read once and the original is embedded once for all met
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from stylesr_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
+from stylesr_jax.metrics import image as metrics
+from stylesr_jax.metrics.image import at_shape, at_size
+from stylesr_jax.metrics.inception import inception_features
+from stylesr_jax.metrics.lpips import (
+    Net,
+    Params,
+    embedding_distance,
+    load_features,
+    lpips_embedding,
+    pooled_features,
+)
 
 
 class Measure(NamedTuple):
@@ -52,50 +63,16 @@ class Sizes:
     frechet: int = 128
 
 
-def at_size(image: Any, longer: int) -> Any:
-    """(H, W, 3) resampled so that its longer side has that many pixels, clipped to [-1, 1]."""
-    from stylesr_jax.degradations import scaled_size
-
-    return at_shape(image, scaled_size(image.shape[:2], longer))
-
-
-def at_shape(image: Any, size: tuple[int, int]) -> Any:
-    """(H, W, 3) resampled to `size` (height, width), clipped to [-1, 1]."""
-    import jax.numpy as jnp
-
-    from stylesr_jax.degradations import resize
-
-    image = jnp.asarray(image)
-    return jnp.clip(image if image.shape[:2] == size else resize(image, size), -1.0, 1.0)
-
-
 class Scorer:
     """Scores of pictures against originals; the feature networks are read once."""
 
-    def __init__(self, sizes: Sizes, inception: str | None = None) -> None:
-        import jax
-
-        from stylesr_jax.metrics.lpips import (
-            Net,
-            embedding_distance,
-            load_features,
-            lpips_embedding,
-            pooled_features,
-        )
-
+    def __init__(self, sizes: Sizes, inception: Params | None = None) -> None:
         self.sizes = sizes
         nets: tuple[Net, ...] = ("vgg16", "alexnet")
         self._networks = {net: load_features(net) for net in nets}
         self._embed = jax.jit(lpips_embedding, static_argnames="net")
-        self._inception = None
-        if inception is not None:
-            from stylesr_jax.loading import inception_path
-            from stylesr_jax.metrics.inception import inception_features, load_inception
-
-            self._inception = load_inception(inception_path(inception))
-            self._inception_features = jax.jit(
-                lambda x, params: inception_features(x, params=params)
-            )
+        self._inception = inception
+        self._inception_features = jax.jit(lambda x, params: inception_features(x, params=params))
         self._original: tuple[Any, Any, Any] | None = None  # the last one, small, and embedded
         self._distance = jax.jit(embedding_distance)
         self._pooled = jax.jit(lambda x, params: pooled_features(x, params=params))
@@ -103,10 +80,8 @@ class Scorer:
     def _embedded(self, small: Any) -> dict[str, Any]:
         return {n: self._embed(small, net=n, params=p) for n, p in self._networks.items()}
 
-    def against(self, image: "np.ndarray", original: "np.ndarray") -> dict[str, float]:
+    def against(self, image: np.ndarray, original: np.ndarray) -> dict[str, float]:
         """PSNR, SSIM and LPIPS of a picture (H, W, 3) in [-1, 1] to its original."""
-        from stylesr_jax.metrics import image as metrics
-
         if self._original is None or self._original[0] is not original:
             small = at_size(original, self.sizes.score)
             self._original = (original, small, self._embedded(small))
@@ -122,17 +97,13 @@ class Scorer:
 
     def niqe(self, image: Any) -> float | None:
         """NIQE of a picture; None where its size is too small, or the picture is flat."""
-        from stylesr_jax.metrics import image as metrics
-
         try:
             return float(metrics.niqe(at_size(image, self.sizes.niqe)))
         except UserError:
             return None
 
-    def features(self, image: Any) -> dict[str, "np.ndarray"]:
+    def features(self, image: Any) -> dict[str, np.ndarray]:
         """The vectors whose distributions are compared, by the distance's name."""
-        import numpy as np
-
         small = at_size(image, self.sizes.frechet)
         found = {"frechet_vgg16": self._pooled(small, self._networks["vgg16"])}
         if self._inception is not None:
@@ -141,8 +112,6 @@ class Scorer:
 
     def diversity(self, images: Sequence[Any]) -> dict[str, float]:
         """Mean pairwise LPIPS-VGG and mean absolute difference of several solutions."""
-        from stylesr_jax.metrics import image as metrics
-
         small = [at_size(image, self.sizes.score) for image in images]
         found = metrics.diversity(small, net="vgg16", params=self._networks["vgg16"])
         return {"diversity_lpips": found.lpips, "diversity_l1": found.pixels}

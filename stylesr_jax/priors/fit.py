@@ -4,16 +4,20 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from stylesr_jax.errors import UserError
-
-if TYPE_CHECKING:  # jax and distrax take seconds to import, and --help needs neither
-    from jax import Array
-
-    from stylesr_jax.generators.base import Generator
-    from stylesr_jax.priors.autoregressive import FlowConfig
-    from stylesr_jax.priors.flow import FitConfig, FitState, Prior
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.priors import flow
+from stylesr_jax.priors.autoregressive import FlowConfig, init_flow
+from stylesr_jax.priors.flow import FitConfig, FitState, Prior
+from stylesr_jax.priors.whitening import fit_whitening
+from stylesr_jax.runtime import weights
 
 HELD_OUT = 2000
 
@@ -29,11 +33,8 @@ class Progress(NamedTuple):
 
 
 def _save_checkpoint(
-    path: Path, state: "FitState", whitening: dict[str, Any], settings: dict[str, Any]
+    path: Path, state: FitState, whitening: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    import jax
-
-    from stylesr_jax.runtime import weights
 
     leaves = {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
     weights.save(
@@ -44,12 +45,8 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(
-    path: Path, like: "FitState", settings: dict[str, Any]
-) -> tuple["FitState", dict[str, Any]]:
-    import jax
-    import jax.numpy as jnp
-
-    from stylesr_jax.runtime import weights
+    path: Path, like: FitState, settings: dict[str, Any]
+) -> tuple[FitState, dict[str, Any]]:
 
     tensors, header = weights.load(path)
     if header.get("kind") != "prior-checkpoint":
@@ -65,29 +62,26 @@ def _load_checkpoint(
     return state, jax.tree.map(jnp.asarray, tensors["whitening"])
 
 
-def _shapes(key: "Array", flow_config: "FlowConfig") -> Any:
-    import jax
-
-    from stylesr_jax.priors.autoregressive import init_flow
+def _shapes(key: Array, flow_config: FlowConfig) -> Any:
 
     shapes = jax.eval_shape(lambda key: init_flow(key, flow_config), key)
     return jax.tree.map(lambda leaf: leaf.shape, shapes)
 
 
 def fit(
-    key: "Array",
-    generator: "Generator",
+    key: Array,
+    generator: Generator,
     *,
-    flow_config: "FlowConfig",
-    fit_config: "FitConfig",
-    start: "Prior | None" = None,
+    flow_config: FlowConfig,
+    fit_config: FitConfig,
+    start: Prior | None = None,
     whitening_draws: int = 100_000,
     checkpoint: Path | None = None,
     checkpoint_every: int = 256,
     resume: bool = False,
     report_every: int = 64,
     report: Callable[[Progress], None] | None = None,
-) -> "Prior":
+) -> Prior:
     """Fit a prior by maximum likelihood on fresh draws; the same key gives the same prior.
 
     Steps, reports and checkpoints are rounded up to whole chunks of `fit_config.chunk` steps.
@@ -105,14 +99,6 @@ def fit(
         UserError: the checkpoint is of another fit, or in the way, or the loss became
             non-finite.
     """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from stylesr_jax.priors import flow
-    from stylesr_jax.priors.autoregressive import init_flow
-    from stylesr_jax.priors.whitening import fit_whitening
-
     settings = {
         "flow": dataclasses.asdict(flow_config),
         "fit": dataclasses.asdict(fit_config),

@@ -26,6 +26,8 @@ from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.images.decoding import decode
 from stylesr_jax.images.files import write_png
 from stylesr_jax.images.kinds import printable
+from stylesr_jax.loading import inception_path
+from stylesr_jax.metrics.inception import load_inception
 from stylesr_jax.metrics.scorer import MEASURES, Scorer, Sizes, at_size, mean_scores
 from stylesr_jax.runs.places import make_ready, short_name
 from stylesr_jax.runs.plan import Plan, Variant
@@ -120,6 +122,14 @@ def _prepare(plan: EvaluationPlan, source: Source, data: bytes) -> Subject:
     except UserError as error:
         raise UserError(f"{source.shown}: {error}") from error
     return Subject(source.path, source.sha256, observation, assumed, original, picture.notes)
+
+
+def scorer_of(plan: EvaluationPlan) -> Scorer:
+    """The scores that an evaluation asks for."""
+    inception = None
+    if plan.inception is not None:
+        inception = load_inception(inception_path(plan.inception))
+    return Scorer(plan.sizes, inception)
 
 
 def example_of(subject: Subject) -> Example:
@@ -226,7 +236,7 @@ class EvaluationJob(Job[EvaluationPlan]):
     def __init__(self, plan: EvaluationPlan, say: Say) -> None:
         super().__init__(plan)
         self.say = say
-        self.scorer = Scorer(plan.sizes, plan.inception)
+        self.scorer = scorer_of(plan)
         self.finished = Rows(plan.out / "rows.jsonl")
         self.rows: dict[str, dict[str, Row]] = {}
         self.examples: dict[str, Example] = {}

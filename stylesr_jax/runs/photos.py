@@ -14,12 +14,10 @@ import jax
 import numpy as np
 
 from stylesr_jax.errors import UserError, in_a_line
-from stylesr_jax.generators.mobile.native.blocks import blocks_of
 from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.kinds import printable
-from stylesr_jax.metrics.image import scores
+from stylesr_jax.metrics.image import at_shape, scores
 from stylesr_jax.metrics.lpips import load_features
-from stylesr_jax.metrics.scorer import at_shape
 from stylesr_jax.runs.claims import content_key
 from stylesr_jax.runs.folder import Format, Place, place_in, write_result
 from stylesr_jax.runs.places import RESERVED, candidates, firsts_of_stem, safe_stem, same_name
@@ -356,7 +354,7 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         "preset": plan.variant.preset,
         "generator": plan.generator.name,
         "device": device_line(),
-        "blocks": None if not plan.variant.stages else blocks_of(plan.generator),
+        "blocks": None if not plan.variant.stages else plan.generator.config.computed_by(),
         "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,

@@ -14,7 +14,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import find_images, read_image, write_png
 from stylesr_jax.images.grid import draw_grid
 from stylesr_jax.metrics.image import frechet_distance
-from stylesr_jax.metrics.scorer import FRECHET, MEASURES, Scorer, mean_scores
+from stylesr_jax.metrics.scorer import FRECHET, MEASURES, mean_scores
 from stylesr_jax.runs.evaluation import (
     ORIGINAL,
     EvaluationPlan,
@@ -25,6 +25,7 @@ from stylesr_jax.runs.evaluation import (
     picture_path,
     prepare,
     save_features,
+    scorer_of,
 )
 from stylesr_jax.runs.records import Row, write_json
 from stylesr_jax.runtime import files
@@ -78,7 +79,7 @@ def _reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
     if saved.is_file():
         with np.load(saved) as file:
             return dict(file)
-    scorer = Scorer(plan.sizes, plan.inception)
+    scorer = scorer_of(plan)
     features = []
     for path in pictures:
         image = read_image(path)

@@ -57,6 +57,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def elsewhere(path: Path) -> str:
+    """What a user can do where a file cannot be written."""
+    if path.is_relative_to(cache_dir()):
+        return "set STYLESR_CACHE to a folder that can be written and has room"
+    return "choose another folder"
+
+
 def remove_leftovers(folder: Path, *, depth: int = 0) -> None:
     """Remove temporary files of processes that were killed, in a folder and `depth` below it.
 
@@ -84,13 +91,6 @@ def _is_alive(process: int) -> bool:
     except OSError:
         pass  # of another user
     return True
-
-
-def elsewhere(path: Path) -> str:
-    """What a user can do where a file cannot be written."""
-    if path.is_relative_to(cache_dir()):
-        return "set STYLESR_CACHE to a folder that can be written and has room"
-    return "choose another folder"
 
 
 def _umask() -> int:

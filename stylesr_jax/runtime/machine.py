@@ -1,17 +1,17 @@
 """The machine and the packages, to stand beside measured figures."""
 
+import datetime
 import os
+import platform
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import jax
 
 
 def describe_machine() -> dict[str, Any]:
     """Date, device, processor and package versions, to stand beside any measured figure."""
-    import datetime
-    import platform
-
-    import jax
-
     device = jax.devices()[0]
     model = ""
     with suppress(OSError), open("/proc/cpuinfo") as file:
@@ -27,9 +27,6 @@ def describe_machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the results."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": platform.python_version()}
     for name in ("stylesr-jax", "jax", "jaxlib", "flax", "optax", "distrax", "numpy", "pillow"):
         with suppress(PackageNotFoundError):

@@ -309,7 +309,7 @@ def _without_lapack(exported: jax.export.Exported) -> jax.export.Exported:
 def _sources() -> str:
     """A hash of the package's source files."""
     digest = hashlib.sha256()
-    for path in sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cc"))):
+    for path in sorted(path for kind in ("py", "cc", "h") for path in PACKAGE.rglob(f"*.{kind}")):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from stylesr_jax.generators.mobile.native import blocks as native
+from stylesr_jax.generators.mobile.native import library
 from stylesr_jax.generators.mobile.separable import (
     Blocks,
     haar_synthesis,
@@ -143,5 +144,5 @@ def compute_blocks(strips: tuple[int, ...], x: Array, blocks: Blocks, *, in_nati
         (N, H', W', features) of the last block, or its image.
     """
     single = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((x, blocks)))
-    run = native_blocks if in_native and single and native.ready() else xla_blocks
+    run = native_blocks if in_native and single and library.ready() else xla_blocks
     return run(strips, x, blocks)

@@ -75,10 +75,9 @@ def with_known_heads(generator: Generator) -> Generator:
     """The generator with the heads that were fitted for it, embedded or by the user, if any."""
     if not isinstance(generator.config, MobileConfig):
         return generator
-    own = None
+    digest = synthesis_sha256(generator)
     for path in weights.known_files(EMBEDDED, heads_folder()):
-        own = own or synthesis_sha256(generator)
-        if weights.read_header(path).get("synthesis_sha256") == own:
+        if weights.read_header(path).get("synthesis_sha256") == digest:
             tensors, _ = weights.load(path)
             wide = jax.tree.map(lambda x: np.asarray(x, np.float32), tensors)
             return with_heads(generator, {int(size): params for size, params in wide.items()})

@@ -17,7 +17,8 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Config, Noise
 from stylesr_jax.generators.mobile.blocks import compute_blocks, image_rows
 from stylesr_jax.generators.mobile.layers import Block, ImageHead, InputLayer, ToWavelets
-from stylesr_jax.generators.mobile.native import blocks as native
+from stylesr_jax.generators.mobile.native import library
+from stylesr_jax.generators.mobile.native.blocks import fits
 
 Params = Mapping[str, Any]
 
@@ -69,15 +70,19 @@ class MobileConfig(Config):
 
     def in_native(self, block: int) -> bool:
         """Whether block `block` is computed in native code."""
-        fits = native.fits(*self.channels[block - 1 : block + 1])
-        return bool(self.native) and fits and (4 << block) >= NATIVE_RESOLUTION
+        large = (4 << block) >= NATIVE_RESOLUTION
+        return bool(self.native) and large and fits(*self.channels[block - 1 : block + 1])
 
     def on_this_machine(self) -> "MobileConfig":
         wanted = self.native is not False and jax.default_backend() == "cpu"
-        return dataclasses.replace(self, native=wanted and native.available())
+        return dataclasses.replace(self, native=wanted and library.available())
 
     def portable(self) -> "MobileConfig":
         return dataclasses.replace(self, native=False)
+
+    def computed_by(self) -> str:
+        numbers = range(1, len(self.channels))
+        return "native" if any(map(self.in_native, numbers)) and library.ready() else "xla"
 
     def synthesis_module(self) -> nn.Module:
         return MobileSynthesis(self)

@@ -1,93 +1,29 @@
-"""Blocks of MobileStyleGAN in native code on CPUs, over twice as fast as XLA's.
+"""Calls of MobileStyleGAN's blocks in native code on CPUs, over twice as fast as XLA's.
 
-`library` compiles `kernels/`, which are called inside jitted programs through `jax.ffi`. Where
-there is no compiler the generator computes the same in XLA.
-
-XLA cannot look into the calls: second derivatives, and arrays that `jit` itself spreads over
-devices, want `config.portable()`. The engine's `shard_map` keeps every call on one device.
+`library` has the code, which is called inside jitted programs through `jax.ffi`. XLA cannot look
+into the calls: second derivatives, and arrays that `jit` itself spreads over devices, want
+`config.portable()`. The engine's `shard_map` keeps every call on one device.
 """
 
-import ctypes
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import lru_cache
-from subprocess import SubprocessError
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from stylesr_jax.errors import UserError
-from stylesr_jax.generators.mobile.native import library as native_library
+from stylesr_jax.generators.mobile.native import library
 from stylesr_jax.generators.mobile.separable import BlockArguments, Blocks, haar_synthesis
-from stylesr_jax.runtime.program_cache import Dependency, register_dependency
 
-FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
-TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
 LANES = 16  # channels come in multiples of this: the longest vectors' floats
 HALF = 8  # the kernels' kHalf: six numbers of two pixels, and two zeros
-_log = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
-
-
-# --- the library ----------------------------------------------------------------------------
-
-
-_assumed: ContextVar[bool | None] = ContextVar("_assumed", default=None)
-
-
-def available() -> bool:
-    """Whether native blocks can be expected.
-
-    Where the library is yet to be compiled this begins, beside what the caller does next.
-    """
-    begun = native_library.begun()
-    return begun is not None and not (begun.done() and _loaded() is None)
-
-
-def ready() -> bool:
-    """Whether native blocks can be used; waits for the compiler."""
-    assumed = _assumed.get()
-    return _loaded() is not None if assumed is None else assumed
-
-
-@contextmanager
-def assume_ready() -> Iterator[None]:
-    """In here what is available at first is taken to be ready, so that tracing does not wait."""
-    token = _assumed.set(available())
-    try:
-        yield
-    finally:
-        _assumed.reset(token)
-
-
-@lru_cache(maxsize=1)
-def _loaded() -> ctypes.CDLL | None:
-    """The library, registered, or None if it cannot be had."""
-    begun = native_library.begun()
-    if begun is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(begun.result()))
-        for name, symbol in TARGETS.items():
-            handler = jax.ffi.pycapsule(getattr(library, symbol))
-            jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    except (OSError, AttributeError, RuntimeError, UserError, SubprocessError) as error:
-        _log.warning("native blocks cannot be used (%s); XLA's, which take longer, are", error)
-        return None
-    return library
 
 
 def fits(bands: int, features: int) -> bool:
     """Whether the kernels can compute a block of 4C input bands and F features."""
     return bands % (4 * LANES) == 0 and features % LANES == 0
-
-
-# --- calls ----------------------------------------------------------------------------------
 
 
 class Residuals(NamedTuple):
@@ -127,14 +63,6 @@ def _head(weights: Params) -> tuple[Array, Array]:
     if "image" not in weights:
         return jnp.zeros((0, 2 * HALF), jnp.float32), jnp.zeros((1, 2 * HALF), jnp.float32)
     return _pixels(weights["image"]["weight"]), _pixels(weights["image"]["bias"][None])
-
-
-def blocks_of(generator: Any) -> str:
-    """How a generator's blocks are computed: "xla" or "native"."""
-    config = generator.config
-    if not getattr(config, "native", None) or not ready():
-        return "xla"
-    return "native" if any(map(config.in_native, range(1, len(config.channels)))) else "xla"
 
 
 def _image_style(styles: Params) -> Array:
@@ -178,10 +106,10 @@ def forward(
     Raises:
         ValueError: the shapes do not fit one another, the features are not float32, or a block
             before the last has an image.
-        RuntimeError: there is no library (see `ready`).
+        RuntimeError: there is no library (see `library.ready`).
     """
-    if not ready():
-        raise RuntimeError("native blocks cannot be had: ask ready() first")
+    if not library.ready():
+        raise RuntimeError("native blocks cannot be had: ask library.ready() first")
     if x.dtype != jnp.float32:  # the kernels trust this too
         raise ValueError(f"native blocks want float32, not {x.dtype}")
     if any("image" in block.styles for block in blocks[:-1]):
@@ -211,7 +139,7 @@ def _forward(
 
     image = (count, 2 * height, 2 * width, 3) if headed else (count, height, width, features)
     out, layer1, layer2 = jax.ffi.ffi_call(
-        FORWARD,
+        library.FORWARD,
         (
             jax.ShapeDtypeStruct(image, jnp.float32),
             kept_if(for_gradient),
@@ -266,7 +194,7 @@ def _backward(
     image = _image_style(styles)
     widths = [styles["up"].shape[1], styles["conv2"].shape[1]]
     grad_x, grad_styles, *grad_noises = jax.ffi.ffi_call(
-        BACKWARD,
+        library.BACKWARD,
         (
             jax.ShapeDtypeStruct(kept.x.shape, kept.x.dtype),
             jax.ShapeDtypeStruct((count, sum(widths) + image.shape[1]), jnp.float32),
@@ -313,22 +241,3 @@ def _backward(
         None,  # type: ignore[arg-type]
         *map(of_noise, noises, strengths, grad_noises),  # type: ignore[arg-type]
     )
-
-
-# --- programs that call them ----------------------------------------------------------------
-
-
-def _is_native(argument: Any) -> bool:
-    """Whether a part of a program's arguments is a generator with native blocks, or its config."""
-    return getattr(getattr(argument, "config", argument), "native", None) is True
-
-
-register_dependency(
-    Dependency(
-        module=__name__,
-        targets=tuple(TARGETS),
-        applies_to=_is_native,
-        state=lambda: "native" if ready() else "",
-        assume_ready=assume_ready,
-    )
-)
