@@ -38,13 +38,12 @@ from benchmarks.common import (
     write_report,
 )
 from benchmarks.references import Reference, load_reference
-from benchmarks.step import PROBLEM, TARGET
+from benchmarks.step import TARGET, BlockMeans
 from stylesr_jax.errors import exit_code
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.search.engine import advance, begin, evaluate
 
 OURS = "stylesr_jax"
-RATE = 0.02  # Adam's, as in benchmarks.step
 PAUSE = 0.2  # seconds, for the other framework's threads to go to sleep
 
 
@@ -67,7 +66,7 @@ def torch_step(
     torch, network = reference.torch, reference.forms[form]
     styles = torch.tensor(np.asarray(ws), device=reference.device, requires_grad=True)
     target = torch.tensor(np.asarray(targets).transpose(0, 3, 1, 2), device=reference.device)
-    optimiser = torch.optim.Adam([styles], lr=RATE)
+    optimiser = torch.optim.Adam([styles], lr=BlockMeans.rate)
 
     def step() -> Any:
         optimiser.zero_grad()
@@ -100,9 +99,10 @@ def our_call(
 ) -> Callable[[], Timing]:
     """Times a step of the engine's compiled loop of `steps`."""
     keys = jax.random.split(jax.random.key(2), len(ws))
-    state = begin(PROBLEM, reference.generator, targets, ws)
-    arguments = (reference.generator, targets, keys, jnp.asarray(10**6, jnp.int32), state)
-    run = advance.lower(*arguments, problem=PROBLEM, length=steps).compile()
+    problem, total = BlockMeans(), jnp.asarray(10**6, jnp.int32)
+    state = begin(problem, reference.generator, targets, ws)
+    arguments = (problem, reference.generator, targets, keys, total, state)
+    run = advance.lower(*arguments, length=steps).compile()
 
     def call() -> Timing:
         time.sleep(PAUSE)
@@ -132,7 +132,7 @@ def compare(
     @jax.jit
     def gradient(generator: Any, ws: jax.Array) -> jax.Array:
         def total(ws: jax.Array) -> jax.Array:
-            return evaluate(PROBLEM, generator, targets, ws, jnp.zeros(()))[0].sum()
+            return evaluate(BlockMeans(), generator, targets, ws)[0].sum()
 
         return jax.grad(total)(ws)
 

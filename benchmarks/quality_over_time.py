@@ -33,7 +33,6 @@ from benchmarks.studies.common import PORTRAIT
 from stylesr_jax.errors import UserError, exit_code
 from stylesr_jax.images.files import find_images
 from stylesr_jax.methods import METHODS, method_named
-from stylesr_jax.methods.base import with_budget
 from stylesr_jax.metrics.scorer import Scorer
 from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.runs.evaluation import EvaluationPlan, prepare
@@ -42,7 +41,8 @@ from stylesr_jax.runs.records import Row, append_row, read_rows
 from stylesr_jax.runs.worker import Subject
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
-from stylesr_jax.solver.solve import key_of, solve
+from stylesr_jax.solver.observation import key_of
+from stylesr_jax.solver.solve import solve
 
 PRESETS = tuple(
     dict.fromkeys(name for method in METHODS.values() for name in ("balanced", *method.presets))
@@ -69,11 +69,10 @@ def curves(methods: Sequence[str], presets: Sequence[str]) -> list[Variant]:
     """Every method with every preset that it has; one curve for a method without a search."""
     found = []
     for name in methods:
-        method = method_named(name)
-        own = [preset for preset in presets if preset in ("balanced", *method.presets)]
-        if method.direct is not None:
-            own = own[:1]
-        found += [variant(name, preset=preset, evaluations=None) for preset in own]
+        has = ("balanced", *method_named(name).presets)
+        own = [variant(name, preset=p, evaluations=None) for p in presets if p in has]
+        searching = [one for one in own if one.stages]
+        found += searching or own[:1]
     return found
 
 
@@ -101,7 +100,6 @@ def search(plan: EvaluationPlan, subject: Subject, one: Variant) -> tuple[Any, f
         prior=plan.prior,
         perceptual=plan.perceptual,
         method=one.method,
-        settings=one.settings,
         solutions=1,
         degradation=subject.degradation,
         on_progress=tick,
@@ -122,15 +120,13 @@ def measure_curve(
     for path in plan.images:
         subject = prepare(plan, path)
         for budget in budgets(curve.evaluations, options.points, options.evaluations):
-            settings = with_budget(curve.method, curve.settings, budget)
-            one = replace(curve, settings=settings)
+            one = replace(curve, method=curve.method.with_budget(budget))
             mark = fingerprint(subject, one, plan.identity, plan)
             if mark in known:
                 continue
             if not warm:
-                least = len(curve.method.stages(curve.settings))
-                short = with_budget(curve.method, curve.settings, least)
-                search(plan, subject, replace(curve, settings=short))  # compiles
+                short = curve.method.with_budget(len(curve.stages))
+                search(plan, subject, replace(curve, method=short))  # compiles
                 warm = True
             solution, seconds = search(plan, subject, one)
             row: Row = {

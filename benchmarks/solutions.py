@@ -26,11 +26,12 @@ from benchmarks.studies.common import PORTRAIT
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import exit_code
 from stylesr_jax.images.files import read_image
-from stylesr_jax.methods.base import with_budget
+from stylesr_jax.methods import Method
 from stylesr_jax.runs.plan import load_parts, variant
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.startup import configure
-from stylesr_jax.solver.solve import observe, solve
+from stylesr_jax.solver.observation import place_on_canvas
+from stylesr_jax.solver.solve import solve
 
 SEED = 0
 
@@ -49,27 +50,26 @@ def measure(options: argparse.Namespace, starts: int, batch: int) -> dict[str, A
     configure()
     one = variant(options.method, preset=options.preset, evaluations=options.evaluations)
     parts = load_parts([one], generator=options.generator, prior=options.prior)
-    parts.pop("identity")
     original = jax.numpy.asarray(read_image(options.image))
     size = options.lr_size
-    observation = observe(np.clip(np.asarray(Bicubic(size=size)(original)), -1.0, 1.0))
+    observation = place_on_canvas(np.clip(np.asarray(Bicubic(size=size)(original)), -1.0, 1.0))
 
-    def run(settings: Any, count: int) -> float:
+    def run(method: Method, count: int) -> float:
         began = time.perf_counter()
         solve(
             [observation],
             [jax.random.key(SEED)],
-            method=one.method,
-            settings=settings,
+            generator=parts["generator"],
+            prior=parts.get("prior"),
+            perceptual=parts.get("perceptual"),
+            method=method,
             solutions=count,
             batch=batch,
-            **parts,
         )
         return time.perf_counter() - began
 
-    stages = one.method.stages(one.settings)
-    run(with_budget(one.method, one.settings, len(stages)), max(batch, 2))  # compiles
-    seconds = sorted(run(one.settings, starts) for _ in range(options.repeats))
+    run(one.method.with_budget(len(one.stages)), max(batch, 2))  # compiles
+    seconds = sorted(run(one.method, starts) for _ in range(options.repeats))
     median = float(np.median(seconds))
     return {
         "method": one.method.name,

@@ -43,6 +43,7 @@ from stylesr_jax.loading import load_generator
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.weights import DEFAULT
 from stylesr_jax.search.engine import Problem, advance, begin
+from stylesr_jax.search.optimisers import ADAM
 
 RANDOM = "stylegan2-256"
 TARGET = 16  # px of the low-resolution image
@@ -58,24 +59,24 @@ def random_generator(*, resolution: int, channel_base: int) -> Generator:
     return bare.replace(statistics=statistics)  # type: ignore[attr-defined]
 
 
-def _loss(generator: Generator, target: jax.Array, ws: jax.Array, progress: jax.Array) -> Any:
-    """L1 between the image's block means and the target, both (TARGET, TARGET, 3)."""
-    image = generator.synthesise(ws[None])[0]
-    block = image.shape[0] // TARGET
-    small = image.reshape(TARGET, block, TARGET, block, 3).mean(axis=(1, 3))
-    return {"l1": jnp.abs(small - target).mean()}, None
+class BlockMeans(Problem):
+    """L1 between the block means of an image and a target, both (TARGET, TARGET, 3); Adam."""
 
+    rate: float = 0.02
 
-def _adam(generator: Generator) -> optax.GradientTransformation:
-    return optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
+    def loss(
+        self, context: Generator, start: jax.Array, variables: jax.Array
+    ) -> tuple[dict[str, jax.Array], None]:
+        image = context.synthesise(variables[None])[0]
+        block = image.shape[0] // TARGET
+        small = image.reshape(TARGET, block, TARGET, block, 3).mean(axis=(1, 3))
+        return {"l1": jnp.abs(small - start).mean()}, None
 
+    def learning_rate(self, progress: jax.Array) -> jax.Array:
+        return jnp.asarray(self.rate)
 
-PROBLEM = Problem(
-    loss=_loss,
-    optimiser=_adam,
-    learning_rate=lambda generator: jnp.asarray(0.02),
-    rate=lambda progress: jnp.ones(()),
-)
+    def optimiser(self) -> optax.GradientTransformation:
+        return ADAM
 
 
 def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any]:
@@ -91,13 +92,14 @@ def measure(name: str, batch: int, *, steps: int, repeats: int) -> dict[str, Any
     )
     targets = jax.random.uniform(jax.random.key(1), (batch, TARGET, TARGET, 3), minval=-1.0)
     keys = jax.random.split(jax.random.key(2), batch)
-    state = begin(PROBLEM, generator, targets, ws)
+    problem = BlockMeans()
+    state = begin(problem, generator, targets, ws)
     total = jnp.asarray(10**6, jnp.int32)
-    arguments = (generator, targets, keys, total, state)
+    arguments = (problem, generator, targets, keys, total, state)
 
     def compiled() -> tuple[Callable[..., Any], float]:
         start = time.perf_counter()
-        result = advance.lower(*arguments, problem=PROBLEM, length=steps).compile()
+        result = advance.lower(*arguments, length=steps).compile()
         return result, time.perf_counter() - start
 
     run, cold = compiled()

@@ -1,6 +1,10 @@
 """The benchmarks' arithmetic, and short runs on a tiny generator, whose times nobody looks at."""
 
 import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import quality_over_time, solutions, step
+from benchmarks import presets, quality, quality_over_time, solutions, step
 from benchmarks.common import Timing, count_gflop, interleaved, machine_line, ratios
 from benchmarks.quality_over_time import budgets, curves, draw, summarise, table
 from benchmarks.references import ADA, MOBILE, detect, mobile_noise, mobile_state, style_inverse
 from benchmarks.solutions import pairs, per_solution
-from benchmarks.step import PROBLEM, per_start
+from benchmarks.step import BlockMeans, per_start
 from stylesr_jax.errors import UserError
+from stylesr_jax.methods import METHODS
+from stylesr_jax.metrics.scorer import Sizes, mean_scores
+from stylesr_jax.runs.evaluation import EvaluationPlan, run
 from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.solver.solve import solve
 
 
 def test_gflop_of_products_and_convolutions():
@@ -81,7 +89,8 @@ def test_the_step_is_an_l1_distance_to_block_means():
         def synthesise(self, ws):
             return jnp.full((1, 32, 32, 3), 0.25)
 
-    terms, _ = PROBLEM.loss(Flat(), jnp.full((16, 16, 3), 1.0), jnp.zeros((2, 4)), jnp.zeros(()))
+    flat: Any = Flat()
+    terms, _ = BlockMeans().loss(flat, jnp.full((16, 16, 3), 1.0), jnp.zeros((2, 4)))
     assert float(terms["l1"]) == pytest.approx(0.75)
 
 
@@ -162,6 +171,24 @@ def test_curves_are_methods_with_the_presets_they_have():
         curves(["nothing"], ["fast"])
 
 
+def test_candidates_are_presets_with_changes():
+    name, method = presets.parse_candidate("mine:preset=fast,lambda_w=0.5")
+    fast = METHODS["rls"].resolve("fast").settings
+    assert name == "mine" and method.settings == {**fast, "lambda_w": 0.5}
+    assert presets.parse_candidate("balanced:")[1].settings == METHODS["rls"]().settings
+    with pytest.raises(UserError, match="no setting"):
+        presets.parse_candidate("mine:nothing=1")
+
+
+def test_means_of_candidates_stand_in_the_table():
+    rows = [
+        {"candidate": name, **dict.fromkeys(presets.COLUMNS, value)}
+        for name, value in (("a", 1.0), ("b", 5.0), ("a", 2.0))
+    ]
+    lines = presets.table(rows).splitlines()
+    assert lines[2:] == ["| a |" + " 1.5 |" * 8, "| b |" + " 5 |" * 8]
+
+
 def test_summaries_and_plot(tmp_path):
     def row(method, evaluations, seconds, **scores):
         return {"method": method, "preset": "fast", "evaluations": evaluations, **scores} | {
@@ -191,16 +218,136 @@ def test_summaries_and_plot(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+# --- quality --------------------------------------------------------------------------------
+
+
+def _options(**changes):
+    options: Any = {"limit": 16, "few": 8, "evaluations": None, **changes}
+    return SimpleNamespace(**options)
+
+
+def test_baselines_are_scored_as_published_and_corrected():
+    with_it, without = quality.pair("pulse@paper", None)
+    assert (with_it.label, without.label) == ("pulse@paper", "pulse@paper, uncorrected")
+    published = METHODS["pulse"].resolve("paper").settings
+    assert without.settings == {**published, "fidelity": 0.0}
+    assert with_it.settings == {**published, "fidelity": 1.0}
+    (bicubic,) = quality.pair("bicubic", None)
+    assert bicubic.label == "bicubic"
+
+
+def test_cases_are_sizes_damage_and_the_portrait():
+    images = [Path(f"{i}.png") for i in range(20)]
+    methods = quality.pairs(["bicubic", "rls"], None)
+    cases = [quality.case_of(name, images, methods, _options()) for name in quality.CASES]
+    assert [(case.size, case.damage, len(case.images)) for case in cases] == [
+        (32, None, 16),
+        (32, None, 1),
+        (16, None, 8),
+        (64, None, 8),
+        (128, None, 8),
+        (32, "jpeg(75)", 8),
+        (32, "jpeg(50)", 8),
+        (32, "noise(0.05)", 8),
+    ]
+    assert {one.method.name for one in cases[0].variants} == set(METHODS)
+    assert all(case.variants == methods for case in cases[1:])
+    for name in ("2", "512", "jpeg10"):
+        with pytest.raises(UserError, match="--cases"):
+            quality.case_of(name, images, methods, _options())
+
+
+def test_the_overview_counts_what_beats_bicubic():
+    def summary(**scores):
+        return {
+            "table": {label: {"lpips_vgg": {"mean": mean}} for label, (mean, _) in scores.items()},
+            "by_image": {
+                label: {"beats_bicubic": {"images": count, "n": 8}} if count is not None else {}
+                for label, (_, count) in scores.items()
+            },
+        }
+
+    tables = {
+        "32 px": summary(bicubic=(0.434, None), rls=(0.34, 7), ilo=(0.5, 0)),
+        "64 px": summary(bicubic=(0.264, None), rls=(0.2, 8)),
+    }
+    assert quality.overview(tables).splitlines()[2:] == [
+        "| bicubic | 0.434 | 0.264 |",
+        "| rls | 0.340 (7 of 8) | 0.200 (8 of 8) |",
+        "| ilo | 0.500 (0 of 8) |  |",
+    ]
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    """Scores at their usual sizes would take longer than the searches."""
+    sizes = Sizes(score=32, niqe=32, frechet=32)
+    monkeypatch.setattr(quality, "EvaluationPlan", partial(EvaluationPlan, sizes=sizes))
+
+
+@pytest.mark.usefixtures("kept_programs", "small_sizes")
+def test_a_search_is_scored_corrected_and_not(tiny, tiny_prior, faces, tmp_path, monkeypatch):
+    searched = []
+
+    def counted(*args, **options):
+        searched.append(options["method"])
+        return solve(*args, **options)
+
+    parts = {"generator": tiny, "prior": tiny_prior}
+    case = quality.Case("8 px", 8, None, (faces / "face.png",), quality.pairs(["rls"], 4))
+    with monkeypatch.context() as patch:
+        patch.setattr("stylesr_jax.runs.worker.solve", counted)
+        summary = quality.measure(case, tmp_path / "pairs", parts, 0)
+        assert len(searched) == 1
+        assert quality.measure(case, tmp_path / "pairs", parts, 0)["table"] == summary["table"]
+        assert len(searched) == 1  # nothing was left to do
+    found = {label: entry for label, entry in summary["table"].items() if label != "original"}
+    assert list(found) == ["rls", "rls, uncorrected"]
+    assert found["rls"]["low_psnr"]["mean"] > found["rls, uncorrected"]["low_psnr"]["mean"] + 6
+
+    # The same as two searches.
+    plan = quality.EvaluationPlan(
+        images=case.images, variants=case.variants, out=tmp_path / "two", lr_size=8, **parts
+    )
+    (rows,) = run(plan, say=lambda _: None).rows.values()
+    for label, entry in found.items():
+        scores = mean_scores(rows[label])
+        for name in ("psnr", "lpips_vgg", "low_l1", "low_psnr"):
+            assert entry[name]["mean"] == pytest.approx(scores[name], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_sizes")
+def test_quality_goes_case_by_case(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "METHODS", {"rls": METHODS["rls"], "csgm": METHODS["csgm"]})
+    settings = [*options[:2], f"--images={tmp_path / 'faces'}", "--methods=bicubic,rls"]
+    settings += ["--evaluations=2", f"--work={tmp_path / 'work'}", f"--out={tmp_path / 'out'}"]
+    assert quality.main([*settings, "--cases=8,12"]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Command: `python -m benchmarks.quality --images FACES" in text
+    assert "## 8 px" in text and "## 12 px" in text and str(tmp_path) not in text
+    tables = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert {"rls", "rls, uncorrected", "bicubic"} <= set(tables["8 px"]["by_image"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "table.json"}
+    assert "of 1)" in capsys.readouterr().out
+
+
 # --- Short runs -----------------------------------------------------------------------------
 
 
 @pytest.fixture
-def options(tiny_files, tmp_path, monkeypatch):
-    """The tiny generator and its prior, a 40 px picture in a folder, and a cache of its own."""
-    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "cache"))
+def faces(tmp_path):
+    """A folder with a 40 px picture."""
     (tmp_path / "faces").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "faces" / "face.png")
+    return tmp_path / "faces"
+
+
+@pytest.fixture
+def options(tiny_files, faces, tmp_path, monkeypatch):
+    """The tiny generator and its prior, `faces`, and a cache of its own."""
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path / "cache"))
     files = (f"--generator={tiny_files['generator']}", f"--prior={tiny_files['prior']}")
     return [*files, "--lr-size=8"]
 
@@ -219,6 +366,19 @@ def test_quality_over_time_goes_on_where_it_was(options, tmp_path, monkeypatch, 
     names = {"rows.jsonl", "table.md", "quality_over_time.json", "quality_over_time.png"}
     assert names <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "| csgm | fast | 8 | 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_candidates_are_compared_on_every_face(options, tmp_path, capsys):
+    candidates = ["short:style_steps=0,steps=2", "longer:style_steps=2,steps=2,tries=1"]
+    settings = [*options[:2], "--size=8", f"--images={tmp_path / 'faces'}"]
+    assert presets.main([*candidates, *settings, f"--out={tmp_path / 'out'}"]) == 0
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert [(row["candidate"], row["steps"]) for row in rows] == [("short", 2), ("longer", 4)]
+    assert all(set(presets.COLUMNS) <= set(row) and 0 < row["lpips"] < 2 for row in rows)
+    with Image.open(tmp_path / "out" / "faces.png") as sheet:
+        assert sheet.width > 4 * presets.SCORED  # original, input, two candidates
+    assert "| longer | 4 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

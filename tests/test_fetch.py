@@ -3,8 +3,6 @@
 import hashlib
 import http.server
 import re
-import subprocess
-import sys
 import threading
 import time
 
@@ -301,21 +299,6 @@ def test_command_line(capsys):
     assert "ffhq-1024-config-f" in capsys.readouterr().out
     assert main(["no-such-model"]) == 2
     assert "ffhq-1024-config-f" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["stylegan2", "fetch", "embedded"])
-def test_the_help_leaves_jax_out(command):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['convert.{command}', '--help']\n"
-        "try:\n"
-        f"    runpy.run_module('convert.{command}', run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    print(end.code, sorted({'jax', 'flax'} & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.startswith("usage: python -m convert.")
-    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 def test_registry_entries_are_complete():

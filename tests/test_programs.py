@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import struct
 
@@ -24,6 +25,7 @@ from stylesr_jax.generators.mobile.native import compiler as native_compiler
 from stylesr_jax.generators.mobile.native import library as native_library
 from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import METHODS
+from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.runtime import files, program_cache, program_files, program_names
 from stylesr_jax.runtime.memory import mappings, release_memory
@@ -106,8 +108,8 @@ def test_a_kept_program_is_not_traced_again(folder):
 
 
 def test_numbers_of_an_argument_share_a_program_and_choices_have_their_own(folder):
-    for scale in (0.5, 2, np.float32(2.0), jnp.float32(3.0)):
-        powers, _ = _scaled(Settings(float(scale)), jnp.arange(3.0))
+    for scale in (0.5, 2.0, 3.0):
+        powers, _ = _scaled(Settings(scale), jnp.arange(3.0))
         assert powers.sum == 3.0 * scale and powers.x[0].scale == scale
     assert TRACES == ["sum"] and len(_programs(folder)) == 1
     assert _scaled(Settings(0.5, "max"), jnp.arange(3.0))[0].sum == 1.0
@@ -118,6 +120,19 @@ def test_numbers_are_weakly_typed_as_for_jit(folder):
     x = jnp.arange(3, dtype=jnp.bfloat16)
     (powers, _), (expected, _) = _scaled(Settings(2.0), x), _scaled.__wrapped__(Settings(2.0), x)
     assert powers.sum.dtype == expected.sum.dtype == jnp.bfloat16
+
+
+def test_results_are_as_strongly_typed_as_those_that_are_read(folder):
+    """Or what is called with them would be traced again in the next process."""
+    made = _scaled(Settings(2.0), jnp.ones(2))
+    _forget()
+    read = _scaled(Settings(2.0), jnp.ones(2))
+    assert TRACES == [] and _types(made) == _types(read)
+    assert _types(made) != _types(_scaled.__wrapped__(Settings(2.0), jnp.ones(2)))
+
+
+def _types(tree):
+    return [str(jax.typeof(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def test_arguments_are_taken_by_place_or_by_name(folder):
@@ -161,6 +176,8 @@ traces = []
 
 def double(x, y=0.0, mesh=None):
     traces.append(x)
+    if mesh is not None:
+        x = jax.lax.with_sharding_constraint(x, spread)
     return 2.0 * x + y
 
 double = program_cache.kept_jit(double, static_argnames=("mesh",))
@@ -168,14 +185,14 @@ program_cache.keep_in(Path(sys.argv[1]))
 first, second = jax.devices()
 mesh = Mesh(np.array([first, second]), ("x",))
 x = jnp.arange(4.0)
-everywhere = jax.device_put(x, NamedSharding(mesh, PartitionSpec("x")))
-for given, options in ((everywhere, {}), (x, {"mesh": mesh})):
-    assert (double(given, **options) == 2.0 * x).all()
+spread = NamedSharding(mesh, PartitionSpec("x"))
+for given, options in ((jax.device_put(x, spread), {}), (x, {"mesh": mesh})):
+    result = double(given, **options)
+    assert (result == 2.0 * x).all() and len(result.devices()) == 2
 assert len(traces) == 2 and not list(Path(sys.argv[1]).iterdir())
-assert double(everywhere).sharding.num_devices == 2
 for device in (first, second):
-    result = double(jax.device_put(x, device), y=jnp.ones(()))  # which is not tied to a device
-    assert result.devices() == {device} and (result == 2.0 * x + 1.0).all()
+    result = double(jnp.ones(()), jax.device_put(x, device))  # the first is not tied to a device
+    assert (result == x + 2.0).all() and result.devices() == {device}
 assert len(traces) == 3
 """
 
@@ -249,15 +266,52 @@ def test_what_nobody_reads_is_deleted(folder):
     assert three.exists() and len(_programs(folder)) == 2 and not notes.exists()
 
 
+NAMELESS = (
+    _call,  # of no package whose version is known
+    lambda x: x,
+    jax.vmap(load_generator),  # named as what it wraps
+    partial(load_generator),
+    type("Local", (), {"__module__": load_generator.__module__}),
+    np.ones(1),
+    {},
+    "a".join,
+)
+
+
+@pytest.mark.parametrize("value", NAMELESS)
+def test_what_is_not_the_same_in_every_process_has_no_name(value):
+    for nameless in (value, (1, value)):
+        with pytest.raises(program_names.NoNameError):
+            program_names.name_of(nameless)
+
+
+def test_names_tell_values_apart():
+    sequences = ((1,), [1], ("1",), (), optax.EmptyState(), optax.ScaleByScheduleState(1))
+    configs = (FlowConfig(dim=16), FlowConfig(dim=17), FlowConfig)
+    functions = (load_generator, load_prior, jnp.tanh, jnp.sinh)
+    values = (1, 1.0, True, None, "1", *sequences, *configs, *functions)
+    assert len(set(map(program_names.name_of, values))) == len(values)
+
+
 def test_other_static_values_are_other_programs(folder):
+    """Equal ones of another type too."""
     _call(2)
     np.testing.assert_array_equal(_call(3)["sum"], [2.0, 3.0, 10.0])
     assert len(_programs(folder)) == 2
+    _call(1), _call(True)
+    assert len(TRACES) == len(_programs(folder)) == 4
 
 
 def test_what_has_no_name_is_traced_as_usual(folder):
     np.testing.assert_array_equal(_call(how=lambda x: x)["sum"], [2.0, 3.0, 6.0])
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("function", [lambda x: x + 1.0, partial(jnp.add, 1.0), jax.vmap(jnp.sinc)])
+def test_functions_without_a_name_are_traced_as_usual(folder, function):
+    kept, x = program_cache.kept_jit(function), jnp.arange(3.0)
+    np.testing.assert_array_equal(kept(x), jax.jit(function)(x))
+    assert not _programs(folder)
 
 
 def test_a_damaged_program_is_made_again(folder):
@@ -313,6 +367,15 @@ def test_programs_are_let_go_before_the_mappings_run_out(folder, monkeypatch):
     assert TRACES == [2]  # it came back from its file
     program_cache.drop_programs_if_full()
     assert len(program_cache._ready) == 1
+
+
+def test_programs_are_dropped_before_another_is_compiled(folder, monkeypatch):
+    for used, kept in ((50, 2), (51, 1)):
+        monkeypatch.setattr(program_cache, "mappings", lambda used=used: (used, 100))
+        _forget()
+        _call(2)
+        _call(3)
+        assert len(program_cache._ready) == kept
 
 
 @pytest.mark.skipif(mappings() is None, reason="only Linux tells")
@@ -396,7 +459,7 @@ DAMAGES = (
     b"null",
     b"[[1]]",
     b'{"a": 1}',
-    b'{"a": ["stylesr_jax.no"]}',
+    b'{"a": ["stylesr_jax.no", "this"]}',
     b"[0, []]\n",
 )
 
@@ -407,6 +470,7 @@ def test_damaged_notes_and_programs_cost_time_only(folder, damage):
     (notes,) = folder.glob("*.called")
     notes.write_bytes(damage)
     np.testing.assert_array_equal(_as_another_process("a", 2), first)
+    assert "this" not in sys.modules
     next(folder.glob("*.program")).write_bytes(damage)
     np.testing.assert_array_equal(_as_another_process("a", 2), first)
     assert TRACES == [2]
@@ -517,3 +581,26 @@ def test_tracing_does_not_wait_for_the_compiler(
     np.testing.assert_allclose(call(), expected, atol=1e-4)
     assert asked[0] == writable  # what is traced by then
     assert len(_programs(folder)) == (1 + fails) * writable
+
+
+PREFETCHED = """
+import sys
+from pathlib import Path
+import jax
+from stylesr_jax.runtime import program_cache
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+program_cache.keep_in(Path(sys.argv[1]))
+with program_cache.prefetch("a"):
+    (waiting,) = program_cache._prefetched.values()
+    assert waiting.result(), "the program was not loaded"
+"""
+
+
+def test_programs_with_native_blocks_are_prefetched_before_a_generator_is_imported(
+    folder, native_features
+):
+    call, expected = native_features
+    with program_cache.prefetch("a"):
+        np.testing.assert_allclose(call(), expected, atol=1e-4)
+    subprocess.run([sys.executable, "-c", PREFETCHED, folder], check=True)

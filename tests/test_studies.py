@@ -1,9 +1,9 @@
 """The studies: what they compare, and one of them from end to end on an untrained generator."""
 
-import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +23,12 @@ from benchmarks.studies import (
 from stylesr_jax.degradations import parse
 from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.methods import METHODS
-from stylesr_jax.methods.base import stages_of
 from stylesr_jax.metrics.scorer import Sizes
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.runs.evaluation import picture_path
 
 STUDIES = {
-    ablation: [6],
+    ablation: [9],
     diversity: [3],
     methods: [len(METHODS)],
     multimodal: [1, 4, 1],
@@ -39,7 +38,7 @@ STUDIES = {
 }
 WEIGHTS = [float(weight) for weight in sweeps.WEIGHTS.split(",")]
 TEXTS = {
-    "ablation": ablation.variants_texts(),
+    "ablation": ablation.PARTS,
     "ablation, published": ablation.PUBLISHED,
     "diversity": common.named(diversity.METHODS),
     "multimodal": {**multimodal.LEVERS, **multimodal.COMBINED},
@@ -95,7 +94,8 @@ def test_studies_parse_their_variants_before_they_load_anything(study, monkeypat
     assert [len(some) for some in parsed] == STUDIES[study]
     assert [one for some in parsed for one in some] == loaded
     for one in loaded:
-        assert one.evaluations == (30 if one.method.direct is None else 0)
+        assert one.evaluations == (30 if one.stages else 0)
+    assert sum(not one.stages for one in loaded) <= 1  # bicubic
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -103,8 +103,8 @@ def test_variants_are_methods_with_the_same_budget(name):
     texts, found = TEXTS[name], _variants(TEXTS[name])
     assert list(found) == list(texts)
     for one in found.values():
-        assert one.evaluations == (30 if one.method.direct is None else 0)
-        stages_of(one.method, one.settings)
+        assert one.evaluations == (30 if one.stages else 0)
+        assert one.stages or one.method.name == "bicubic"
     # Pictures are kept under the labels: no two of them may share a folder.
     plan = SimpleNamespace(out=Path("out"))
     folders = {picture_path(plan, one, "a", 0) for one in found.values()}  # type: ignore[arg-type]
@@ -114,50 +114,43 @@ def test_variants_are_methods_with_the_same_budget(name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_own_steps_are_those_of_the_presets(name):
     for one in _variants(TEXTS[name], "--own-steps").values():
-        preset = one.method.resolve(one.preset)
-        steps = {stage.steps for stage in one.method.stages(one.settings)}
-        assert {step: one.settings[step] for step in steps} == {s: preset[s] for s in steps}
+        preset = type(one.method).resolve(one.preset).settings
+        for name in one.method.step_fields:
+            assert one.settings[name] in (preset[name], 0)  # 0: a stage that was left out
+        assert one.method.name == "bicubic" or one.evaluations > 30
 
 
-def _changes(one):
-    """The settings in which a variant is not its method's default."""
-    (default,) = _variants([one.method.name]).values()
-    assert default.settings.keys() == one.settings.keys()
-    return {name: v for name, v in one.settings.items() if v != default.settings[name]}
-
-
-def test_each_ablation_changes_one_setting():
-    whole, *others = _variants(ablation.variants_texts()).values()
-    assert _changes(whole) == {}
-    changed = [_changes(one) for one in others]
-    assert [len(one) for one in changed] == [1] * 5
-    names = {name for one in changed for name in one}
-    assert names == {"lambda_w", "lambda_g", "lambda_c", "space", "coordinates"}
+def test_each_ablation_changes_one_part_of_the_default():
+    found = _variants(ablation.PARTS, "--own-steps")
+    default, paper = (METHODS["rls"].resolve(name).settings for name in ("balanced", "paper"))
+    changed = {
+        label: {name: v for name, v in one.settings.items() if v != default[name]}
+        for label, one in found.items()
+    }
+    terms = {
+        f"with {term}": {"reduction": "sum", name: paper[name]}
+        for name, term in ablation.TERMS.items()
+    }
+    assert changed == {
+        "RLS": {},
+        "without the phase in W": {"style_steps": 0},
+        "without the phase in W+": {"space": "w"},
+        "without the correction": {"fidelity": 0.0},
+        "Adam": {"optimiser": "adam", "style_rate": 0.03, "learning_rate": 0.015},
+        "whitened coordinates": {"coordinates": "whitened"},
+        **terms,
+    }
+    assert all(0.0 not in term.values() for term in terms.values())
 
 
 @pytest.mark.parametrize("rate", [None, 0.04])
 def test_published_ablations_change_one_setting_of_the_published_ones(rate):
     texts = ablation.published_texts(rate)
     whole, *others = (one.settings for one in _variants(texts).values())
-    steps = {"steps": 30}
-    if rate:
-        steps = {"sketch_steps": 29, "steps": 1, "rate": "cosine"}
-        steps |= {"sketch_rate": 0.04, "learning_rate": 0.01}
-    assert whole == {**METHODS["rls"].resolve("paper"), **steps}
+    changes = {"steps": 30} if rate is None else {"steps": 30, "learning_rate": rate}
+    assert whole == {**METHODS["rls"].resolve("paper").settings, **changes}
     changed = [{n: v for n, v in one.items() if v != whole[n]} for one in others]
     assert changed == [{"lambda_g": 0.0}, {"lambda_w": 0.0}, {"lambda_c": 0.0}, {"space": "w"}]
-
-
-def test_labels_of_ablations_say_what_is_left_out():
-    settings = {label: one.settings for label, one in _variants(ablation.variants_texts()).items()}
-    for setting, term in ablation.TERMS.items():
-        if f"without {term}" in settings:
-            assert settings["RLS"][setting] != 0.0
-            assert settings[f"without {term}"][setting] == 0.0
-        else:
-            assert settings["RLS"][setting] == 0.0
-            paper = METHODS["rls"].resolve("paper")
-            assert settings[f"with {term}"][setting] == paper[setting] != 0.0
 
 
 @pytest.mark.parametrize("swept", sweeps.SWEPT)
@@ -198,8 +191,9 @@ def test_the_mask_is_around_the_mouth():
 def test_published_rivals_have_their_published_settings():
     found = _variants(TEXTS["table1"])
     assert [one.preset for one in found.values()] == ["balanced", "paper", "paper", "balanced"]
-    paper = METHODS["pulse"].resolve("paper")
+    paper = METHODS["pulse"].resolve("paper").settings
     assert {**found["PULSE"].settings, "steps": paper["steps"]} == paper
+    assert [one.method.fidelity for one in found.values() if one.stages] == [0.0, 0.0, 1.0]  # type: ignore[attr-defined]
 
 
 # --- Robustness -----------------------------------------------------------------------------
@@ -209,47 +203,46 @@ def test_published_rivals_have_their_published_settings():
 def degradations(monkeypatch, tmp_path):
     """Runs the robustness study without its searches.
 
-    Returns what the data of each part suffer, the headings, and whose rows are kept.
+    Returns the degradation of each part, and the headings.
     """
 
     def study(resolution, lr_size):
-        measured, shown, tables, rows = [], [], [], []
+        measured, shown, tables = [], [], []
         plan = SimpleNamespace(images=[Path("portrait.png")])
 
-        def measure(known, variants, part, *, degradation):
+        def measure(setting, variants, part, *, degradation):
             measured.append((part, degradation))
             return {}
 
-        def show(known, variants, part, *, degradation):
+        def show(setting, variants, part, *, degradation):
             shown.append((part, degradation))
             return plan
 
-        known = SimpleNamespace(parts={"generator": SimpleNamespace(resolution=resolution)})
+        loaded = SimpleNamespace(parts={"generator": SimpleNamespace(resolution=resolution)})
         for name, stand_in in {
-            "setting": lambda args, variants: known,
+            "setting": lambda args, variants: loaded,
             "measure": measure,
             "show": show,
             "row_of": lambda plan, path, lead: [lead],
             "save_grid": lambda path, grid: None,
-            "keep_table": lambda args, title, findings, found, source: tables.append(list(found)),
-            "keep_rows": lambda args, names: rows.append(list(names)),
-            "source_of": lambda args, known: "",
+            "keep_table": lambda args, title, note, found, source: tables.append(list(found)),
+            "source_of": lambda args, setting: "",
         }.items():
             monkeypatch.setattr(common, name, stand_in)
         parser = common.options("robustness", "doc", out=str(tmp_path), lr_size=lr_size)
         parser.set_defaults(methods=robustness.METHODS)
         robustness.study(parser.parse_args([]))
         assert measured == shown
-        return dict(measured), tables[-1], rows[-1]
+        return dict(measured), tables[-1]
 
     return study
 
 
 @pytest.mark.parametrize(("resolution", "motion", "blur"), [(1024, 100, 30), (256, 25, 7.5)])
-def test_data_suffer_what_the_paper_names_at_the_generators_scale(
+def test_inputs_are_degraded_as_in_the_paper_at_the_generators_scale(
     degradations, resolution, motion, blur
 ):
-    found, headings, rows = degradations(resolution, 16)
+    found, headings = degradations(resolution, 16)
     expected = {
         "none": "bicubic(16)",
         "Gaussian noise": "bicubic(16)|noise(0.05)",
@@ -261,7 +254,7 @@ def test_data_suffer_what_the_paper_names_at_the_generators_scale(
     assert list(expected) == list(robustness.DEGRADATIONS)
     assert [str(one) for one in found.values()] == [str(parse(t)) for t in expected.values()]
     assert headings == [f"{name}: `{text}`" for name, text in expected.items()]
-    assert rows == list(found) and len(rows) == len(expected)  # a work folder for each
+    assert len(found) == len(expected)  # a work folder for each
 
 
 # --- A whole study --------------------------------------------------------------------------
@@ -269,7 +262,8 @@ def test_data_suffer_what_the_paper_names_at_the_generators_scale(
 
 def _small_files(folder):
     """The smallest StyleGAN2 that an 8 px input can be searched with, and a prior for it."""
-    sizes = {"resolution": 16, "channel_base": 64, "z_dim": 16, "w_dim": 16, "mapping_layers": 2}
+    sizes: Any = {"resolution": 16, "channel_base": 64, "mapping_layers": 2}
+    sizes |= {"z_dim": 16, "w_dim": 16}
     flow_config = FlowConfig(dim=16, blocks=1, width=16)
     state = random_state(seed=0, **sizes)
     return untrained_files(folder, "small-16", state, flow_config, floor=1e-3, draws=1000)
@@ -304,8 +298,8 @@ def kept(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_study_leaves_its_four_files(kept):
-    names = {"README.md", "table.json", "rows.csv", "solutions.jpg"}
+def test_a_study_leaves_its_three_files(kept):
+    names = {"README.md", "table.json", "solutions.jpg"}
     assert {path.name for path in kept.iterdir()} == names
 
 
@@ -320,11 +314,9 @@ def test_numbers_of_a_study_are_of_the_given_images(kept):
         assert table[label]["diversity_lpips"]["mean"] > 0.0
         assert table[label]["psnr"]["mean"] > 0.0
     assert not report["Scores"]["failed"]
-    with open(kept / "rows.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["image"] for row in rows} == {"face0.png"}
-    searched = [row for row in rows if row["steps"]]
-    assert [row["steps"] for row in searched] == ["2"] * 4  # two methods, two solutions
+    assert report["Scores"]["images"] == ["face0.png"]
+    variants = report["Scores"]["about"]["variants"]
+    assert [one["evaluations"] for one in variants.values()] == [2, 2]
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -87,9 +86,9 @@ def variants_of(
     """
     named = texts if isinstance(texts, Mapping) else {text: text for text in texts}
     budget = None if args.own_steps else args.steps
-    found = (variant(text, evaluations=budget) for text in named.values())
     return tuple(
-        dataclasses.replace(one, label=label) for label, one in zip(named, found, strict=True)
+        dataclasses.replace(variant(text, evaluations=budget), label=label)
+        for label, text in named.items()
     )
 
 
@@ -181,15 +180,17 @@ def free_faces(args: argparse.Namespace, count: int) -> list[Path]:
     return [PORTRAIT, *drawn_faces(generator, faces, count - 1)][:count]
 
 
-def measure(known: Setting, variants: Sequence[Variant], name: str, **more: Any) -> dict[str, Any]:
+def measure(
+    setting: Setting, variants: Sequence[Variant], name: str, **more: Any
+) -> dict[str, Any]:
     """Evaluate the variants on the images of the numbers; returns the summary."""
-    return evaluate(known.plan(known.measured, variants, name, **more), say=_say)
+    return evaluate(setting.plan(setting.measured, variants, name, **more), say=_say)
 
 
-def show(known: Setting, variants: Sequence[Variant], name: str, **more: Any) -> EvaluationPlan:
-    """Evaluate the variants on the images that may be shown; returns what was planned."""
-    folder = f"{name}-shown" if known.args.images else name  # the same images: nothing to do
-    plan = known.plan(known.shown, variants, folder, **more)
+def show(setting: Setting, variants: Sequence[Variant], name: str, **more: Any) -> EvaluationPlan:
+    """Evaluate the variants on the images that may be shown; returns the plan."""
+    folder = f"{name}-shown" if setting.args.images else name  # the same images: nothing to do
+    plan = setting.plan(setting.shown, variants, folder, **more)
     if run_plan(plan, say=_say).interrupted:
         raise KeyboardInterrupt
     return plan
@@ -213,30 +214,24 @@ def save_grid(path: Path, grid: Grid) -> None:
 def keep_table(
     args: argparse.Namespace,
     title: str,
-    findings: str,
+    note: str,
     tables: Mapping[str, Mapping[str, Any]],
     source: str,
 ) -> None:
     """Write OUT/README.md and OUT/table.json.
 
-    What a reader of the numbers wrote into OUT/findings.md stands below the heading, and stays
-    when the study is repeated.
-
     Args:
         args: the study's options.
         title: heading.
-        findings: paragraphs below it, on how to read tables and pictures.
+        note: below the command, on how to read tables and pictures.
         tables: summaries of evaluations by heading.
         source: where the images of the numbers come from.
     """
     out = Path(args.out)
-    text = f"# {title}\n\n{findings}\n\n"
-    written = out / "findings.md"
-    if written.is_file():
-        text += f"## What was found\n\n{written.read_text(encoding='utf-8').strip()}\n\n"
+    text = f"# {title}\n\n"
     if args.command:
-        text += f"Command: `{args.command}`.\n\n"
-    text += f"Images of the numbers: {source}.\n"
+        text += f"Command: `{args.command}`\n\n"
+    text += f"{note}\n\nImages of the numbers: {source}.\n"
     for heading, summary in tables.items():
         failed = [(f["image"], f["method"], f["message"]) for f in summary.get("failed", ())]
         text += f"\n## {heading}\n\n{markdown(summary, failed)}"
@@ -245,20 +240,12 @@ def keep_table(
     write_json(out / "table.json", {"source": source, **tables})
 
 
-def keep_rows(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Copy the evaluations' rows.csv to OUT, under the evaluations' names if there are several."""
-    for name in names:
-        target = Path(args.out) / ("rows.csv" if len(names) == 1 else f"rows-{name}.csv")
-        with files.atomic_path(target) as temporary:
-            shutil.copyfile(Path(args.work) / name / "rows.csv", temporary)
-
-
-def source_of(args: argparse.Namespace, known: Setting) -> str:
-    """What to say of the images of the numbers, without naming a folder."""
+def source_of(args: argparse.Namespace, setting: Setting) -> str:
+    """The images of the numbers in words, without naming a folder."""
     if args.images is None:
-        drawn = len(known.measured) - 1
+        drawn = len(setting.measured) - 1
         return "the portrait" + f" and {drawn} faces drawn from the generator itself" * bool(drawn)
-    return args.source or f"{len(known.measured)} images given with --images"
+    return args.source or f"{len(setting.measured)} images given with --images"
 
 
 def run(study: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> int:

@@ -10,23 +10,22 @@ from pathlib import Path
 from benchmarks.studies import common
 
 METHODS = "PULSE=pulse@paper,RLS=rls,RLS diverse=rls@diverse"
-FINDINGS = """\
+NOTE = """\
 Diversity is the mean over all pairs of an image's solutions, LPIPS-VGG or absolute pixel
-difference; it says something only beside the consistency (low-res L1): solutions that ignore the
-input are diverse too. `solutions.jpg` shows each method's solutions for the public-domain
+difference. Read diversity with the low-resolution L1: solutions that ignore the input are diverse
+too. `solutions.jpg` shows each method's solutions for the public-domain
 portrait, the original before its input."""
 
 
 def study(args: argparse.Namespace) -> None:
     """Several solutions of each image, their spread, and a picture of those of the portrait."""
     variants = common.variants_of(common.named(args.methods), args)
-    known = common.setting(args, variants)
-    summary = common.measure(known, variants, "numbers", solutions=args.solutions)
-    source = common.source_of(args, known)
+    setting = common.setting(args, variants)
+    summary = common.measure(setting, variants, "numbers", solutions=args.solutions)
+    source = common.source_of(args, setting)
     title = f"Figures 4 and 7: {args.solutions} solutions for one image"
-    common.keep_table(args, title, FINDINGS, {"Scores": summary}, source)
-    common.keep_rows(args, ["numbers"])
-    plan = common.show(known, variants, "numbers", solutions=args.solutions)
+    common.keep_table(args, title, NOTE, {"Scores": summary}, source)
+    plan = common.show(setting, variants, "numbers", solutions=args.solutions)
     common.save_grid(Path(args.out) / "solutions.jpg", common.solutions_grid(plan))
 
 

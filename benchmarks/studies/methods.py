@@ -11,7 +11,7 @@ from benchmarks.studies import common
 from stylesr_jax.methods import METHODS
 
 COLUMNS = 4
-FINDINGS = """\
+NOTE = """\
 `methods.jpg` shows every method on the public-domain portrait, with default presets and as many
 generator evaluations as the table says."""
 
@@ -20,12 +20,11 @@ def study(args: argparse.Namespace) -> None:
     """Every method on the faces that may be shown, and a picture of the portrait's solutions."""
     names = args.methods.split(",") if args.methods else list(METHODS)
     variants = common.variants_of(names, args)
-    known = common.setting(args, variants)
-    summary = common.measure(known, variants, "numbers")
-    source = common.source_of(args, known)
-    common.keep_table(args, "All methods", FINDINGS, {"Scores": summary}, source)
-    common.keep_rows(args, ["numbers"])
-    plan = common.show(known, variants, "numbers")
+    setting = common.setting(args, variants)
+    summary = common.measure(setting, variants, "numbers")
+    source = common.source_of(args, setting)
+    common.keep_table(args, "All methods", NOTE, {"Scores": summary}, source)
+    plan = common.show(setting, variants, "numbers")
     *cells, original = common.row_of(plan, plan.images[0])
     cells.insert(0, original)
     grid = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]

@@ -23,7 +23,7 @@ LEVERS = {
 }
 COMBINED = {"all": "multimodal@combined"}
 MASKED = {"B in a mask": "multimodal:starts=same:diversity=0:noise_std=0.108"}
-FINDINGS = """\
+NOTE = """\
 The report's four ways to several different faces, on PULSE's coordinates with Ranger21: A, a start
 of its own for each solution; B, Gaussian noise on the reference (standard deviation 0.108 on
 [-1, 1]), everywhere or only around the mouth; C, noise of 0.02 added in the synthesis layers; D,
@@ -46,14 +46,14 @@ def study(args: argparse.Namespace) -> None:
         name: common.variants_of(texts, args)
         for name, texts in (("combined", COMBINED), ("levers", LEVERS), ("masked", MASKED))
     }
-    known = common.setting(args, [one for some in variants.values() for one in some])
+    setting = common.setting(args, [one for some in variants.values() for one in some])
     options: dict[str, Any] = {"solutions": args.solutions}
     tables = {
-        f"Table I: all levers, {len(known.measured)} images": common.measure(
-            known, variants["combined"], "table", **options
+        f"Table I: all levers, {len(setting.measured)} images": common.measure(
+            setting, variants["combined"], "table", **options
         )
     }
-    portrait, grid = dataclasses.replace(known, measured=known.shown), []
+    portrait, grid = dataclasses.replace(setting, measured=setting.shown), []
     for name, heading in (
         ("levers", "Each lever alone, the portrait"),
         ("masked", "B around the mouth only, the portrait"),
@@ -62,12 +62,11 @@ def study(args: argparse.Namespace) -> None:
         more = {"noise_mask": mouth_mask(args.lr_size)} if name == "masked" else {}
         folder = f"{name}-shown" if args.images else name  # where `show` finds it
         tables[heading] = common.measure(portrait, variants[name], folder, **options, **more)
-        plan = common.show(known, variants[name], name, **options, **more)
+        plan = common.show(setting, variants[name], name, **options, **more)
         grid += common.solutions_grid(plan, rows=1)
     common.save_grid(Path(args.out) / "levers.jpg", grid)
-    source = common.source_of(args, known)
-    common.keep_table(args, "Multi-modal photo upsampling", FINDINGS, tables, source)
-    common.keep_rows(args, ["table"])
+    source = common.source_of(args, setting)
+    common.keep_table(args, "Multi-modal photo upsampling", NOTE, tables, source)
 
 
 if __name__ == "__main__":

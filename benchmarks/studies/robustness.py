@@ -1,4 +1,4 @@
-"""Figures 3 and 6 of RLS: the data suffer more than the bicubic shrinking that searches assume.
+"""Figures 3 and 6 of RLS: inputs with more than the bicubic shrinking that searches assume.
 
 python -m benchmarks.studies.robustness --images DIR --limit 12 --steps 100
 """
@@ -22,39 +22,37 @@ DEGRADATIONS = {
     "motion blur": "motion({motion:g})|bicubic({n})",
     "JPEG": "bicubic({n})|jpeg(30)",
 }
-FINDINGS = """\
-Every search assumes plain bicubic shrinking, as in the paper; the data suffered more, which each
-section names (blurs act at the generator's resolution, before shrinking; noise, salt and pepper
-and JPEG act on the small image). Scores are against the clean original; low-resolution L1 and PSNR
-against the damaged input, which a robust method should *not* explain in full. `robustness.jpg`
-shows the public-domain portrait."""
+NOTE = """\
+Every search assumes plain bicubic shrinking, as in the paper; each section names the degradation of
+the inputs. Blurs act at the generator's resolution, before shrinking; noise, salt and pepper and
+JPEG act on the small image. Scores are against the clean original, low-resolution L1 and PSNR
+against the damaged input. `robustness.jpg` shows the public-domain portrait."""
 
 
 def study(args: argparse.Namespace) -> None:
     """One evaluation for each degradation, numbers and picture."""
     variants = common.variants_of(common.named(args.methods), args)
-    known = common.setting(args, variants)
-    resolution = known.parts["generator"].resolution
+    setting = common.setting(args, variants)
+    resolution = setting.parts["generator"].resolution
     sizes = {"n": args.lr_size, "motion": 100 * resolution / 1024, "blur": 30 * resolution / 1024}
     tables: dict[str, Any] = {}
-    parts = []
     grid: common.Grid = []
     for number, (name, pattern) in enumerate(DEGRADATIONS.items()):
         text = pattern.format(**sizes)
         part, degradation = f"{number}-{name.replace(' ', '-')}", parse(text)
-        parts.append(part)
-        tables[f"{name}: `{text}`"] = common.measure(known, variants, part, degradation=degradation)
-        plan = common.show(known, variants, part, degradation=degradation)
+        tables[f"{name}: `{text}`"] = common.measure(
+            setting, variants, part, degradation=degradation
+        )
+        plan = common.show(setting, variants, part, degradation=degradation)
         grid.append(common.row_of(plan, plan.images[0], lead=name))
         common.save_grid(Path(args.out) / "robustness.jpg", grid)
         common.keep_table(
             args,
             "Figures 3 and 6: robustness",
-            FINDINGS,
+            NOTE,
             tables,
-            common.source_of(args, known),
+            common.source_of(args, setting),
         )
-    common.keep_rows(args, parts)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ from typing import Any
 
 from benchmarks.common import load_pyplot
 from benchmarks.studies import common
-from stylesr_jax.methods.catalogue import RLS
+from stylesr_jax.metrics.scorer import MEASURES
 
 SWEPT = {"lambda_w": "P_w", "lambda_g": "P_gauss"}
 WEIGHTS = "0,0.001,0.01,0.1,1,10"
 SHOWN = ("lpips_vgg", "niqe", "low_l1", "psnr")
-FINDINGS = """\
+NOTE = """\
 Each weight is swept with the other regularising weights at 0 and everything else as the default
-preset has it (the likelihood's reduction included, so weights compare with the default's and not
-with the paper's). `sweeps.png` plots the means with standard errors; weight 0 is at the left end.
-`examples-lambda_w.jpg` and `examples-lambda_g.jpg` show what the weights do to the portrait."""
+preset has it, the mean as likelihood included: published weights belong to a sum. `sweeps.png`
+plots the means with standard errors; weight 0 is at the left end. `examples-lambda_w.jpg` and
+`examples-lambda_g.jpg` show the portrait at each weight."""
 
 
 def swept(setting: str, weights: list[float]) -> dict[str, str]:
@@ -31,7 +31,6 @@ def swept(setting: str, weights: list[float]) -> dict[str, str]:
 def draw(path: Path, weights: list[float], tables: dict[str, dict[str, Any]]) -> None:
     """Scores against weights, one panel for each score, one curve for each setting."""
     pyplot = load_pyplot()
-    from stylesr_jax.metrics.scorer import MEASURES
 
     least = min(w for w in weights if w > 0)
     places = [w or least / 10 for w in weights]
@@ -61,20 +60,18 @@ def study(args: argparse.Namespace) -> None:
     """One evaluation for each swept weight, a chart of both, and a row of pictures each."""
     weights = [float(text) for text in args.weights.split(",")]
     sweeps = {s: common.variants_of(swept(s, weights), args) for s in SWEPT}
-    known = common.setting(args, [one for sweep in sweeps.values() for one in sweep])
+    setting = common.setting(args, [one for sweep in sweeps.values() for one in sweep])
     out = Path(args.out)
-    tables = {name: common.measure(known, sweep, name) for name, sweep in sweeps.items()}
-    source = common.source_of(args, known)
-    common.keep_table(args, "Figure 9: sweeps", FINDINGS, tables, source)
-    common.keep_rows(args, list(sweeps))
+    tables = {name: common.measure(setting, sweep, name) for name, sweep in sweeps.items()}
+    source = common.source_of(args, setting)
+    common.keep_table(args, "Figure 9: sweeps", NOTE, tables, source)
     draw(out / "sweeps.png", weights, tables)
     for name, sweep in sweeps.items():
-        plan = common.show(known, sweep, name)
+        plan = common.show(setting, sweep, name)
         common.save_grid(out / f"examples-{name}.jpg", common.examples(plan))
 
 
 if __name__ == "__main__":
-    assert set(SWEPT) <= set(RLS.settings)
     parser = common.options("sweeps", __doc__, limit=12, pictures=1)
     parser.add_argument("--weights", default=WEIGHTS, help=f"default {WEIGHTS}")
     sys.exit(common.run(study, parser))

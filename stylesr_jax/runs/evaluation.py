@@ -204,8 +204,12 @@ class Outcome:
     examples: Mapping[str, Example] = field(default_factory=dict, compare=False)
 
 
-def run(plan: EvaluationPlan, *, say: Say = print) -> Outcome:
+def run(plan: EvaluationPlan, *, say: Say = print, job: "EvaluationJob | None" = None) -> Outcome:
     """Do what is left of an evaluation; rows are appended to OUT/rows.jsonl as they come.
+
+    Args:
+        say: called with a line for each piece of work.
+        job: of the plan, where results are scored in another way.
 
     Raises:
         UserError: OUT cannot be written, or two images or variants share a name.
@@ -215,7 +219,7 @@ def run(plan: EvaluationPlan, *, say: Say = print) -> Outcome:
     _check_distinct("images", names)
     _check_distinct("methods", labels)
     make_ready(plan.out, depth=2)
-    job, interrupted = EvaluationJob(plan, say), False
+    job, interrupted = job or EvaluationJob(plan, say), False
     try:
         work(plan.images, job)
     except KeyboardInterrupt:

@@ -4,9 +4,10 @@ import csv
 import dataclasses
 import hashlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,7 +61,28 @@ def summarise(plan: EvaluationPlan, outcome: Outcome) -> dict[str, Any]:
         facts["reference_pictures"] = len(next(iter(reference.values())))
         for label, entry in table.items():
             entry |= _frechet(plan, label, complete, reference)
-    return {"about": facts, "table": table, "images": complete}
+    by_image = _by_image(plan, outcome.rows, complete)
+    return {"about": facts, "table": table, "by_image": by_image, "images": complete}
+
+
+def _by_image(plan: EvaluationPlan, rows: Rows, names: Sequence[str]) -> dict[str, Any]:
+    """Each variant's worst image, and on how many it beats bicubic, in LPIPS-VGG."""
+    scores = {}
+    for variant in plan.variants:
+        means = {name: mean_scores(rows[name][variant.label])["lpips_vgg"] for name in names}
+        scores[variant.label] = {name: value for name, value in means.items() if value is not None}
+    floor = next((one.label for one in plan.variants if one.method.name == "bicubic"), None)
+    found: dict[str, Any] = {}
+    for label, own in scores.items():
+        if not own:
+            continue
+        worst = max(own, key=lambda name: own[name])
+        found[label] = {"worst": {"image": worst, "lpips_vgg": own[worst]}}
+        if floor is not None and label != floor:
+            both = [name for name in own if name in scores[floor]]
+            beaten = sum(own[name] < scores[floor][name] for name in both)
+            found[label]["beats_bicubic"] = {"images": beaten, "n": len(both)}
+    return found
 
 
 def _reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
@@ -137,37 +159,84 @@ def about(plan: EvaluationPlan, images: int) -> dict[str, Any]:
 
 
 def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] = ()) -> str:
-    """The summary as a table with a paragraph that says what its numbers are."""
-    facts, table = summary["about"], summary["table"]
-    columns = [n for n in MEASURES if any(n in entry for entry in table.values())]
-    headings = {
-        n: MEASURES[n].heading + {1: " ↑", -1: " ↓", 0: ""}[MEASURES[n].better] for n in columns
-    }
-    digits = {n: MEASURES[n].digits for n in columns}
-    distances = [n for n in FRECHET if any(n in entry for entry in table.values())]
-    for name in distances:
-        columns.append(name)
-        headings[name], digits[name] = f"{FRECHET[name]} ↓", 1
+    """The summary as a table with paragraphs on data, sizes and machine."""
+    table = summary["table"]
+    columns = _columns(summary)
     lines = [
-        "| method | evaluations | " + " | ".join(headings[n] for n in columns) + " |",
+        "| method | evaluations | " + " | ".join(column.heading for column in columns) + " |",
         "|---|---:|" + "---:|" * len(columns),
     ]
-    for label, entry in table.items():
-        used = facts["variants"].get(label, {}).get("evaluations", "")
-        cells = []
-        for name in columns:
-            if name not in entry:
-                cells.append("")
-                continue
-            text = f"{entry[name]['mean']:.{digits[name]}f}"
-            if entry[name]["n"] > 1 and name not in distances:
-                text += f" ± {entry[name]['std']:.{digits[name]}f}"
-            cells.append(text)
-        lines.append(f"| {label} | {used} | " + " | ".join(cells) + " |")
+    for label in table:
+        used = summary["about"]["variants"].get(label, {}).get("evaluations", "")
+        cells = " | ".join(column.cell(label) for column in columns)
+        lines.append(f"| {label} | {used} | {cells} |")
+    text = "\n".join(lines) + "\n\n" + "\n\n".join(_notes(summary)) + "\n"
+    if failed:
+        text += "\nFailed:\n\n" + "".join(f"- {i}, {k}: {m}\n" for i, k, m in failed)
+    return text
+
+
+class _Column(NamedTuple):
+    """A column of the table: its heading, and the text of a label's cell."""
+
+    heading: str
+    cell: Callable[[str], str]
+
+
+def _columns(summary: Mapping[str, Any]) -> list[_Column]:
+    """Scores that some label has, then the comparison of images, then Fréchet distances."""
+    table = summary["table"]
+
+    def held(names: Iterable[str]) -> list[str]:
+        return [name for name in names if any(name in entry for entry in table.values())]
+
+    arrows = {1: " ↑", -1: " ↓", 0: ""}
+    columns = [
+        _Column(MEASURES[n].heading + arrows[MEASURES[n].better], partial(_score, table, n))
+        for n in held(MEASURES)
+    ]
+    by_image = summary["by_image"]
+    if _compares_images(summary):
+        columns.append(_Column("worst LPIPS ↓", partial(_worst, by_image)))
+        if any("beats_bicubic" in entry for entry in by_image.values()):
+            columns.append(_Column("beats bicubic ↑", partial(_beaten, by_image)))
+    return columns + [
+        _Column(f"{FRECHET[n]} ↓", partial(_distance, table, n)) for n in held(FRECHET)
+    ]
+
+
+def _compares_images(summary: Mapping[str, Any]) -> bool:
+    return summary["about"]["images"] > 1 and bool(summary["by_image"])
+
+
+def _score(table: Mapping[str, Any], name: str, label: str) -> str:
+    entry, digits = table[label].get(name), MEASURES[name].digits
+    if entry is None:
+        return ""
+    text = f"{entry['mean']:.{digits}f}"
+    return f"{text} ± {entry['std']:.{digits}f}" if entry["n"] > 1 else text
+
+
+def _distance(table: Mapping[str, Any], name: str, label: str) -> str:
+    return f"{table[label][name]['mean']:.1f}" if name in table[label] else ""
+
+
+def _worst(by_image: Mapping[str, Any], label: str) -> str:
+    return f"{by_image[label]['worst']['lpips_vgg']:.3f}" if label in by_image else ""
+
+
+def _beaten(by_image: Mapping[str, Any], label: str) -> str:
+    found = by_image.get(label, {}).get("beats_bicubic")
+    return f"{found['images']} of {found['n']}" if found else ""
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    """Paragraphs below the table."""
+    facts, table = summary["about"], summary["table"]
     sizes = facts["sizes"]
     notes = [
         f"{facts['images']} images, {facts['lr_size']} px -> {facts['resolution']} px, "
-        f"{facts['generator']}; data suffered `{facts['degradation']}`, the search assumes "
+        f"{facts['generator']}; inputs made by `{facts['degradation']}`, the search assumes "
         f"{'the same' if facts['search_degradation'] == 'truth' else 'plain bicubic'}; "
         f"{facts['solutions']} solution(s) for each image, seed {facts['seed']}.",
         "Mean ± standard deviation over images (solutions of an image averaged first). "
@@ -176,6 +245,9 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
         f"{sizes['niqe']} px; low-res L1 and PSNR compare the solution, degraded as the search "
         "assumes, with its input on [-1, 1].",
     ]
+    if _compares_images(summary):
+        notes[-1] += " Worst images, and those that beat bicubic, are by LPIPS-VGG."
+    distances = [name for name in FRECHET if any(name in entry for entry in table.values())]
     if distances:
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
         notes.append(
@@ -184,15 +256,9 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
             f"{' or '.join(map(str, counts))} pictures a row. It is not FID, and with so few "
             "pictures biased upwards, alike for rows with equally many."
         )
-    notes.append(
-        f"{facts['date']}, {facts['machine']}, {facts['device']}; "
-        + ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-        + "."
-    )
-    text = "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
-    if failed:
-        text += "\nFailed:\n\n" + "".join(f"- {i}, {k}: {m}\n" for i, k, m in failed)
-    return text
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    notes.append(f"{facts['date']}, {facts['machine']}, {facts['device']}; {versions}.")
+    return notes
 
 
 def _write_csv(path: Path, rows: Rows) -> None:

@@ -5,7 +5,7 @@ lowered, which takes Python several seconds for a generator's gradient. `kept_ji
 lowered program too (`jax.export`: data, nothing that could run code of its own), under a hash of
 all that decides it: the function, its static values, the arguments' structure and shapes, the
 package's source files, versions of other packages, the backend. What has no name that is the same
-in every process, such as a lambda, is traced as usual.
+in every process, such as a lambda, and what other sources define, is traced as usual.
 
 Reading takes a while too, most of it beside Python: `prefetch` begins with it before the programs
 are called.
@@ -18,7 +18,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime import program_dependencies as dependencies
 from stylesr_jax.runtime.machine import versions
 from stylesr_jax.runtime.memory import mappings, release_memory
 from stylesr_jax.runtime.program_files import (
@@ -77,59 +78,6 @@ def drop_programs_if_full() -> None:
         jax.clear_caches()
 
 
-# --- what programs depend on ----------------------------------------------------------------
-
-
-class Dependency(NamedTuple):
-    """Code outside XLA that programs call and that may be in the making, or not to be had.
-
-    Attributes:
-        module: the module that registers the dependency when imported.
-        targets: names of the XLA custom calls.
-        applies_to: whether a program may call them that has this part among its arguments.
-        state: a text for how they are called; empty if they cannot be. Waits until that is known.
-        assume_ready: a context in which `state` does not wait.
-    """
-
-    module: str
-    targets: tuple[str, ...]
-    applies_to: Callable[[Any], bool]
-    state: Callable[[], str]
-    assume_ready: Callable[[], AbstractContextManager[Any]]
-
-
-_dependencies: dict[str, Dependency] = {}  # by module
-
-
-def register_dependency(dependency: Dependency) -> None:
-    """Tell what programs depend on besides their arguments."""
-    _dependencies[dependency.module] = dependency
-
-
-def _modules_for(arguments: Any) -> list[str]:
-    """The modules of the dependencies that a program with these arguments may call."""
-    return [
-        module
-        for module, one in _dependencies.items()
-        if any(map(one.applies_to, jax.tree.leaves(arguments, is_leaf=one.applies_to)))
-    ]
-
-
-def _modules_in(exported: jax.export.Exported) -> list[str]:
-    """The modules of the dependencies that a program calls."""
-    code = exported.mlir_module_serialized
-    return [
-        module
-        for module, one in _dependencies.items()
-        if any(target.encode() in code for target in one.targets)
-    ]
-
-
-def _can_call(modules: Iterable[str]) -> bool:
-    """Whether these dependencies can be called; waits until that is known."""
-    return all(module in _dependencies and _dependencies[module].state() for module in modules)
-
-
 # --- calls ----------------------------------------------------------------------------------
 
 
@@ -137,7 +85,7 @@ class _Call(NamedTuple):
     """What tells programs apart within a process."""
 
     jitted: Any
-    static: tuple[tuple[str, Any], ...]  # names and values
+    static: tuple[tuple[str, type, Any], ...]  # names, types and values: 1 is not True
     tree: Any  # of the other arguments, by name
     types: tuple[Any, ...]
     device: Any
@@ -146,13 +94,14 @@ class _Call(NamedTuple):
 
     def on_leaves(self, *leaves: Any) -> Any:
         """The function of the flat arguments."""
-        arguments: Any = {**jax.tree.unflatten(self.tree, leaves), **dict(self.static)}
+        arguments: Any = {name: value for name, _, value in self.static}
+        arguments.update(jax.tree.unflatten(self.tree, leaves))
         bound = inspect.BoundArguments(inspect.signature(self.jitted), arguments)
         return self.jitted(*bound.args, **bound.kwargs)
 
     def facts(self) -> list[str]:
         """What tells the program apart in every process; raises NoNameError if nothing does."""
-        static = (f"{name}={name_of(value)}" for name, value in self.static)
+        static = (f"{name}={name_of(value)}" for name, _, value in self.static)
         structure = json.dumps(describe(self.tree, name_of))
         types = map(str, self.types)
         return [path_of(self.jitted), *static, structure, *types, *_circumstances(self.device)]
@@ -184,8 +133,9 @@ def kept_jit(
         leaves, tree = jax.tree.flatten(bound.arguments)
         if any(map(_is_elsewhere, (*leaves, *static.values()))):
             return jitted(*args, **kwargs)
+        typed = tuple((name, type(value), value) for name, value in static.items())
         types, options = tuple(map(jax.typeof, leaves)), tuple(_options().values())
-        call = _Call(jitted, (*static.items(),), tree, types, _device(leaves), options, _folder)
+        call = _Call(jitted, typed, tree, types, _device(leaves), options, _folder)
         return _program(call, leaves)(*leaves)
 
     return run
@@ -199,7 +149,7 @@ def _is_elsewhere(argument: Any) -> bool:
 
 
 def _device(leaves: Iterable[Any]) -> Any:
-    """Where these arguments are computed with."""
+    """The device that computes with these arguments."""
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     placed = max(arrays, key=lambda array: array.committed, default=None)
     return jax.local_devices()[0] if placed is None else next(iter(placed.devices()))
@@ -223,13 +173,11 @@ def _program(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
 
 def _prepare(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
     """The program of a call: read, or traced and kept; only traced if it cannot be kept."""
-    modules = _modules_for((jax.tree.unflatten(call.tree, leaves), dict(call.static)))
+    modules = dependencies.modules_for((jax.tree.unflatten(call.tree, leaves), call.static))
     try:
-        with ExitStack() as stack:
-            for module in modules:
-                stack.enter_context(_dependencies[module].assume_ready())
+        with dependencies.assume_ready(modules):
             program = _find(call, leaves, modules)
-        if not _can_call(program.modules):
+        if not dependencies.can_call(program.modules):
             jax.clear_caches()  # of what was traced with them
             program = _find(call, leaves, modules)
         run: Any = _compiled(program, call.device).run
@@ -238,7 +186,7 @@ def _prepare(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
         # Besides what has no name: a custom call without a promise of stability, or a folder that
         # cannot be written.
         _log.debug("%s is not kept: %s", call.jitted, error)
-        if not _can_call(modules):
+        if not dependencies.can_call(modules):
             jax.clear_caches()
         return _compile(call.on_leaves, leaves, call.device)
     return lambda *leaves: jax.tree.unflatten(tree, run(*leaves))
@@ -246,12 +194,12 @@ def _prepare(call: _Call, leaves: list[Any]) -> Callable[..., Any]:
 
 def _find(call: _Call, leaves: list[Any], modules: Iterable[str]) -> Program:
     """The program of a call: prefetched, read, or made and kept."""
-    states = (_dependencies[module].state() for module in modules)
-    key = _hash([*call.facts(), *states])
+    key = _hash([*call.facts(), *dependencies.states(modules)])
     path = call.folder / f"{key}.program"
     program = _take(key, call.device) or read_program(path) or _make(call, leaves, path)
-    if _called is not None and call.device == jax.local_devices()[0]:
-        _called[key] = program.modules
+    called = _called  # another thread may end the notes
+    if called is not None and call.device == jax.local_devices()[0]:
+        called[key] = program.modules
     return program
 
 
@@ -262,15 +210,15 @@ def _make(call: _Call, leaves: list[Any], path: Path) -> Program:
         NoNameError, ValueError, TypeError, NotImplementedError: what cannot be kept.
         UserError: the folder cannot be written.
     """
-    targets = [target for one in _dependencies.values() for target in one.targets]
-    checks = [jax.export.DisabledSafetyCheck.custom_call(target) for target in targets]
+    checks = dependencies.safety_checks()
     exported = jax.export.export(jax.jit(call.on_leaves), disabled_checks=checks)(*leaves)
     result = json.loads(json.dumps(describe(exported.out_tree)))
     if jax.tree.structure(example_of(result)) != exported.out_tree:
         raise NoNameError(f"{exported.out_tree} cannot be described")
     flat = jax.tree.structure([0] * len(exported.out_avals))
-    exported = dataclasses.replace(exported, out_tree=flat)
-    program = Program(exported, result, _modules_in(exported))
+    data = dataclasses.replace(exported, out_tree=flat).serialize()
+    exported = jax.export.deserialize(data)  # without weak types, as in other processes
+    program = Program(exported, result, dependencies.modules_in(exported))
     write_program(path, program)
     return program
 
@@ -369,7 +317,7 @@ def prefetch(kind: str) -> Iterator[None]:
 def _load(path: Path) -> Program | None:
     """A kept program for the first device, or None if it cannot be had."""
     program = read_program(path)
-    if program is None or not _can_call(program.modules):
+    if program is None or not dependencies.can_call(program.modules):
         return None
     return _compiled(program, jax.local_devices()[0])
 

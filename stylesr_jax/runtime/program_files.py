@@ -54,7 +54,7 @@ def read_program(path: Path) -> Program | None:
         header, _, data = _read(path).partition(b"\n")
         result, modules = json.loads(header)
         return Program(jax.export.deserialize(bytearray(data)), result, modules)
-    except FileNotFoundError:
+    except OSError:
         return None
     except Exception as error:  # whatever is wrong with it, it is made again
         _log.warning("%s cannot be read (%s); it is made again", path, error)

@@ -39,7 +39,7 @@ def path_of(value: Any) -> str:
         NoNameError: the path does not lead back to the value, as for closures.
     """
     function = getattr(value, "__wrapped__", value) if hasattr(value, "lower") else value
-    path = f"{function.__module__}:{function.__qualname__}"
+    path = f"{function.__module__}:{getattr(function, '__qualname__', '')}"
     found = lookup(path)
     while found is not function:
         if not hasattr(found, "__wrapped__"):

@@ -16,7 +16,7 @@ import jax
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.native import compiler
-from stylesr_jax.runtime.program_cache import Dependency, register_dependency
+from stylesr_jax.runtime.program_dependencies import Dependency, register_dependency
 
 FORWARD, BACKWARD = "stylesr_mobile_block_forward", "stylesr_mobile_block_backward"
 TARGETS = {FORWARD: "forward", BACKWARD: "backward"}  # names in XLA and in the library
