@@ -58,7 +58,6 @@ def test_the_pages_are_read():
     """Otherwise the tests below would have nothing to check."""
     assert {"--share", "--distributed", "--resume"} <= COMMANDS["stylesr_jax.upsample"]
     assert {"stylesr_jax.evaluate", "stylesr_jax.fit_prior", "convert.fetch"} <= set(COMMANDS)
-    assert any(module.startswith("benchmarks.studies.") for module in COMMANDS)
 
 
 @pytest.mark.parametrize("module", sorted(COMMANDS))

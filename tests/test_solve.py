@@ -10,6 +10,7 @@ import pytest
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods import method_named
+from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.runs.folder import read_solutions, save_solutions
 from stylesr_jax.solver import solve as solver
 from stylesr_jax.solver.observation import key_of, place_on_canvas
@@ -229,3 +230,35 @@ def test_bad_images_are_refused(tiny, tiny_prior, image, says):
 def test_a_missing_prior_names_the_command_that_fits_one(tiny, target):
     with pytest.raises(UserError, match="fit_prior --generator tiny-32"):
         _upsample(target, tiny, None)
+
+
+def test_a_search_begins_from_given_styles(tiny, tiny_prior, target):
+    first = _upsample(target, tiny, tiny_prior).solutions[1]
+    still = {"steps": 1, "learning_rate": 0.0, "noise": "stored"}
+    result = _upsample(target, tiny, tiny_prior, start=first.latents.ws, settings=still)
+    for one in result.solutions:
+        np.testing.assert_allclose(one.latents.ws, first.latents.ws, atol=1e-6)
+    for method in ("pulse", "brgm"):
+        options = {"method": method, "start": first.latents.ws}
+        if method == "brgm":
+            options["perceptual"] = load_features("vgg16")
+        found = _upsample(target, tiny, tiny_prior, settings={"steps": 1}, **options)
+        np.testing.assert_allclose(found.solutions[0].latents.ws, first.latents.ws, atol=0.3)
+    with pytest.raises(UserError, match="cannot begin from given styles"):
+        _upsample(target, tiny, tiny_prior, method="csgm", start=first.latents.ws, settings={})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("jax_enable_x64", True), ("jax_debug_nans", True), ("jax_numpy_rank_promotion", "raise")],
+)
+def test_options_of_the_process_change_nothing(tiny, tiny_prior, target, option):
+    expected = _upsample(target, tiny, tiny_prior).images
+    name, value = option
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        found = _upsample(target, tiny, tiny_prior).images
+    finally:
+        jax.config.update(name, before)
+    np.testing.assert_array_equal(found, expected)

@@ -178,6 +178,12 @@ def upsample_parser() -> argparse.ArgumentParser:
     )
     add("--inject-noise", metavar="STD[@LAYERS]", help="in synthesis layers, e.g. 0.02@3-8")
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
+    add(
+        "--start",
+        metavar="NPZ[#K]",
+        help="begin from saved styles: solution K of a solutions.npz, or W or W+ arrays (.npz, "
+        ".npy) in the generator's own scale; solutions then differ by their noise",
+    )
     add("--uncertainty", action="store_true", help="write each pixel's deviation over solutions")
     add(
         "--only-images",

@@ -20,6 +20,7 @@ from stylesr_jax.methods import method_named
 from stylesr_jax.methods.base import Value
 from stylesr_jax.methods.levers import layer_range
 from stylesr_jax.runs.folder import read_solutions
+from stylesr_jax.runs.latents import read_styles
 from stylesr_jax.runs.photos import PhotosJob, PhotosPlan, device_line
 from stylesr_jax.runs.places import make_ready
 from stylesr_jax.runs.plan import Variant, load_parts
@@ -122,6 +123,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
     parts = load_parts([variant], generator=args.generator, label=args.label, prior=args.prior)
     _check_layers(variant.settings, parts["generator"])
     mask = args.noise_mask
+    start = None if args.start is None else read_styles(args.start, parts["generator"])
     return PhotosPlan(
         photos=photos,
         variants=(variant,),
@@ -139,6 +141,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         place=place,
         noise_mask=read_mask(mask) if mask else None,
         noise_mask_sha256=files.sha256(mask) if mask else None,
+        start=start,
         resume=args.resume,
         uncertainty=args.uncertainty,
         only_images=args.only_images,

@@ -128,6 +128,14 @@ class Method(struct.PyTreeNode):
             rest -= change
         return self.replace(**scaled)
 
+    def from_styles(self) -> "Self":
+        """The method as it begins from given styles, `Start.styles`.
+
+        Raises:
+            UserError: it cannot.
+        """
+        raise UserError(f"{self.name} cannot begin from given styles; leave out the start")
+
     def fitted(self, generator: Generator) -> "Self":
         """With what the method measures on a generator."""
         return self

@@ -59,6 +59,10 @@ class BRGM(Search):
             "collinear": self.lambda_c * collinear(view),
         }
 
+    def from_styles(self) -> "BRGM":
+        """As it is."""
+        return self
+
     def make_stages(self) -> Iterator[Stage]:
         """One search in W+."""
         yield NearMeanStage(
@@ -97,7 +101,8 @@ class NearMeanStage(Stage):
         size = self.noise_size or (128 if generator.resolution >= 1024 else 32)
         count = sum(max(shape) <= size for shape in generator.noise_shapes)
         noise = generator.random_noise(noise_key)[:count]
-        return {"latent": generator.statistics["w_mean"] + jitter, "noise": noise}
+        styles = generator.statistics["w_mean"] if start.styles is None else start.styles
+        return {"latent": styles + jitter, "noise": noise}
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles and noise maps as they are."""

@@ -90,6 +90,10 @@ class ILO(Search):
             "lpips": self.lambda_lpips * perceptual(view),
         }
 
+    def from_styles(self) -> "ILO":
+        """As it is."""
+        return self
+
     def make_stages(self) -> Iterator[Stage]:
         """From the latents inwards."""
         if not 1 <= self.stages <= STAGES:
@@ -134,7 +138,7 @@ class LayerStage(Stage):
     ) -> Variables:
         """Standard normal; or what stage k - 1 found, and the activation that enters block k."""
         if self.block == 0:
-            return start_on_spheres(key, context, self.noise_layers)
+            return start_on_spheres(key, context, start, self.noise_layers)
         generator = context.generator
         n_blocks = len(generator.config.block_resolutions)
         if self.block >= n_blocks:

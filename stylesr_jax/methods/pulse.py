@@ -54,6 +54,10 @@ class PULSE(Search):
             "geocross": self.lambda_geocross * geodesic_cross(view.latents.ws),
         }
 
+    def from_styles(self) -> "PULSE":
+        """As it is."""
+        return self
+
     def make_stages(self) -> Iterator[Stage]:
         """One search on spheres."""
         yield SphereStage.of(self)
@@ -79,7 +83,7 @@ class SphereStage(Stage):
         self, key: Array, index: Array, context: Context, start: Start, previous: Any
     ) -> Variables:
         """Standard normal latents and noise maps."""
-        return start_on_spheres(key, context, self.noise_layers)
+        return start_on_spheres(key, context, start, self.noise_layers)
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles, and the noise maps, of which the last may be zero."""
@@ -102,12 +106,20 @@ def sphere_styles(context: Context, points: Array) -> Array:
     return jnp.where(linear >= 0.0, linear, linear / PULSE_SLOPE)
 
 
-def start_on_spheres(key: Array, context: Context, noise_layers: int) -> Variables:
+def sphere_points(context: Context, ws: Array) -> Array:
+    """v from w, the inverse of `sphere_styles`."""
+    statistics = context.generator.statistics
+    linear = jnp.where(ws >= 0.0, ws, ws * PULSE_SLOPE)
+    return (linear - statistics["pulse_mean"]) / statistics["pulse_std"]
+
+
+def start_on_spheres(key: Array, context: Context, start: Start, noise_layers: int) -> Variables:
     """Standard normal latents (num_ws, w_dim) and the first noise maps, or as many as there are."""
     latent_key, noise_key = jax.random.split(key)
     generator = context.generator
+    latent = jax.random.normal(latent_key, (generator.num_ws, generator.w_dim))
     return {
-        "latent": jax.random.normal(latent_key, (generator.num_ws, generator.w_dim)),
+        "latent": latent if start.styles is None else sphere_points(context, start.styles),
         "noise": generator.random_noise(noise_key)[:noise_layers],
     }
 

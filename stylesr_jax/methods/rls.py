@@ -99,6 +99,10 @@ class RLS(Search):
         """||y - A(G(w))||_1, as a sum over the observed values or as their mean."""
         return l1_sum(view) if self.reduction == "sum" else l1_mean(view)
 
+    def from_styles(self) -> "RLS":
+        """Without the phase in W, in which the layers' styles would be one."""
+        return self.replace(style_steps=0)
+
     def make_stages(self) -> Iterator[Stage]:
         """Steps in W, then in the space that was chosen."""
         if self.style_steps:
@@ -138,7 +142,8 @@ class StyleStage(Stage):
         if previous is not None:
             point = previous["latent"]
         else:
-            style = start_style(key, index, context, self.method)
+            own = start.styles
+            style = start_style(key, index, context, self.method) if own is None else own
             point = context.prior.whiten(style) if self.whitened else style
         rows = context.generator.num_ws if self.space == "w+" else 1
         return {"latent": jnp.broadcast_to(point, (rows, point.shape[-1]))}

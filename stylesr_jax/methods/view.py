@@ -26,6 +26,7 @@ class Start(NamedTuple):
     mask: Array  # (h, w, 1): 1 where y was observed, 0 where it is padding or unknown
     group: Array  # int32: which image of the batch it is a start for
     injected: Noise | None = None  # added to the noise maps, see `levers.injected_noise`
+    styles: Array | None = None  # (num_ws, w_dim) to begin from, instead of the method's own
 
 
 class Latents(NamedTuple):

@@ -1,5 +1,6 @@
 """Photos: for each, a folder of solutions, a report, and latents that redraw the solutions."""
 
+import hashlib
 import json
 import os
 import platform
@@ -84,6 +85,7 @@ class PhotosPlan(Plan):
             "lr_size": self.lr_size,
             "degradation": self.degradation_identity,
             "search_degradation": "truth" if self.truth else "bicubic",
+            "start_sha256": None if self.start is None else _sha256(self.start),
             "class": None,
             "prior_sha256": None,
             **self.identity,
@@ -102,6 +104,10 @@ class PhotosPlan(Plan):
         if self.only_images:
             place = replace(place, report=self.reports / f"{name}.json")
         return place
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 class PhotosJob(Job[PhotosPlan]):

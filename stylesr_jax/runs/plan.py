@@ -106,6 +106,7 @@ class Plan:
         share: whether other processes do the same work into the same folder.
         stale: seconds after which another process's claim counts as a dead one's.
         place: number of this process and how many there are; it begins at its part of the images.
+        start: (num_ws, w_dim) styles that all searches begin from, or None.
         noise_mask: (h, w) in [0, 1], where the setting "noise_std" adds noise; None: everywhere.
     """
 
@@ -127,6 +128,7 @@ class Plan:
     stale: float = 60.0
     place: tuple[int, int] = (0, 1)
     noise_mask: np.ndarray | None = None
+    start: np.ndarray | None = None
 
     @cached_property
     def degradation_identity(self) -> str:

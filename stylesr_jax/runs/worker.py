@@ -321,6 +321,7 @@ class _Worker:
             solutions=plan.solutions,
             degradation=subjects[0].degradation,
             noise_mask=plan.noise_mask,
+            start=plan.start,
             batch=batch,
             mesh=plan.mesh,
             on_progress=None if report is None else on_progress,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +70,22 @@ class _Job(NamedTuple):
     solution: int
 
 
+@contextmanager
+def own_options() -> Iterator[None]:
+    """JAX's options as the searches need them, whatever a process has set.
+
+    Searches compute in float32, and find and report NaNs themselves.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@own_options()
 def solve(
     observations: Sequence[Observation],
     keys: Sequence[Array],
@@ -80,6 +97,7 @@ def solve(
     solutions: int = 4,
     degradation: Degradation | None = None,
     noise_mask: np.ndarray | None = None,
+    start: np.ndarray | None = None,
     batch: int = 1,
     mesh: Mesh | None = None,
     chunk: int = 10,
@@ -101,6 +119,8 @@ def solve(
         degradation: A; None is antialiased bicubic down-sampling.
         noise_mask: (h, w) in [0, 1], where the setting "noise_std" adds noise to the references;
             resized to each of them. None is everywhere.
+        start: (num_ws, w_dim) styles that all searches begin from, which then differ by their
+            noise; None: where the method begins.
         mesh: (see `device_mesh`) spreads starts, of all images, over devices; None takes the
             first one. Which start lands on which device does not change it.
 
@@ -115,6 +135,8 @@ def solve(
     check_fit(degradation, observations[0], generator.resolution)
     if not tuple(method.make_stages()):
         return [_direct(method, o, generator, degradation, solutions) for o in observations]
+    if start is not None:
+        method = method.from_styles()
     if method.diversity and solutions < 2:  # type: ignore[attr-defined]
         if not type(method)().diversity:  # type: ignore[attr-defined]
             raise UserError("diversity pushes solutions apart: it needs two of them at least")
@@ -127,6 +149,7 @@ def solve(
         observations=observations,
         keys=keys,
         noise_mask=noise_mask,
+        start=None if start is None else jnp.asarray(start, jnp.float32),
         mesh=mesh,
         chunk=chunk,
         on_progress=on_progress,
@@ -164,6 +187,7 @@ class _Search(NamedTuple):
     observations: Sequence[Observation]
     keys: Sequence[Array]
     noise_mask: np.ndarray | None
+    start: Array | None
     mesh: Mesh | None
     chunk: int
     on_progress: Progress | None
@@ -217,6 +241,7 @@ def _draw_batch(search: _Search, jobs: Sequence[_Job]) -> tuple[Start, Array, Ar
         jnp.stack([mask_on_canvas(search.noise_mask, o) for o in observed]),
         search.method,
         search.context.generator,
+        search.start,
         later=choices["own_noise"] and bool(numbers.any()),
         **choices,
     )
@@ -228,7 +253,9 @@ def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[lis
     stages = stages_of(search.method)
     starts, start_keys, search_keys, indices = _draw_batch(search, jobs)
     tries = tries_of(search.method)
-    if tries > 1 and bool(indices.any()):  # an image's first start is the only one there is
+    if (
+        tries > 1 and search.start is None and bool(indices.any())
+    ):  # an image's first start is the only one there is
         size = small_size(search.context.generator, starts.target.shape[1])
         args = (stages[0].replace(stop=size), start_keys, indices, search.context, starts)
         start_keys = nearest_keys(*args, tries=tries, mesh=search.mesh)
@@ -387,6 +414,7 @@ def upsample(
     degradation: Degradation | None = None,
     perceptual: Any = None,
     noise_mask: np.ndarray | None = None,
+    start: np.ndarray | None = None,
     batch: int = 1,
     mesh: Mesh | None = None,
     on_progress: Progress | None = None,
@@ -406,6 +434,7 @@ def upsample(
         degradation: A; None is antialiased bicubic down-sampling.
         perceptual: from `load_features("vgg16")`, for methods with an LPIPS term.
         noise_mask: (h, w) in [0, 1]: where the setting "noise_std" adds noise; None: everywhere.
+        start: (num_ws, w_dim) styles to begin from, such as `solution.latents.ws`.
         batch: starts searched together on a device.
         mesh: devices to spread the starts over, see `device_mesh`; None takes the first one.
         on_progress: called with (image, solution, step, steps, terms) between chunks.
@@ -425,6 +454,7 @@ def upsample(
         solutions=solutions,
         degradation=degradation,
         noise_mask=noise_mask,
+        start=start,
         batch=min(batch, -(-solutions // (1 if mesh is None else mesh.size))),
         mesh=mesh,
         on_progress=on_progress,

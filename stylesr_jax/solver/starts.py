@@ -45,6 +45,7 @@ def draw_starts(
     noise_masks: Array,
     method: Any,
     generator: Generator,
+    styles: Array | None = None,
     *,
     layers: tuple[int, ...],
     noisy: bool,
@@ -60,6 +61,7 @@ def draw_starts(
         indices: (B,) number an image's solutions.
         targets, masks, groups: (B, ...) the fields of `Start`.
         noise_masks: (B, h, w, 1) where references get noise.
+        styles: (num_ws, w_dim) that all begin from; None: each method's own start.
         later: whether there is a solution that is not its image's first.
 
     Returns:
@@ -86,7 +88,7 @@ def draw_starts(
                 pairs = zip(drawn, generator.stored_noise, strict=True)
                 change = [share * (a - b) for a, b in pairs]
             injected = tuple(change if injected is None else map(jnp.add, injected, change))
-        return Start(target, mask, group, injected), start_key, search_key
+        return Start(target, mask, group, injected, styles), start_key, search_key
 
     return jax.vmap(one)(keys, indices, targets, masks, groups, noise_masks)
 
