@@ -211,16 +211,16 @@ def merge(candidates: Candidates, threshold: float = 0.3) -> Candidates:
     Weights are the odds that the scores stand for, as another scale's worse candidates tell the
     place but not the angle; a merged candidate has the best score. Source: BlazeFace, section 4.
     """
-    left = candidates.take(np.argsort(-candidates.scores))
+    remaining = candidates.take(np.argsort(-candidates.scores))
     merged = []
-    while len(left.scores):
-        same = overlaps(left.boxes[0], left.boxes) > threshold
+    while len(remaining.scores):
+        same = overlaps(remaining.boxes[0], remaining.boxes) > threshold
         same[0] = True
-        odds = left.scores[same] / (1.0 + 1e-6 - left.scores[same])
+        odds = remaining.scores[same] / (1.0 + 1e-6 - remaining.scores[same])
         weights = odds / odds.sum()
-        boxes, points = (np.tensordot(weights, v[same], 1) for v in left[:2])
-        merged.append((boxes, points, left.scores[0]))
-        left = left.take(~same)
+        boxes, points = (np.tensordot(weights, v[same], 1) for v in remaining[:2])
+        merged.append((boxes, points, remaining.scores[0]))
+        remaining = remaining.take(~same)
     if not merged:
         return candidates
     return Candidates(*(np.stack(values) for values in zip(*merged, strict=True)))
@@ -235,8 +235,8 @@ def merge(candidates: Candidates, threshold: float = 0.3) -> Candidates:
 _EYES = ((33, 133), (362, 263))
 _NOSE, _MOUTH = 1, (61, 291)
 MARGIN = 1.5  # sides of the landmark network's crop over those of the face in it
-PASSES = 3  # each crops as the points of the last one say
-PRESENCE = (0.05, 0.5, 0.5)  # least probability of a face after each pass
+# Least probability of a face after each pass; each crops as the points of the last one say.
+PRESENCE = (0.05, 0.5, 0.8)
 DISAGREEMENT = 0.5  # most that the networks' points may differ, over the way from eyes to mouth
 AROUND = 1.2  # sides of the crop that is seen both ways up, over those of FFHQ's crop
 SAME = 0.2  # least overlap of two boxes of one face
