@@ -251,7 +251,8 @@ def _converted(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
 
 def _as_generator(name: str, data: Callable[[Files], bytes], files: Files) -> Arguments:
     own = _file(files, name, data(files))
-    return _upsample(files, files.photo, *BICUBIC, generator=own)
+    search = ("--method", "csgm", "--steps", "2", "--solutions", "1")
+    return _upsample(files, files.photo, *search, generator=own)
 
 
 def _damaged_weights(name: str, seed: int) -> bytes:

@@ -45,7 +45,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 
 def _check(config: Config) -> None:
     """Raise UserError unless the numbers are such as a generator can have."""
-    channels: Any = getattr(config, "channels", ())
+    channels: Any = getattr(config, "channels", config.mapping_widths)
     sizes = (config.resolution, config.num_ws, config.w_dim, config.z_dim)
     plausible = (
         all(isinstance(widths, tuple) and widths for widths in (config.mapping_widths, channels))
