@@ -25,11 +25,13 @@ COMMANDS = {"upsample": upsample, "convert": convert}
 HANGS = 240  # seconds after which a case counts as hanging, on any machine
 MAX_GROWTH = 1 << 20  # kB of memory, of one case
 SAMPLED = 14  # of so many cases one is in the fast part
+HEAVY = ("prior: ", "mask: 30000x40")  # these compile programs of their own
 CASES = all_cases()
 
 
 def _param(index: int, case: Case):
-    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] if index % SAMPLED else [])
+    slow = index % SAMPLED or case.name.startswith(HEAVY)
+    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] if slow else [])
 
 
 @pytest.fixture(scope="module")
