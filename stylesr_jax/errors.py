@@ -13,6 +13,11 @@ class UserError(ValueError):
     """A problem with the input, the files or the options; its message says what to do about it."""
 
 
+def printable(text: str | os.PathLike[str]) -> str:
+    """A name or another file's text in one line; what is not printable is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(text))
+
+
 def in_a_line(error: Exception) -> str:
     """An error's first line, with its kind unless it is a UserError, which explains itself."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -21,7 +26,7 @@ def in_a_line(error: Exception) -> str:
 
 def print_error(message: str) -> None:
     """A line on stderr."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def exit_code(

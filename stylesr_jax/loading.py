@@ -28,12 +28,15 @@ def generator_from_file(path: str | os.PathLike[str]) -> Generator:
     tensors, header = weights.load(path)
     if header.get("kind") != "generator":
         raise UserError(f"{path} holds a {header.get('kind', 'file')}, not a generator")
+    if not isinstance(header.get("config"), dict) or not {"params", "statistics"} <= tensors.keys():
+        raise UserError(f"{path} is damaged: parts of the generator are missing; convert it again")
+    config = config_from_dict(header["config"])
     tensors = jax.device_put(tensors)  # at once: one array after the other takes ten times longer
     generator = Generator(
         params=tensors["params"],
         statistics=tensors["statistics"],
         label=None,
-        config=config_from_dict(header["config"]).on_this_machine(),
+        config=config.on_this_machine(),
     )
     return with_known_heads(generator)
 
@@ -55,9 +58,9 @@ def generator_path(name_or_path: str | os.PathLike[str] = DEFAULT) -> Path:
     text = os.fspath(name_or_path)
     refuse_address(text)
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{text} is a folder; give the generator's file")
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix == ".safetensors":
             try:
                 weights.read_header(path)
@@ -74,7 +77,7 @@ def generator_path(name_or_path: str | os.PathLike[str] = DEFAULT) -> Path:
         return weights.find_weights(f"{text}.safetensors")
     except UserError:
         fetched = files.cache_dir() / "generators" / f"{text}.safetensors"
-        if fetched.is_file():
+        if os.path.isfile(fetched):
             return fetched
     raise UserError(
         f"unknown generator {text!r}; the embedded one is {DEFAULT}. Give a file's path, or "

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from stylesr_jax.errors import exit_code
+from stylesr_jax.errors import exit_code, print_error
 from stylesr_jax.runs.records import finite
 
 READER_GONE = 141  # exit code, as of a process that SIGPIPE ends
@@ -56,7 +56,7 @@ class Console:
             self.close()
             if self.as_json:
                 self._print(json.dumps(finite({"event": "error", "message": message, **values})))
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            print_error(message)
 
     def _print(self, text: str) -> None:
         if self._reader_gone:

@@ -1,6 +1,7 @@
 """What `python -m stylesr_jax.evaluate` does."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _plan(args: argparse.Namespace, console: Console) -> tuple[EvaluationPlan, i
     images, mistaken = images_named(args.images, console)
     variants = _variants(args)
     degradation = parse(args.degradation) if args.degradation else None
-    if args.reference is not None and not Path(args.reference).exists():
+    if args.reference is not None and not os.path.exists(args.reference):
         raise UserError(f"--reference {args.reference}: no such file or folder; check the path")
     parts = load_parts(variants, generator=args.generator, label=args.label, prior=args.prior)
     plan = EvaluationPlan(

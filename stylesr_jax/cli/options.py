@@ -4,9 +4,9 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, printable
 
 PRESETS = ("fast", "balanced", "best", "paper")
 EVALUATIONS = 100  # of each solution in `evaluate`
@@ -81,6 +81,8 @@ def batch(text: str) -> int | None:
 
 def file(text: str) -> str:
     """Parses the path of a file or folder; shells leave the ~ in --out=~/x alone."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give the path of a file or folder")
     return os.path.expanduser(text)
 
 
@@ -100,10 +102,17 @@ def change(text: str) -> tuple[str, str, str]:
 # --- Parsers --------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line behind how the command is used."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parser_of(name: str, document: str) -> argparse.ArgumentParser:
     """A parser that shows paragraph 2 of a document before the options, 3 after them."""
     parts = document.split("\n\n")
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m stylesr_jax.{name}",
         description=parts[1].replace("\n", " "),
         epilog=parts[2].replace("\n", " "),
@@ -112,7 +121,7 @@ def parser_of(name: str, document: str) -> argparse.ArgumentParser:
 
 
 def _fit_parser(name: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m stylesr_jax.{name}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

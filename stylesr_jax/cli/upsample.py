@@ -1,6 +1,7 @@
 """What `python -m stylesr_jax.upsample` does."""
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -154,9 +155,14 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
 # --- Redrawing ------------------------------------------------------------------------------
 
 
+REDRAWN_BY = {"generator", "weights_sha256", "method", "block"}  # of a solutions.npz
+
+
 def _redraw(args: argparse.Namespace, console: Console) -> int:
     """Draw the pictures of a solutions.npz again, beside it or in --out."""
     config = read_solutions(args.source).config
+    if missing := REDRAWN_BY - config.keys():
+        raise UserError(f"{args.source} does not say its {min(missing)}; search again")
     generator = generator_from_file(_weights_of(config, args))
     saved = read_solutions(args.source, generator)
     out = Path(args.out) if args.out else Path(args.source).parent
@@ -177,7 +183,7 @@ def _weights_of(config: Mapping[str, Any], args: argparse.Namespace) -> Path:
     """The file of the generator that drew the saved solutions, recognised by its hash."""
     wanted = config["weights_sha256"]
     for path in _likely_weights(config, args.generator):
-        if path.is_file() and files.sha256(path) == wanted:
+        if os.path.isfile(path) and files.sha256(path) == wanted:
             return path
     raise UserError(
         f"{args.source} was drawn with weights of sha256 {wanted[:12]}... that are not "
@@ -192,6 +198,7 @@ def _likely_weights(config: Mapping[str, Any], generator: str | None) -> Iterato
         return
     with suppress(UserError):
         yield generator_path(config["generator"])
-    yield Path(config.get("generator_file", ""))
+    if "generator_file" in config:
+        yield Path(config["generator_file"])
     yield generator_path(DEFAULT)
     yield from sorted((files.cache_dir() / "generators").glob("*.safetensors"))

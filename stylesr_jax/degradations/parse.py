@@ -1,5 +1,7 @@
 """Degradations as text: "blur(2)|bicubic(32)"."""
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +40,14 @@ def _size(text: str) -> Size:
 
 
 def _mask_file(text: str) -> Mask:
+    if not os.path.isfile(text):
+        raise UserError(f"mask: cannot read {text!r:.200}: no such file; check the path")
     try:
-        with Image.open(text) as image:
-            levels = np.asarray(image.convert("L"))
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of bombs, and of damaged metadata
+            with Image.open(text) as image:
+                levels = np.asarray(image.convert("L"))
+    except Exception as error:  # Pillow's readers raise whatever they meet in a damaged file
         raise UserError(f"mask: cannot read {text!r} as an image: {error}") from error
     # White marks the hole, as in most inpainting tools.
     return Mask(jnp.asarray(levels < 128, jnp.float32), source=Path(text).as_posix())
@@ -124,8 +130,8 @@ _STAGES: dict[str, _Stage] = {
 
 
 def available() -> str:
-    """The stages that `parse` knows, one a line with an example."""
-    return "\n".join(f"  {s.example:<18} {s.about}" for s in _STAGES.values())
+    """The stages that `parse` knows, as examples, in one line."""
+    return "; ".join(f"{stage.example} ({stage.about})" for stage in _STAGES.values())
 
 
 def _parse_arguments(name: str, stage: _Stage, texts: Sequence[str]) -> dict[str, object]:
@@ -174,9 +180,9 @@ def parse(text: str) -> Compose:
         name, bracket, inside = part.strip().partition("(")
         name = name.strip()
         if not name:
-            raise UserError(f"empty stage in degradation {text!r}; it can have:\n{available()}")
+            raise UserError(f"empty stage in degradation {text!r}; it can have: {available()}")
         if name not in _STAGES:
-            raise UserError(f"unknown degradation {name!r}; there are:\n{available()}")
+            raise UserError(f"unknown degradation {name!r}; there are: {available()}")
         if bracket and not inside.endswith(")"):
             raise UserError(f"{part.strip()!r} has no closing bracket, as in {text!r}")
         inside = inside.removesuffix(")").strip()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image, features
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, printable
 
 
 class Unreadable(NamedTuple):
@@ -48,11 +48,6 @@ _STARTS = {
     b"\xff\x0a": _OTHER,  # JPEG XL
     b"\x00\x00\x00\x0cJXL ": _OTHER,
 }
-
-
-def printable(text: str | os.PathLike[str]) -> str:
-    """A name or another file's text in one line; what is not printable is escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(text))
 
 
 def _heif_opener_registered() -> bool:

@@ -363,7 +363,7 @@ def prior_from_file(path: str | os.PathLike[str]) -> tuple[Prior, dict[str, Arra
         raise UserError(f"{path} holds a {header.get('kind', 'file')}, not a prior")
     try:
         config = FlowConfig(**header["config"])
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise UserError(
             f"{path} does not fit this version ({error}); fit the prior again: "
             "python -m stylesr_jax.fit_prior --help"

@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, printable
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.images.files import write_image, write_png
 from stylesr_jax.images.grid import result_grid
 from stylesr_jax.methods.view import Latents
+from stylesr_jax.runs.arrays import read_arrays
 from stylesr_jax.runs.records import write_json
 from stylesr_jax.runtime import files
 from stylesr_jax.solver.observation import Observation
 from stylesr_jax.solver.result import Result
 
+ADVICE = "give a solutions.npz that upsample wrote"
+CONFIG = {  # types of what redrawing asks for
+    "generator": str,
+    "generator_file": str,
+    "weights_sha256": str,
+    "method": str,
+    "block": int,
+}
+LARGEST = 1e4  # of saved numbers: styles, noise, activations and weights stay far below
 Format = Literal["png", "jpg", "webp"]  # of solutions
 WHITE = 0.5  # the deviation that uncertainty.png shows as white; images in [-1, 1]
 
@@ -86,49 +94,132 @@ def save_solutions(path: str | os.PathLike[str], result: Result, config: Mapping
 def read_solutions(path: str | os.PathLike[str], generator: Generator | None = None) -> Saved:
     """Read what `save_solutions` wrote; nothing in the file is executed.
 
-    `generator` gives the structure of activations and changed weights, where there are any.
+    `generator` gives the structure of activations and changed weights, where there are any, and
+    the shapes that the latents must have.
 
     Raises:
-        UserError: the file is missing, damaged, or not such a file.
+        UserError: the file is missing, damaged, not such a file, or of another generator.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a solutions.npz that upsample wrote")
+    arrays = read_arrays(Path(path), ADVICE)
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = dict(file)
-        config = json.loads(str(arrays["config"]))
-        ws, target, mask = arrays["ws"], arrays["target"], arrays["mask"]
-        box = tuple(config.pop("box"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged, or not a file that upsample wrote ({error})") from error
+        config = _config_of(arrays["config"])
+        observation = _observation_of(arrays, config.pop("box"))
+        n_solutions = _check_latents(arrays)
+        latents = _latents_of(arrays, config, generator)
+        corrections = tuple(arrays.get("corrections", [None] * n_solutions))
+        if len(corrections) != n_solutions:
+            raise ValueError("the corrections are not the solutions'")
+    except (ValueError, LookupError, TypeError) as error:
+        why = printable(str(error))
+        raise UserError(
+            f"{printable(path)}: damaged, or not a file that upsample wrote ({why}); {ADVICE}"
+        ) from error
+    return Saved(latents, corrections, observation, config)
 
-    def leaves(name: str, index: int) -> list[np.ndarray]:
-        stacks = [arrays[key] for key in sorted(arrays) if key.startswith(f"{name}_")]
-        return [stack[min(index, len(stack) - 1)] for stack in stacks]
 
-    def restore(name: str, index: int, like: Any) -> Any:
-        found = leaves(name, index)
-        return jax.tree.unflatten(jax.tree.structure(like), found) if found else None
+def _config_of(array: np.ndarray) -> dict[str, Any]:
+    try:
+        config = json.loads(str(array))
+    except RecursionError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError("its config is no object")
+    for name, kind in CONFIG.items():
+        if name in config and not isinstance(config[name], kind):
+            raise ValueError(f"{name} in its config is no {kind.__name__}")
+    return config
 
-    latents: list[Latents | None] = []
-    for i in range(len(ws)):
-        if ws.shape[1] == 0:
-            latents.append(None)
-            continue
-        activation = synthesis = None
-        if generator is not None:
-            synthesis = restore("synthesis", i, generator.params["synthesis"])
-            if leaves("activation", i):
-                block = int(config["block"])
-                entering = jax.eval_shape(
-                    lambda w, block=block: generator.features(w, block=block), ws[:1]
-                )
-                activation = restore("activation", i, entering)
-        noise = tuple(map(jnp.asarray, leaves("noise", i)))
-        latents.append(Latents(jnp.asarray(ws[i]), noise, activation, synthesis))
-    corrections = tuple(arrays.get("corrections", [None] * len(ws)))
-    return Saved(tuple(latents), corrections, Observation(target, mask, box), config)
+
+def _observation_of(arrays: Mapping[str, np.ndarray], box: Sequence[int]) -> Observation:
+    target, mask = arrays["target"], arrays["mask"]
+    side, (top, left, height, width) = len(target), map(int, box)
+    if target.shape != (side, side, 3) or mask.shape != (side, side, 1):
+        raise ValueError("its target or mask has another shape than an observation's")
+    if min(top, left) < 0 or min(height, width) < 1 or max(top + height, left + width) > side:
+        raise ValueError("its box lies outside its target")
+    _check_numbers(arrays, ("target", "mask"))
+    return Observation(target, mask, (top, left, height, width))
+
+
+def _check_numbers(arrays: Mapping[str, np.ndarray], kinds: tuple[str, ...]) -> None:
+    """Raise ValueError unless the arrays whose names begin so hold numbers below LARGEST."""
+    for name, array in arrays.items():
+        if name.startswith(kinds):
+            if array.dtype.kind != "f":
+                raise ValueError(f"{name} holds {array.dtype}")
+            if array.size and not np.abs(array).max() < LARGEST:  # NaN neither
+                raise ValueError(f"{name} holds numbers that are not below {LARGEST:g}")
+
+
+def _check_latents(arrays: Mapping[str, np.ndarray]) -> int:
+    """How many solutions there are."""
+    _check_numbers(arrays, ("ws", "noise_", "activation_", "synthesis_", "corrections"))
+    ws = arrays["ws"]
+    if ws.ndim != 3 or len(ws) == 0:
+        raise ValueError(f"its styles have the shape {ws.shape}")
+    for name, stack in arrays.items():
+        if name.startswith(("noise_", "activation_", "synthesis_")) and (
+            stack.ndim < 1 or len(stack) not in (1, len(ws))
+        ):
+            raise ValueError(f"{name} is not the solutions'")
+    return len(ws)
+
+
+def _latents_of(
+    arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], generator: Generator | None
+) -> tuple[Latents | None, ...]:
+    ws = arrays["ws"]
+    if ws.shape[1] == 0:
+        return (None,) * len(ws)
+    noise, activation, synthesis = (
+        [arrays[key] for key in sorted(arrays) if key.startswith(f"{part}_")]
+        for part in ("noise", "activation", "synthesis")
+    )
+    entering: Any = None
+    if generator is not None:
+        entering = _entering(generator, int(config["block"])) if activation else None
+        _check_shapes("styles", [ws], jnp.zeros((generator.num_ws, generator.w_dim)))
+        _check_shapes("noise maps", noise, [jnp.zeros(s) for s in generator.config.noise_shapes])
+        if activation:
+            _check_shapes("activations", activation, entering)
+        if synthesis:
+            _check_shapes("changed weights", synthesis, generator.params["synthesis"])
+
+    def restored(stacks: list[np.ndarray], index: int, like: Any) -> Any:
+        if not stacks or generator is None:
+            return None
+        return jax.tree.unflatten(jax.tree.structure(like), _each(stacks, index))
+
+    return tuple(
+        Latents(
+            jnp.asarray(styles),
+            tuple(map(jnp.asarray, _each(noise, i))),
+            restored(activation, i, entering),
+            restored(synthesis, i, None if generator is None else generator.params["synthesis"]),
+        )
+        for i, styles in enumerate(ws)
+    )
+
+
+def _each(stacks: Sequence[np.ndarray], index: int) -> list[np.ndarray]:
+    """A solution's arrays; all solutions share those that are saved once."""
+    return [stack[min(index, len(stack) - 1)] for stack in stacks]
+
+
+def _entering(generator: Generator, block: int) -> Any:
+    """Shapes of the activations of one start that enter a block."""
+    if not 0 < block <= len(generator.config.block_resolutions):
+        raise ValueError(f"{generator.name} has no block {block}")
+    ws = jnp.zeros((1, generator.num_ws, generator.w_dim))
+    batched = jax.eval_shape(lambda ws: generator.features(ws, block=block), ws)
+    return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape[1:], one.dtype), batched)
+
+
+def _check_shapes(what: str, stacks: Sequence[np.ndarray], like: Any) -> None:
+    """Raise ValueError unless stacks hold arrays of the shapes of a tree's leaves."""
+    wanted = [leaf.shape for leaf in jax.tree.leaves(like)]
+    if [stack.shape[1:] for stack in stacks] != wanted:
+        raise ValueError(f"its {what} are of another generator's shapes")
 
 
 # --- Files of one result --------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """Latents to start from: of a solutions.npz, or W and W+ arrays that other tools save."""
 
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import numpy as np
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.images.kinds import printable
+from stylesr_jax.runs.arrays import WHOLE, read_arrays
 
 NAMES = ("ws", "w", "w_plus", "latent", "latents", "arr_0")  # of styles in an .npz, ours first
 LARGEST = 1e3  # of a style's numbers: those of published generators stay far below
@@ -41,23 +40,14 @@ def _parsed(text: str) -> tuple[Path, int]:
 
 def _read(path: Path) -> np.ndarray:
     """The array of a file; nothing in the file is executed."""
-    shown = printable(path)
-    try:
-        with open(path, "rb") as handle:
-            loaded = np.load(handle, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            name = next((name for name in NAMES if name in loaded.files), None)
-            if name is None:
-                held = printable(", ".join(loaded.files)) or "nothing"
-                raise UserError(f"{shown}: holds {held}, but no array called {' or '.join(NAMES)}")
-            return loaded[name]
-    except FileNotFoundError:
-        raise UserError(f"{shown}: no such file; give a solutions.npz or an .npy") from None
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{shown}: damaged, or no file of arrays; give an .npz or .npy") from error
+    arrays = read_arrays(path, "give a solutions.npz or an .npy")
+    name = next((name for name in (WHOLE, *NAMES) if name in arrays), None)
+    if name is None:
+        held = printable(", ".join(arrays)) or "nothing"
+        raise UserError(
+            f"{printable(path)}: holds {held}, but no array called {' or '.join(NAMES)}"
+        )
+    return arrays[name]
 
 
 def _as_stack(array: np.ndarray, path: Path, generator: Generator) -> np.ndarray:

@@ -73,8 +73,8 @@ def make_ready(out: Path, *, depth: int) -> None:
     Raises:
         UserError: files cannot be written there.
     """
-    files.remove_leftovers(out, depth=depth)
     probe = out / ".stylesr-write-test"
     with files.atomic_path(probe):
         pass
     probe.unlink(missing_ok=True)  # of another process, perhaps
+    files.remove_leftovers(out, depth=depth)

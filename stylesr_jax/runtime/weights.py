@@ -37,6 +37,8 @@ def _unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path!r} lies in an array")
         node[name] = value
     return tree
 
@@ -60,7 +62,7 @@ def save(
 
 
 def _open(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} does not exist; give the path of a .safetensors file")
     try:
         return safetensors.safe_open(path, framework="numpy")
@@ -82,7 +84,21 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} holds bare tensors without this project's header; "
             "convert it first: python -m convert.stylegan2 FILE --out OUT.safetensors"
         )
-    return json.loads(metadata[HEADER_KEY])
+    return _parsed(metadata[HEADER_KEY], path)
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise _damaged(path, "the header cannot be read")
+    return header
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged: {why}; convert or download it again")
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,7 +111,10 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     header = read_header(path)
     with _open(path) as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return _unflatten(flat), header
+    try:
+        return _unflatten(flat), header
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def find_weights(name: str) -> Path:
@@ -107,7 +126,7 @@ def find_weights(name: str) -> Path:
     package = Path(__file__).resolve().parent.parent
     folders = (package / "weights", package.parent / "weights")
     for folder in folders:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # False, too, for names that no file can have
             return folder / name
     present = sorted({path.name for folder in folders for path in folder.glob("*.safetensors")})
     raise UserError(
