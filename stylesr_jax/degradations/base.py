@@ -1,7 +1,7 @@
 """What a degradation is: y = A(x), then noise, which is apart from A."""
 
 import hashlib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,31 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from stylesr_jax.degradations.resize import (
-    apply_separable,
-)
+from stylesr_jax.degradations.arguments import Argument
+from stylesr_jax.degradations.resize import apply_separable
 
 
 class Degradation(struct.PyTreeNode):
-    """y = A(x) for one image (H, W, C) float32 in [-1, 1]."""
+    """y = A(x) for one image (H, W, C) float32 in [-1, 1].
 
+    Attributes:
+        name: as texts such as "blur(2)" spell it.
+        about: one line for the help.
+        example: a text that makes one.
+        arguments: what stands between the brackets.
+        linear: whether A is linear.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    example: ClassVar[str]
+    arguments: ClassVar[tuple[Argument, ...]] = ()
     linear: ClassVar[bool] = True
+
+    @classmethod
+    def make(cls, **values: Any) -> "Degradation":
+        """The degradation with these arguments."""
+        return cls(**values)
 
     @property
     def exact(self) -> bool:

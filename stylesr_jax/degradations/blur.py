@@ -7,6 +7,7 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
+from stylesr_jax.degradations.arguments import Argument, number
 from stylesr_jax.degradations.base import Degradation, Separable
 from stylesr_jax.degradations.resize import reflect, taps_matrix
 from stylesr_jax.errors import UserError
@@ -17,6 +18,11 @@ class GaussianBlur(Separable):
 
     Cut at 4 sigma, borders mirrored with the edge repeated, as scipy.ndimage.gaussian_filter.
     """
+
+    name = "blur"
+    about = "Gaussian"
+    example = "blur(2)"
+    arguments = (Argument("sigma", number, "a number of pixels"),)
 
     sigma: float = struct.field(pytree_node=False)
 
@@ -69,6 +75,14 @@ class MotionBlur(Degradation):
     share one compiled search. None means a direction drawn for each image by `realise`; such a
     degradation can make data but not be searched with (UserError). Borders are mirrored.
     """
+
+    name = "motion"
+    about = "motion blur; without an angle, a random direction"
+    example = "motion(100,45)"
+    arguments = (
+        Argument("length", number, "a number of pixels"),
+        Argument("angle", number, "degrees", required=False),
+    )
 
     length: float = struct.field(pytree_node=False)
     angle: ArrayLike | None = None

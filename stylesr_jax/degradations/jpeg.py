@@ -10,6 +10,7 @@ from flax import struct
 from jax import Array
 from PIL import Image
 
+from stylesr_jax.degradations.arguments import Argument, whole
 from stylesr_jax.degradations.base import Degradation
 from stylesr_jax.degradations.mask import LUMA
 from stylesr_jax.degradations.resize import resize
@@ -63,7 +64,12 @@ class Jpeg(Degradation):
     Takes 3 channels, or 1 (UserError).
     """
 
+    name = "jpeg"
+    about = "compression"
+    example = "jpeg(30)"
+    arguments = (Argument("quality", whole, "a whole number 1 to 95"),)
     linear: ClassVar[bool] = False
+
     quality: int = struct.field(pytree_node=False)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from stylesr_jax.degradations.arguments import Argument, number
 from stylesr_jax.degradations.base import Noise
 from stylesr_jax.errors import UserError
 
@@ -19,6 +20,11 @@ def _check_fraction(value: float, name: str, what: str) -> None:
 
 class GaussianNoise(Noise):
     """Gaussian noise; sigma as a fraction of the full range (0.05 is 12.75 of 255 levels)."""
+
+    name = "noise"
+    about = "Gaussian noise"
+    example = "noise(0.05)"
+    arguments = (Argument("sigma", number, "a fraction of the full range"),)
 
     sigma: float = struct.field(pytree_node=False)
 
@@ -36,6 +42,11 @@ class GaussianNoise(Noise):
 class LaplaceNoise(Noise):
     """Laplace noise; scale b (standard deviation b sqrt 2) as a fraction of the full range."""
 
+    name = "laplace"
+    about = "Laplace noise"
+    example = "laplace(0.05)"
+    arguments = (Argument("scale", number, "a fraction of the full range"),)
+
     scale: float = struct.field(pytree_node=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +62,11 @@ class LaplaceNoise(Noise):
 
 class SaltPepper(Noise):
     """Salt-and-pepper noise: this fraction of the pixels turns white or black, in all channels."""
+
+    name = "salt_pepper"
+    about = "salt-and-pepper noise"
+    example = "salt_pepper(0.05)"
+    arguments = (Argument("fraction", number, "a fraction of the pixels"),)
 
     fraction: float = struct.field(pytree_node=False)
 
