@@ -6,6 +6,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Key
 
 from stylesr_jax.degradations.arguments import Argument, number
 from stylesr_jax.degradations.base import Degradation, Separable
@@ -44,7 +45,7 @@ class GaussianBlur(Separable):
         return f"blur({self.sigma:g})"
 
 
-def motion_kernel(length: float, angle: ArrayLike) -> Array:
+def motion_kernel(length: float, angle: ArrayLike) -> Float[Array, "k k"]:
     """The (k, k) kernel of a straight motion of `length` pixels; it sums to 1.
 
     k is odd and holds the line at any angle, in degrees anticlockwise from the x axis. The line is
@@ -91,7 +92,7 @@ class MotionBlur(Degradation):
         if not 1.0 <= self.length < float("inf"):
             raise UserError(f"motion: length must be at least 1 pixel, got {self.length}")
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """A(x): (H, W, C) -> (H, W, C)."""
         if self.angle is None:
             raise UserError(
@@ -112,7 +113,7 @@ class MotionBlur(Degradation):
         inside = slice(2 * radius, None)
         return blurred[inside, inside][:height, :width]
 
-    def realise(self, key: Array) -> "MotionBlur":
+    def realise(self, key: Key[Array, ""]) -> "MotionBlur":
         """With a direction drawn uniformly from 0 to 180 degrees if none is given."""
         if self.angle is not None:
             return self

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Float
 from PIL import Image
 
 from stylesr_jax.degradations.arguments import Argument
@@ -22,7 +23,7 @@ class Grey(Degradation):
     about = "colour to grey"
     example = "grey()"
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """A(x): (H, W, 3) -> (H, W, 3). Raises UserError for other channel counts."""
         if x.shape[-1] != 3:
             raise UserError(f"grey: needs 3 channels, got {x.shape[-1]}")
@@ -62,7 +63,7 @@ class Mask(Degradation):
             raise UserError(f"mask: cannot read {text!r} as an image: {error}") from error
         return cls(jnp.asarray(levels < 128, jnp.float32), source=Path(text).as_posix())
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """A(x): (H, W, C) -> (H, W, C)."""
         if self.known.shape != x.shape[:2]:
             raise UserError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Key
 
 from stylesr_jax.degradations.arguments import Argument, number
 from stylesr_jax.degradations.base import Noise
@@ -31,7 +32,7 @@ class GaussianNoise(Noise):
     def __post_init__(self) -> None:
         _check_fraction(self.sigma, "noise", "sigma")
 
-    def sample(self, key: Array, x: Array) -> Array:
+    def sample(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """x (H, W, C) + 2 sigma N(0, 1): [-1, 1] is two wide."""
         return x + 2.0 * self.sigma * jax.random.normal(key, x.shape, jnp.float32)
 
@@ -52,7 +53,7 @@ class LaplaceNoise(Noise):
     def __post_init__(self) -> None:
         _check_fraction(self.scale, "laplace", "scale")
 
-    def sample(self, key: Array, x: Array) -> Array:
+    def sample(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """x (H, W, C) + 2 b Laplace(0, 1): [-1, 1] is two wide."""
         return x + 2.0 * self.scale * jax.random.laplace(key, x.shape, jnp.float32)
 
@@ -74,7 +75,7 @@ class SaltPepper(Noise):
         if not 0.0 <= self.fraction <= 1.0:
             raise UserError(f"salt_pepper: a fraction of pixels is 0 to 1, got {self.fraction}")
 
-    def sample(self, key: Array, x: Array) -> Array:
+    def sample(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """x (H, W, C) with each pixel at -1 or 1 with probability fraction / 2 each."""
         draw = jax.random.uniform(key, (*x.shape[:2], 1))
         salted = jnp.where(draw < self.fraction / 2.0, 1.0, x)
