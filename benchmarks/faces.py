@@ -305,7 +305,9 @@ def measure(
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Measure how faces are found and aligned.")
+    parser = argparse.ArgumentParser(
+        description="Measure how faces are found and aligned.", allow_abbrev=False
+    )
     parser.add_argument("--images", type=Path, required=True, help="photographs framed as FFHQ's")
     parser.add_argument("--faceless", type=Path, help="more pictures without faces")
     parser.add_argument("--pictures", type=int, default=100, help="composites (default: 100)")

@@ -213,14 +213,14 @@ def compare(args: argparse.Namespace) -> None:
     cases = {name: case_of(name, images, methods, args) for name in names}
     variants = [one for case in cases.values() for one in case.variants]
     parts = load_parts(variants, generator=args.generator, prior=args.prior)
-    source = args.source or (f"{len(images)} images" if args.images else "the portrait")
+    given = "photographs given with --images" if args.images else "the portrait"
     tables: dict[str, Any] = {}
     for name, case in cases.items():
         say(f"\n{case.heading}")
         tables[case.heading] = measure(case, Path(args.work) / name, parts, args.seed)
         say((Path(args.work) / name / "table.md").read_text(encoding="utf-8"))
         note = f"{NOTE}\n\n{overview(tables)}"
-        keep_table(args, "Quality", note, tables, source)
+        keep_table(args, "Quality", note, tables, args.source or given)
     say(overview(tables))
     say(f"written: {args.out}")
 

@@ -324,7 +324,8 @@ def test_quality_goes_case_by_case(options, tmp_path, monkeypatch, capsys):
     settings += ["--evaluations=2", f"--work={tmp_path / 'work'}", f"--out={tmp_path / 'out'}"]
     assert quality.main([*settings, "--cases=8,12"]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "Command: `python -m benchmarks.quality --images FACES" in text
+    assert "Command: `python -m benchmarks.quality --generator tiny" in text
+    assert " --images FACES --methods bicubic,rls --evaluations 2 --cases 8,12`" in text
     assert "## 8 px" in text and "## 12 px" in text and str(tmp_path) not in text
     tables = json.loads((tmp_path / "out" / "table.json").read_text())
     assert {"rls", "rls, uncorrected", "bicubic"} <= set(tables["8 px"]["by_image"])

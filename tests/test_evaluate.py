@@ -23,8 +23,7 @@ from PIL import Image
 from stylesr_jax.degradations import Bicubic, parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import read_image, to_uint8
-from stylesr_jax.methods import method_named
-from stylesr_jax.methods.base import with_budget
+from stylesr_jax.methods import METHODS
 from stylesr_jax.metrics.lpips import load_features, lpips
 from stylesr_jax.metrics.scorer import Sizes, mean_scores
 from stylesr_jax.runs import evaluation, worker
@@ -33,7 +32,8 @@ from stylesr_jax.runs.evaluation import EvaluationPlan, prepare, run
 from stylesr_jax.runs.plan import variant
 from stylesr_jax.runs.records import append_row, read_rows
 from stylesr_jax.runs.tables import write_report
-from stylesr_jax.solver.solve import key_of, observe, solve
+from stylesr_jax.solver.observation import key_of, place_on_canvas
+from stylesr_jax.solver.solve import solve
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
 
@@ -123,7 +123,7 @@ def test_scores_are_those_of_the_pictures(call, folder, tmp_path):
     np.testing.assert_allclose(score["psnr"], 10 * np.log10(4 / mse), atol=0.1)
     distance = lpips(picture, original, net="vgg16", params=load_features("vgg16"))
     np.testing.assert_allclose(score["lpips_vgg"], distance, atol=0.01)
-    low = observe(np.clip(Bicubic(size=8)(jnp.asarray(original)), -1.0, 1.0)).target
+    low = place_on_canvas(np.clip(Bicubic(size=8)(jnp.asarray(original)), -1.0, 1.0)).target
     error = np.abs(np.asarray(Bicubic(size=8)(jnp.asarray(picture))) - low).mean()
     np.testing.assert_allclose(score["low_l1"], error, atol=0.01)  # pictures have 8 bits
 
@@ -282,19 +282,13 @@ def test_variants_are_read():
     assert variant("rls", preset="paper", evaluations=None).evaluations == 500
 
 
-@pytest.mark.parametrize("budget", [4, 7, 100])
-def test_budgets_are_shared_out_between_stages(budget):
-    rls = method_named("rls")
-    *_, stage = rls.stages(rls.settings)
-    names = ("first", "second", "second", "steps")
-    several = dataclasses.replace(
-        rls, stages=lambda _: tuple(dataclasses.replace(stage, steps=name) for name in names)
-    )
-    settings = {**rls.settings, "first": 50, "second": 10, "steps": 30}
-    scaled = with_budget(several, settings, budget)
-    assert sum(int(scaled[name]) for name in names) == budget
-    assert scaled["first"] >= scaled["steps"] >= scaled["second"] >= 1
-    assert scaled["lambda_w"] == settings["lambda_w"]
+@pytest.mark.parametrize("budget", [40, 100])
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"bicubic"}))
+def test_budgets_are_met_by_every_method(name, budget):
+    one = variant(name, evaluations=budget)
+    assert one.evaluations == budget and all(int(stage.steps) >= 1 for stage in one.stages)
+    changed = {key for key, value in METHODS[name]().settings.items() if one.settings[key] != value}
+    assert changed <= set(METHODS[name].step_fields)
 
 
 # --- data -----------------------------------------------------------------------------------
@@ -370,7 +364,6 @@ def test_results_are_those_of_solve(tiny, tiny_prior, folder, tmp_path):
         generator=tiny,
         prior=tiny_prior,
         method=plan.variants[0].method,
-        settings=plan.variants[0].settings,
         solutions=1,
     )
     (score,) = outcome.rows["face1.png"]["rls"]["solutions"]

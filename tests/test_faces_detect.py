@@ -83,6 +83,7 @@ def test_the_portrait_has_one_face_that_is_framed(portrait_face):
         ((640, 480), 60.0, 35.0, (207.0, 201.0)),  # where tiles meet
         ((640, 480), 120.0, -45.0, (540.0, 380.0)),
         ((500, 620), 430.0, 20.0, (250.0, 310.0)),
+        ((400, 400), 180.0, 90.0, (200.0, 200.0)),
         ((300, 300), 260.0, 0.0, (40.0, 150.0)),  # a third lies beyond the border
         ((32, 32), 32.0, 0.0, (16.0, 16.0)),  # 14 px from eye to chin, enlarged to be found
     ],
@@ -121,6 +122,11 @@ def test_several_faces_come_largest_first(portrait, portrait_face, mobile):
         apart = np.linalg.norm(face.transform.corners - transform.corners, axis=1).mean()
         assert apart < 0.08 * side
     assert off(faces[2], at(portrait_face, placed[0][1], 384)) < 0.05
+
+
+def test_kept_programs_find_the_same(portrait_face, kept_programs):
+    (face,) = find_faces(read_image(PORTRAIT))
+    np.testing.assert_allclose(face.points, portrait_face.points, atol=1e-3)
 
 
 def test_pictures_without_faces_have_none():

@@ -98,6 +98,15 @@ def test_tiles_leave_no_seams(monkeypatch):
     assert difference.max() <= 4 and difference.mean() < 0.2
 
 
+@pytest.mark.parametrize("scale", [2, 8])
+def test_without_faces_no_pixel_tells_where_tiles_meet(monkeypatch, scale):
+    photo = 0.8 * PHOTO  # nothing is clipped
+    in_tiles = paste_back(photo, [], [], scale)
+    monkeypatch.setattr(paste, "TILE", 10_000)
+    at_once = paste_back(photo, [], [], scale)
+    assert np.abs(in_tiles.astype(int) - at_once).max() <= 1
+
+
 def test_without_faces_the_photo_is_enlarged_alike_everywhere():
     photo = np.full((40, 50, 3), 0.25, np.float32)
     out = paste_back(photo, [], [], 3)

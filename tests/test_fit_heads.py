@@ -7,7 +7,7 @@ import pytest
 
 from stylesr_jax.degradations import resize
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.mobile.fit_heads import render_pictures
+from stylesr_jax.priors.fit_heads import render_pictures
 from stylesr_jax.priors.styles import draw_styles
 from stylesr_jax.runtime import weights
 

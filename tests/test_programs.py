@@ -25,6 +25,7 @@ from stylesr_jax.generators.mobile.native import compiler as native_compiler
 from stylesr_jax.generators.mobile.native import library as native_library
 from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import METHODS
+from stylesr_jax.methods.base import stages_of
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.runtime import files, program_cache, program_files, program_names
@@ -537,9 +538,9 @@ def test_a_search_from_kept_programs_is_the_same(folder, tiny_files, monkeypatch
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_has_a_name(name):
     """No method's stages are made of lambdas or closures, so that all start warm."""
-    method = METHODS[name]
-    for stage in method.stages(method.settings):
-        assert program_names.name_of(stage)
+    method = METHODS[name]()
+    for part in (method, *stages_of(method)):
+        assert program_names.describe(jax.tree.structure(part), program_names.name_of)
 
 
 @pytest.fixture(scope="module")

@@ -58,9 +58,11 @@ def _variants(texts, *options):
 def test_the_kept_command_names_no_folder():
     given = ["--images", "/home/me/faces", "--own-steps", "--limit=4", "--work", "/tmp/w"]
     given += ["--methods", "RLS=rls,far off=rls:spread=1", "--source", "my faces", "--out", "o"]
+    given += ["--generator=/home/me/own.safetensors", "--prior", "flows/own.safetensors"]
     assert common.command_of("python -m benchmarks.studies.diversity", given) == (
         "python -m benchmarks.studies.diversity --images FACES --own-steps --limit 4 "
-        "--methods 'RLS=rls,far off=rls:spread=1'"
+        "--methods 'RLS=rls,far off=rls:spread=1' "
+        "--generator own.safetensors --prior own.safetensors"
     )
 
 

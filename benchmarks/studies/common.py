@@ -72,6 +72,8 @@ def command_of(program: str, arguments: Sequence[str]) -> str:
         name, _, value = word.partition("=")
         value = value or ("" if following.startswith("--") else following)
         value = {"--images": "FACES", "--reference": "PICTURES"}.get(name, value)
+        if name in ("--generator", "--prior"):
+            value = Path(value).name
         if name not in ("--work", "--out", "--source"):
             words += [name, shlex.quote(value)] if value else [name]
     return " ".join(words)

@@ -11,7 +11,13 @@ import jax
 import numpy as np
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.mobile.fit_heads import (
+from stylesr_jax.generators.mobile.heads import heads_folder, save_heads, synthesis_sha256
+from stylesr_jax.generators.mobile.network import MobileConfig
+from stylesr_jax.loading import load_generator
+from stylesr_jax.priors import flow
+from stylesr_jax.priors.autoregressive import FlowConfig
+from stylesr_jax.priors.fit import Progress, fit
+from stylesr_jax.priors.fit_heads import (
     HELD_OUT,
     PICTURE,
     SIZES,
@@ -19,12 +25,6 @@ from stylesr_jax.generators.mobile.fit_heads import (
     fit_head,
     render_pictures,
 )
-from stylesr_jax.generators.mobile.heads import heads_folder, save_heads, synthesis_sha256
-from stylesr_jax.generators.mobile.network import MobileConfig
-from stylesr_jax.loading import load_generator
-from stylesr_jax.priors import flow
-from stylesr_jax.priors.autoregressive import FlowConfig
-from stylesr_jax.priors.fit import Progress, fit
 from stylesr_jax.priors.styles import draw_styles
 from stylesr_jax.priors.whitening import draw_w
 from stylesr_jax.runtime import weights

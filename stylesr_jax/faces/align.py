@@ -79,7 +79,7 @@ def observation_size(transform: Transform) -> int:
     return int(np.clip(round(transform.size), SMALLEST, LARGEST))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Face:
     """A face in a photo.
 

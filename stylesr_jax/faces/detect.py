@@ -33,6 +33,7 @@ from stylesr_jax.faces.networks import (
     pointwise,
 )
 from stylesr_jax.images.files import to_uint8
+from stylesr_jax.runtime.program_cache import kept_jit
 
 FILE = "faces-detector.safetensors"
 KIND = "face detector"
@@ -44,6 +45,7 @@ FINEST = 0.6  # of a photo's size: a face of 24 px from eye to chin is found at 
 COARSEST_SIDE = 128  # px of the longer side: a face that fills the photo is found at it
 MAX_PIXELS = 50_000_000  # of a photo
 MAX_SCANNED = 4_500_000  # pixels of the finest scale: larger photos are looked at less finely
+STRIP = 256  # rows of a photo that are converted together
 CANDIDATE_SCORE = 0.5
 BATCH = 4  # candidates that the landmark network sees together
 
@@ -84,7 +86,7 @@ def _anchors() -> np.ndarray:
     return np.concatenate([centres(16, 2), centres(32, 6)])
 
 
-@jax.jit
+@kept_jit
 def detect(params: Params, tile: Array) -> tuple[Array, Array]:
     """BlazeFace on a tile.
 
@@ -115,11 +117,14 @@ def detect(params: Params, tile: Array) -> tuple[Array, Array]:
 # --- scales and tiles -----------------------------------------------------------------------
 
 
-def halvings(pixels: np.ndarray) -> list[Image.Image]:
-    """A photo (H, W, 3) uint8 and its halvings, down to 64 pixels of the shorter side."""
-    levels = [Image.fromarray(pixels)]
-    while min(levels[-1].size) >= 128:
-        levels.append(levels[-1].reduce(2))
+def halvings(image: np.ndarray) -> list[np.ndarray]:
+    """A photo (H, W, 3) in [-1, 1] in 8 bits and its halvings, to 64 px of the shorter side."""
+    pixels = np.empty(image.shape, np.uint8)
+    for start in range(0, len(image), STRIP):  # a large photo's floats take gigabytes at once
+        pixels[start : start + STRIP] = to_uint8(image[start : start + STRIP])
+    levels = [pixels]
+    while min(levels[-1].shape[:2]) >= 128:
+        levels.append(np.asarray(Image.fromarray(levels[-1]).reduce(2)))
     return levels
 
 
@@ -162,7 +167,7 @@ def _on_scale(params: Params, picture: Image.Image) -> Iterator[Candidates]:
             tile = np.zeros((TILE, TILE, 3), np.float32)
             part = pixels[y : y + TILE, x : x + TILE]
             tile[: part.shape[0], : part.shape[1]] = part
-            values, scores = map(np.asarray, detect(params, tile))
+            values, scores = map(np.asarray, detect(params, jnp.asarray(tile)))
             values = values + np.array([x, y], np.float32) * (np.arange(8) != 1)[:, None]
             centre, half = values[:, 0], values[:, 1] / 2
             (left, right), (top, bottom) = _owned(columns, j), _owned(rows, i)
@@ -173,15 +178,17 @@ def _on_scale(params: Params, picture: Image.Image) -> Iterator[Candidates]:
             yield found.take(owned & (scores >= CANDIDATE_SCORE) & (half > 0.0).all(1))
 
 
-def find_candidates(levels: list[Image.Image]) -> Candidates:
+def find_candidates(levels: list[np.ndarray]) -> Candidates:
     """All that the detector finds on all scales, in the photo's pixels, not merged."""
-    params, photo = detector_network(), levels[0]
+    params = detector_network()
+    height, width = levels[0].shape[:2]
     parts = []
-    for scale in scales(photo.height, photo.width):
-        size = (max(round(photo.width * scale), 1), max(round(photo.height * scale), 1))
-        source = next((v for v in reversed(levels) if v.width >= size[0]), photo)
-        ratio = np.array([photo.width / size[0], photo.height / size[1]], np.float32)
-        for found in _on_scale(params, source.resize(size, Image.Resampling.BICUBIC)):
+    for scale in scales(height, width):
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        source = next((v for v in reversed(levels) if v.shape[1] >= size[0]), levels[0])
+        ratio = np.array([width / size[0], height / size[1]], np.float32)
+        resized = Image.fromarray(source).resize(size, Image.Resampling.BICUBIC)
+        for found in _on_scale(params, resized):
             boxes = found.boxes * np.tile(ratio, 2)
             parts.append(Candidates(boxes, found.points * ratio, found.scores))
     return Candidates(*(np.concatenate(values) for values in zip(*parts, strict=True)))
@@ -232,8 +239,8 @@ PASSES = 3  # each crops as the points of the last one say
 PRESENCE = (0.05, 0.5, 0.5)  # least probability of a face after each pass
 DISAGREEMENT = 0.5  # most that the networks' points may differ, over the way from eyes to mouth
 AROUND = 1.2  # sides of the crop that is seen both ways up, over those of FFHQ's crop
-SAME = 0.3  # least overlap of two boxes of one face
-NEAR = 0.25  # most distance of two crops' centres of one face, over the larger one's side
+SAME = 0.2  # least overlap of two boxes of one face
+NEAR = 0.35  # most distance of two crops' centres of one face, over the larger one's side
 
 
 def five_points(mesh: np.ndarray) -> np.ndarray:
@@ -263,25 +270,25 @@ def _around_box(box: np.ndarray, eyes: np.ndarray) -> Transform:
     return Transform(center, MARGIN * side, _angle(eyes))
 
 
-def upright_crop(levels: list[Image.Image], region: Transform, side: int) -> np.ndarray:
+def upright_crop(levels: list[np.ndarray], region: Transform, side: int) -> np.ndarray:
     """A region of a photo, (side, side, 3) float32 in [-1, 1]; its border is repeated outwards."""
     halved = int(np.clip(np.log2(max(region.size / side, 1.0)), 0, len(levels) - 1))
     level = levels[halved]
-    ratio = level.width / levels[0].width
+    ratio = level.shape[1] / levels[0].shape[1]
     region = Transform(region.center * ratio, region.size * ratio, region.rotation)
     low = np.floor(region.corners.min(0)).astype(int) - 2
     high = np.ceil(region.corners.max(0)).astype(int) + 2
-    rows = np.clip(np.arange(low[1], high[1]), 0, level.height - 1)
-    columns = np.clip(np.arange(low[0], high[0]), 0, level.width - 1)
-    part = Image.fromarray(np.asarray(level)[rows[:, None], columns])
+    rows = np.clip(np.arange(low[1], high[1]), 0, level.shape[0] - 1)
+    columns = np.clip(np.arange(low[0], high[0]), 0, level.shape[1] - 1)
+    part = Image.fromarray(level[rows[:, None], columns])
     across, down = region.axes * region.size / side
     origin = region.corners[0] - low
     matrix = (across[0], down[0], origin[0], across[1], down[1], origin[1])
-    crop = part.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    crop = part.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
     return np.asarray(crop, np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def _meshes(levels: list[Image.Image], regions: list[Transform]) -> tuple[np.ndarray, np.ndarray]:
+def _meshes(levels: list[np.ndarray], regions: list[Transform]) -> tuple[np.ndarray, np.ndarray]:
     """The points (N, 468, 2) in the photo's pixels, and the presences (N,), of faces in regions."""
     params = landmark_network()
     meshes, presences = np.zeros((len(regions), POINTS, 2)), np.zeros(len(regions))
@@ -290,7 +297,7 @@ def _meshes(levels: list[Image.Image], regions: list[Transform]) -> tuple[np.nda
         crops = np.zeros((BATCH, SIDE, SIDE, 3), np.float32)
         for i, region in enumerate(batch):
             crops[i] = upright_crop(levels, region, SIDE)
-        points, presence = map(np.asarray, landmarks(params, crops))
+        points, presence = map(np.asarray, landmarks(params, jnp.asarray(crops)))
         presences[start : start + len(batch)] = presence[: len(batch)]
         for i, region in enumerate(batch):
             meshes[start + i] = region.to_photo(points[i] / SIDE)
@@ -320,7 +327,7 @@ def _distinct(faces: list[Face]) -> list[Face]:
     return kept
 
 
-def _right_way_up(levels: list[Image.Image], faces: list[Face]) -> list[Face]:
+def _right_way_up(levels: list[np.ndarray], faces: list[Face]) -> list[Face]:
     """The faces that the detector prefers as they are to upside down.
 
     Both networks take many an upside-down face for an upright one, with its points in wrong places.
@@ -335,7 +342,7 @@ def _right_way_up(levels: list[Image.Image], faces: list[Face]) -> list[Face]:
             crop = upright_crop(levels, Transform(center, AROUND * size, rotation), half)
             tile[:half, i * half : (i + 1) * half] = crop
             tile[half:, i * half : (i + 1) * half] = crop[::-1, ::-1]
-        values, scores = map(np.asarray, detect(detector_network(), tile))
+        values, scores = map(np.asarray, detect(detector_network(), jnp.asarray(tile)))
         cells = np.floor(values[:, 0] / half)
         for i, face in enumerate(pair):
             upright, turned = (
@@ -349,8 +356,10 @@ def _right_way_up(levels: list[Image.Image], faces: list[Face]) -> list[Face]:
 def find_faces(image: np.ndarray) -> list[Face]:
     """The faces in a photo, largest first.
 
-    Faces of 24 px from eye to chin are found in photos of up to 12 million pixels, in larger ones
-    those that are as much larger as the photo's sides are.
+    Faces of 24 px from eye to chin and larger are found, turned by up to 90 degrees; in photos of
+    more than 12 million pixels they must be larger, as the photo's sides are. Faces that are upside
+    down are not found. Faces in profile may be missed, and so may faces of which one half is
+    hidden, or their crop be off by a tenth of its side.
 
     Args:
         image: (H, W, 3) float32 in [-1, 1], of at most 50 million pixels.
@@ -365,7 +374,7 @@ def find_faces(image: np.ndarray) -> list[Face]:
             f"{image.shape[1]}x{image.shape[0]} px is over {MAX_PIXELS // 10**6} million pixels; "
             "shrink the photo first"
         )
-    levels = halvings(to_uint8(image))
+    levels = halvings(image)
     candidates = merge(find_candidates(levels))
     eyes = candidates.points[:, :2]
     regions = [_around_box(box, eye) for box, eye in zip(candidates.boxes, eyes, strict=True)]

@@ -10,6 +10,7 @@ import jax
 from jax import Array
 
 from stylesr_jax.faces.networks import Params, activate, block, convolve, load_params, pointwise
+from stylesr_jax.runtime.program_cache import kept_jit
 
 FILE = "faces-landmarks.safetensors"
 KIND = "face landmark network"
@@ -34,7 +35,7 @@ def _branch(x: Array, params: Params, *, stride: int) -> Array:
     return convolve(x, params["out"], padding="VALID")[:, 0, 0]
 
 
-@jax.jit
+@kept_jit
 def landmarks(params: Params, crops: Array) -> tuple[Array, Array]:
     """Points and presence of a face on each crop.
 

@@ -332,18 +332,3 @@ def _take(key: str, device: Any) -> Program | None:
     except Exception as error:  # whatever it is, the program is read again, and may say more
         _log.debug("%s cannot be prefetched: %s", key, error)
         return None
-
-
-# --- until the last callers have changed ------------------------------------------------------
-
-make_room = drop_programs_if_full
-_kept = lru_cache(kept_jit)
-
-
-def call(
-    function: Callable[..., Any], *args: Any, out: Any = None, keep: bool = True, **static: Any
-) -> Any:
-    """`function(*args, **static)` by `kept_jit`; `keep=False` calls it as it is."""
-    if not keep:
-        return function(*args, **static)
-    return _kept(function, static_argnames=tuple(static))(*args, **static)
