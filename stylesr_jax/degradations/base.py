@@ -1,38 +1,55 @@
 """What a degradation is: y = A(x), then noise, which is apart from A."""
 
 import hashlib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Key
 
-from stylesr_jax.degradations.resize import (
-    apply_separable,
-)
+from stylesr_jax.degradations.arguments import Argument
+from stylesr_jax.degradations.resize import apply_separable
 
 
 class Degradation(struct.PyTreeNode):
-    """y = A(x) for one image (H, W, C) float32 in [-1, 1]."""
+    """y = A(x) for one image (H, W, C) float32 in [-1, 1].
 
+    Attributes:
+        name: as texts such as "blur(2)" spell it.
+        about: one line for the help.
+        example: a text that makes one.
+        arguments: what stands between the brackets.
+        linear: whether A is linear.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    example: ClassVar[str]
+    arguments: ClassVar[tuple[Argument, ...]] = ()
     linear: ClassVar[bool] = True
+
+    @classmethod
+    def make(cls, **values: Any) -> "Degradation":
+        """The degradation with these arguments."""
+        return cls(**values)
 
     @property
     def exact(self) -> bool:
         """Whether A is linear and data suffer nothing but A."""
         return self.linear
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """A(x): (H, W, C) -> (h, w, c), deterministic and differentiable."""
         raise NotImplementedError
 
-    def degrade(self, key: Array, x: Array) -> Array:
+    def degrade(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """A(x) with whatever is random drawn from `key`, for making data. Not clipped."""
         return self.realise(key)(x)
 
-    def realise(self, key: Array) -> "Degradation":
+    def realise(self, key: Key[Array, ""]) -> "Degradation":
         """The degradation that `degrade(key, ...)` applies: its random parameters drawn."""
         return self
 
@@ -44,7 +61,7 @@ class Separable(Degradation):
         """The matrices (h, height) and (w, width)."""
         raise NotImplementedError
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """A(x): (H, W, C) -> (h, w, C)."""
         return apply_separable(*self.matrices(x.shape[-3], x.shape[-2]), x)
 
@@ -57,15 +74,15 @@ class Noise(Degradation):
         """Data suffer noise."""
         return False
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """x, unchanged."""
         return x
 
-    def sample(self, key: Array, x: Array) -> Array:
+    def sample(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """x (H, W, C) with noise."""
         raise NotImplementedError
 
-    def degrade(self, key: Array, x: Array) -> Array:
+    def degrade(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """x with noise drawn from `key`. Not clipped."""
         return self.sample(key, x)
 
@@ -89,7 +106,7 @@ class Compose(Degradation):
         """Whether every stage is."""
         return all(stage.exact for stage in self.stages)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """A(x): (H, W, C) -> (h, w, c)."""
         pair: tuple[np.ndarray, np.ndarray] | None = None
         for stage in self.stages:
@@ -107,13 +124,13 @@ class Compose(Degradation):
             x = stage(x)
         return x if pair is None else apply_separable(*pair, x)
 
-    def degrade(self, key: Array, x: Array) -> Array:
+    def degrade(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """The stages in order, with noise and the true codec. Not clipped."""
         for i, stage in enumerate(self.stages):
             x = stage.degrade(jax.random.fold_in(key, i), x)
         return x
 
-    def realise(self, key: Array) -> "Compose":
+    def realise(self, key: Key[Array, ""]) -> "Compose":
         """Every stage realised, with the same keys as in `degrade`."""
         stages = (s.realise(jax.random.fold_in(key, i)) for i, s in enumerate(self.stages))
         return Compose(tuple(stages))

@@ -6,7 +6,9 @@ import numpy as np
 from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Key
 
+from stylesr_jax.degradations.arguments import Argument, number
 from stylesr_jax.degradations.base import Degradation, Separable
 from stylesr_jax.degradations.resize import reflect, taps_matrix
 from stylesr_jax.errors import UserError
@@ -17,6 +19,11 @@ class GaussianBlur(Separable):
 
     Cut at 4 sigma, borders mirrored with the edge repeated, as scipy.ndimage.gaussian_filter.
     """
+
+    name = "blur"
+    about = "Gaussian"
+    example = "blur(2)"
+    arguments = (Argument("sigma", number, "a number of pixels"),)
 
     sigma: float = struct.field(pytree_node=False)
 
@@ -38,7 +45,7 @@ class GaussianBlur(Separable):
         return f"blur({self.sigma:g})"
 
 
-def motion_kernel(length: float, angle: ArrayLike) -> Array:
+def motion_kernel(length: float, angle: ArrayLike) -> Float[Array, "k k"]:
     """The (k, k) kernel of a straight motion of `length` pixels; it sums to 1.
 
     k is odd and holds the line at any angle, in degrees anticlockwise from the x axis. The line is
@@ -70,6 +77,14 @@ class MotionBlur(Degradation):
     degradation can make data but not be searched with (UserError). Borders are mirrored.
     """
 
+    name = "motion"
+    about = "motion blur; without an angle, a random direction"
+    example = "motion(100,45)"
+    arguments = (
+        Argument("length", number, "a number of pixels"),
+        Argument("angle", number, "degrees", required=False),
+    )
+
     length: float = struct.field(pytree_node=False)
     angle: ArrayLike | None = None
 
@@ -77,7 +92,7 @@ class MotionBlur(Degradation):
         if not 1.0 <= self.length < float("inf"):
             raise UserError(f"motion: length must be at least 1 pixel, got {self.length}")
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """A(x): (H, W, C) -> (H, W, C)."""
         if self.angle is None:
             raise UserError(
@@ -98,7 +113,7 @@ class MotionBlur(Degradation):
         inside = slice(2 * radius, None)
         return blurred[inside, inside][:height, :width]
 
-    def realise(self, key: Array) -> "MotionBlur":
+    def realise(self, key: Key[Array, ""]) -> "MotionBlur":
         """With a direction drawn uniformly from 0 to 180 degrees if none is given."""
         if self.angle is not None:
             return self

@@ -3,6 +3,7 @@
 import numpy as np
 from flax import struct
 
+from stylesr_jax.degradations.arguments import SIZES, Argument, flag
 from stylesr_jax.degradations.base import Separable
 from stylesr_jax.degradations.resize import Size, cubic_taps, resize_matrix, taps_matrix
 from stylesr_jax.errors import UserError
@@ -45,6 +46,11 @@ class Bicubic(Separable):
     divides both sides. Raises UserError for neither, both, or sizes below 1.
     """
 
+    name = "bicubic"
+    about = "bicubic down-sampling, as Pillow's"
+    example = "bicubic(32)"
+    arguments = (*SIZES, Argument("antialias", flag, "true or false", required=False))
+
     size: Size | None = struct.field(pytree_node=False, default=None)
     factor: int | None = struct.field(pytree_node=False, default=None)
     antialias: bool = struct.field(pytree_node=False, default=True)
@@ -71,6 +77,11 @@ class PulseBicubic(Separable):
     there, but both sides must shrink by one whole factor and be longer than 1.5 of it (UserError).
     Source: Menon et al., "PULSE", CVPR 2020, and its published code.
     """
+
+    name = "pulse"
+    about = "PULSE's bicubic down-sampling"
+    example = "pulse(x32)"
+    arguments = SIZES
 
     size: Size | None = struct.field(pytree_node=False, default=None)
     factor: int | None = struct.field(pytree_node=False, default=None)
@@ -102,6 +113,11 @@ class Area(Separable):
 
     size or factor as for `Bicubic`. Raises UserError for neither, both, or sizes below 1.
     """
+
+    name = "area"
+    about = "down-sampling by averaging areas"
+    example = "area(32)"
+    arguments = SIZES
 
     size: Size | None = struct.field(pytree_node=False, default=None)
     factor: int | None = struct.field(pytree_node=False, default=None)

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Key
 from PIL import Image
 
+from stylesr_jax.degradations.arguments import Argument, whole
 from stylesr_jax.degradations.base import Degradation
 from stylesr_jax.degradations.mask import LUMA
 from stylesr_jax.degradations.resize import resize
@@ -63,14 +65,19 @@ class Jpeg(Degradation):
     Takes 3 channels, or 1 (UserError).
     """
 
+    name = "jpeg"
+    about = "compression"
+    example = "jpeg(30)"
+    arguments = (Argument("quality", whole, "a whole number 1 to 95"),)
     linear: ClassVar[bool] = False
+
     quality: int = struct.field(pytree_node=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.quality, int) and 1 <= self.quality <= 95):
             raise UserError(f"jpeg: quality is a whole number from 1 to 95, got {self.quality}")
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """A(x): (H, W, C) -> (H, W, C) in [-1, 1]."""
         height, width, channels = x.shape
         if channels not in (1, 3):
@@ -99,7 +106,7 @@ class Jpeg(Degradation):
         decoded = _round(jnp.clip(decoded, 0.0, 255.0))
         return decoded[:height, :width] / 127.5 - 1.0
 
-    def degrade(self, key: Array, x: Array) -> Array:
+    def degrade(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """x through Pillow's JPEG codec; (H, W, C) in [-1, 1], clipped to it first."""
         levels = np.rint(np.clip((np.asarray(x) + 1.0) * 127.5, 0.0, 255.0)).astype(np.uint8)
         file = io.BytesIO()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from stylesr_jax.errors import UserError
 
@@ -41,7 +42,7 @@ _KERNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @lru_cache(maxsize=64)
 def resize_matrix(
     n_in: int, n_out: int, *, kernel: Kernel = "bicubic", antialias: bool = True
-) -> np.ndarray:
+) -> Float[np.ndarray, "n_out n_in"]:
     """The (n_out, n_in) float64 matrix that resizes one axis; its rows sum to 1.
 
     With `antialias` the kernel widens by n_in / n_out when shrinking, as Pillow's does; without
@@ -69,7 +70,9 @@ def resize_matrix(
     return matrix
 
 
-def reflect(index: np.ndarray, n: int, *, repeat_edge: bool) -> np.ndarray:
+def reflect(
+    index: Int[np.ndarray, "*shape"], n: int, *, repeat_edge: bool
+) -> Int[np.ndarray, "*shape"]:
     """Indices beyond 0..n-1 mirrored back, about the edge pixel or about its outer border."""
     period = 2 * n if repeat_edge else max(2 * n - 2, 1)
     folded = np.mod(index, period)
@@ -80,7 +83,7 @@ def reflect(index: np.ndarray, n: int, *, repeat_edge: bool) -> np.ndarray:
 @lru_cache(maxsize=64)
 def taps_matrix(
     n_in: int, taps: tuple[float, ...], *, stride: int, before: int, repeat_edge: bool
-) -> np.ndarray:
+) -> Float[np.ndarray, "n_out n_in"]:
     """Strided correlation with `taps` after mirror padding, as an (n_in // stride, n_in) matrix.
 
     The first output's first tap lies `before` pixels ahead of the axis. The mirror stands at the
@@ -102,7 +105,11 @@ def cubic_taps(factor: int) -> tuple[float, ...]:
     return tuple((taps / taps.sum()).tolist())
 
 
-def apply_separable(rows: np.ndarray, columns: np.ndarray, x: Array) -> Array:
+def apply_separable(
+    rows: Float[np.ndarray, "h H"],
+    columns: Float[np.ndarray, "w W"],
+    x: Float[Array, "*batch H W C"],
+) -> Float[Array, "*batch h w C"]:
     """(h, H) and (w, W) matrices on an image (..., H, W, C) -> (..., h, w, C)."""
     (h, height), (w, width) = rows.shape, columns.shape
     r, c = jnp.asarray(rows, jnp.float32), jnp.asarray(columns, jnp.float32)
@@ -121,8 +128,12 @@ def apply_separable(rows: np.ndarray, columns: np.ndarray, x: Array) -> Array:
 
 
 def resize(
-    x: Array, size: tuple[int, int], *, kernel: Kernel = "bicubic", antialias: bool = True
-) -> Array:
+    x: Float[Array, "*batch H W C"],
+    size: tuple[int, int],
+    *,
+    kernel: Kernel = "bicubic",
+    antialias: bool = True,
+) -> Float[Array, "*batch h w C"]:
     """Resize images (..., H, W, C) to (..., h, w, C), up or down, each axis by itself.
 
     size is (height, width). The default equals Pillow's BICUBIC on float images (mode "F"), so

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Key
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.layers import leaky_relu
@@ -129,7 +130,7 @@ class Generator:
         maps = self.params.get("noise", {})  # files hold no empty ones
         return tuple(maps[name] for name in sorted(maps))
 
-    def random_noise(self, key: Array) -> Noise:
+    def random_noise(self, key: Key[Array, ""]) -> Noise:
         """Fresh standard normal noise maps, one (h, w) per noisy layer."""
         keys = jax.random.split(key, max(len(self.noise_shapes), 1))
         areas = [height * width for height, width in self.noise_shapes]
@@ -145,7 +146,9 @@ class Generator:
             ]
         return tuple(maps)
 
-    def map_latents(self, z: Array, labels: Array | None = None) -> Array:
+    def map_latents(
+        self, z: Float[Array, "N z_dim"], labels: Float[Array, "N label_dim"] | None = None
+    ) -> Float[Array, "N w_dim"]:
         """w = M(z).
 
         Args:
@@ -171,12 +174,12 @@ class Generator:
 
     def synthesise(
         self,
-        ws: Array,
+        ws: Float[Array, "N num_ws w_dim"],
         noise: Noise | Literal["none"] | None = None,
         *,
         start: tuple[int, Any] | None = None,
         stop: int | None = None,
-    ) -> Array:
+    ) -> Float[Array, "N H W 3"]:
         """Images from per-layer styles: G(ws, noise).
 
         Args:
@@ -197,7 +200,7 @@ class Generator:
 
     def features(
         self,
-        ws: Array,
+        ws: Float[Array, "N num_ws w_dim"],
         noise: Noise | Literal["none"] | None = None,
         *,
         block: int,
@@ -216,7 +219,7 @@ class Generator:
             method="features",
         )
 
-    def with_class(self, index: int, *, key: Array, draws: int = 10_000) -> "Generator":
+    def with_class(self, index: int, *, key: Key[Array, ""], draws: int = 10_000) -> "Generator":
         """A conditional generator set to one class, its statistics measured for that class.
 
         Raises:
@@ -242,7 +245,7 @@ class Generator:
         return noise
 
 
-def measure_statistics(key: Array, generator: Generator, *, draws: int = 100_000) -> dict:
+def measure_statistics(key: Key[Array, ""], generator: Generator, *, draws: int = 100_000) -> dict:
     """Mean of w, and mean and standard deviation of leaky_relu(w, 5), over fresh draws.
 
     Labels of a conditional generator without a set class are drawn uniformly.

@@ -6,17 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 SLOPE = 0.2  # of every leaky ReLU in StyleGAN2 and its descendants
 SQRT2 = float(np.sqrt(2.0))
 
 
-def leaky_relu(x: Array, slope: float = SLOPE) -> Array:
+def leaky_relu(x: Float[Array, "*shape"], slope: float = SLOPE) -> Float[Array, "*shape"]:
     """max(x, slope * x): leaky ReLU for slopes in (0, 1) or, with the maximum of both, above 1."""
     return jnp.where(x >= 0, x, slope * x)
 
 
-def normalise_second_moment(x: Array, *, eps: float = 1e-8) -> Array:
+def normalise_second_moment(
+    x: Float[Array, "*shape"], *, eps: float = 1e-8
+) -> Float[Array, "*shape"]:
     """x divided by its root mean square over the last axis."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
@@ -41,7 +44,7 @@ def _turned(weight: Array) -> Array:
 
 
 @jax.custom_vjp
-def conv3x3(x: Array, weight: Array) -> Array:
+def conv3x3(x: Float[Array, "N H W I"], weight: Float[Array, "3 3 I O"]) -> Float[Array, "N H W O"]:
     """3x3 cross-correlation with zero padding: x (N, H, W, I), weight (3, 3, I, O)."""
     return _convolve(x, weight, "SAME")
 
@@ -60,7 +63,7 @@ def _conv3x3_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, A
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
-def sum_of_squares(weight: Array) -> Array:
+def sum_of_squares(weight: Float[Array, "K L I O"]) -> Float[Array, "I O"]:
     """Squares of a (K, L, I, O) kernel summed over its positions: (I, O).
 
     Added up one position after the other, a single element-wise pass on every backend.
@@ -70,7 +73,7 @@ def sum_of_squares(weight: Array) -> Array:
     return sum(terms[1:], terms[0])
 
 
-def demodulation(style: Array, squares: Array) -> Array:
+def demodulation(style: Float[Array, "N I"], squares: Float[Array, "I O"]) -> Float[Array, "N O"]:
     """1 / norm of each output channel's modulated weights.
 
     Args:
@@ -92,7 +95,9 @@ def _interleave(rows: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def up_conv3x3(x: Array, weight: Array, taps: tuple[float, ...]) -> Array:
+def up_conv3x3(
+    x: Float[Array, "N H W I"], weight: Float[Array, "3 3 I O"], taps: tuple[float, ...]
+) -> Float[Array, "N 2*H 2*W O"]:
     """Transposed 3x3 convolution with stride 2, then a separable four-tap low-pass filter.
 
     The transposed convolution is four small convolutions, one for each parity of the output's
@@ -190,7 +195,7 @@ up_conv3x3.defvjp(_up_conv3x3_forward, _up_conv3x3_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def upsample2x(x: Array, taps: tuple[float, ...]) -> Array:
+def upsample2x(x: Float[Array, "N H W C"], taps: tuple[float, ...]) -> Float[Array, "N 2*H 2*W C"]:
     """Twice the size with a separable four-tap filter, one axis after the other.
 
     Args:

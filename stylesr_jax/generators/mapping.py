@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.generators.layers import SQRT2, leaky_relu, normalise_second_moment
 
@@ -14,7 +15,7 @@ class Dense(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch {self.features}"]:
         """x (..., in) -> (..., features)."""
         shape = (x.shape[-1], self.features)
         weight = self.param("weight", nn.initializers.lecun_normal(), shape)
@@ -35,7 +36,9 @@ class Mapping(nn.Module):
     embed_dim: int = 0
 
     @nn.compact
-    def __call__(self, z: Array, labels: Array | None = None) -> Array:
+    def __call__(
+        self, z: Float[Array, "N z_dim"], labels: Float[Array, "N label_dim"] | None = None
+    ) -> Float[Array, "N w_dim"]:
         """z (N, z_dim), labels (N, label_dim) or None -> w (N, w_dim)."""
         parts = []
         if self.z_dim:
@@ -51,8 +54,13 @@ class Mapping(nn.Module):
 
 
 def truncate(
-    w: Array, w_mean: Array, *, num_ws: int, psi: float = 1.0, cutoff: int | None = None
-) -> Array:
+    w: Float[Array, "N w_dim"],
+    w_mean: Float[Array, " w_dim"],
+    *,
+    num_ws: int,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+) -> Float[Array, "N {num_ws} w_dim"]:
     """Move the first `cutoff` layers' styles towards the mean by 1 - psi.
 
     Args:

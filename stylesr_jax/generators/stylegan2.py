@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Config, Noise
@@ -91,7 +92,12 @@ class ModulatedConv(nn.Module):
     gain: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Array, w: Array, noise: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "N H W I"],
+        w: Float[Array, "N w_dim"],
+        noise: Float[Array, "..."] | None,
+    ) -> Float[Array, "N h w O"]:
         """x (N, H, W, I), w (N, w_dim), noise (H, W) or (N, H, W) -> (N, H', W', features)."""
         channels = x.shape[-1]
         style = Dense(channels, name="affine")(w)
@@ -149,7 +155,9 @@ class Skip(nn.Module):
         return upsample2x(jnp.dot(x, weight.astype(x.dtype)), self.config.taps)
 
 
-def clamp(x: Array, bound: float | None, gain: float = 1.0) -> Array:
+def clamp(
+    x: Float[Array, "*shape"], bound: float | None, gain: float = 1.0
+) -> Float[Array, "*shape"]:
     """x within +-bound * gain; None leaves it as it is."""
     return x if bound is None else jnp.clip(x, -bound * gain, bound * gain)
 
@@ -209,7 +217,7 @@ class StyleGAN2Synthesis(nn.Module):
     def _run(
         self,
         start: tuple[int, dict[str, Array]] | None,
-        ws: Array,
+        ws: Float[Array, "N num_ws w_dim"],
         noise: Noise,
         end: int,
     ) -> dict[str, Array]:
@@ -223,7 +231,7 @@ class StyleGAN2Synthesis(nn.Module):
 
     def features(
         self,
-        ws: Array,
+        ws: Float[Array, "N num_ws w_dim"],
         noise: Noise,
         *,
         block: int,
@@ -241,12 +249,12 @@ class StyleGAN2Synthesis(nn.Module):
 
     def __call__(
         self,
-        ws: Array,
+        ws: Float[Array, "N num_ws w_dim"],
         noise: Noise,
         *,
         start: tuple[int, Any] | None = None,
         stop: int | None = None,
-    ) -> Array:
+    ) -> Float[Array, "N H W 3"]:
         """See `Generator.synthesise`.
 
         Raises:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Int, Key, Shaped
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, Noise
@@ -175,7 +176,7 @@ class Search(Method):
     diversity: float = 0.0  # D: weight of the distance between an image's solutions
     fidelity: float = 1.0  # how much of what solutions miss of the input is put in
 
-    def objective(self, view: View) -> dict[str, Array]:
+    def objective(self, view: View) -> dict[str, Float[Array, ""]]:
         """The weighted terms of one start, by name: scalars that sum to the loss."""
         raise NotImplementedError
 
@@ -211,7 +212,12 @@ class Stage(Problem):
     stop: int | None = static(None)
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """Variables to begin from.
 
@@ -226,22 +232,24 @@ class Stage(Problem):
         """What variables mean."""
         raise NotImplementedError
 
-    def terms(self, view: View) -> dict[str, Array]:
+    def terms(self, view: View) -> dict[str, Float[Array, ""]]:
         """What this stage minimises: the method's objective."""
         return self.method.objective(view)
 
-    def diagnostics(self, optimiser_state: Any) -> dict[str, Array]:
+    def diagnostics(self, optimiser_state: Any) -> dict[str, Shaped[Array, "..."]]:
         """Figures about a finished search, such as a sampler's acceptance rate."""
         return {}
 
     # What the engine asks for.
 
-    def loss(self, context: Context, start: Start, variables: Variables) -> tuple[Any, Array]:
+    def loss(
+        self, context: Context, start: Start, variables: Variables
+    ) -> tuple[dict[str, Float[Array, ""]], Float[Array, "H W 3"]]:
         """Weighted terms and the image."""
         view = self.view(context, start, variables)
         return self.terms(view), view.image
 
-    def learning_rate(self, progress: Array) -> Array:
+    def learning_rate(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         """The rate of a step."""
         return self.rate * self.schedule(progress)
 
@@ -249,7 +257,9 @@ class Stage(Problem):
         """Adam with its usual decays."""
         return ADAM
 
-    def batch_terms(self, context: Context, starts: Start, outputs: Array) -> dict[str, Array]:
+    def batch_terms(
+        self, context: Context, starts: Start, outputs: Float[Array, "B H W 3"]
+    ) -> dict[str, Float[Array, " B"]]:
         """The distance between an image's solutions."""
         return {"diversity": self.method.diversity * diversity(starts.group, outputs)}
 
@@ -282,7 +292,7 @@ def with_stored(context: Context, maps: Noise) -> Noise:
 
 def render(
     generator: Generator, latents: Latents, *, block: int = 0, stop: int | None = None
-) -> Array:
+) -> Float[Array, "H W 3"]:
     """One image (H, W, 3) of latents, or a small one of `stop` px."""
     if latents.synthesis is not None:
         params = {**generator.params, "synthesis": latents.synthesis}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods.base import Rate, Search, Stage, Value, static, with_stored
@@ -50,7 +51,7 @@ class BRGM(Search):
     noise_size: int = static(0)  # px of the largest searched maps; 0: 128 at 1024 px, else 32
     w_std: float = 0.0  # of w; 0 has it measured on the generator
 
-    def objective(self, view: View) -> dict[str, Array]:
+    def objective(self, view: View) -> dict[str, Float[Array, ""]]:
         """Section 3: the likelihood's two terms, and the prior's two."""
         return {
             "lpips": self.lambda_lpips * perceptual(view),
@@ -91,7 +92,12 @@ class NearMeanStage(Stage):
     noise_size: int = static(0)
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """The mean style with a little noise, and standard normal noise maps."""
         latent_key, noise_key = jax.random.split(key)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from stylesr_jax.methods.base import Rate, Search, Stage, Value, static
 from stylesr_jax.methods.terms import l2_sum, latent_norm
@@ -35,7 +36,7 @@ class CSGM(Search):
     lambda_l2: float = 1.0
     lambda_z: float = 0.001
 
-    def objective(self, view: View) -> dict[str, Array]:
+    def objective(self, view: View) -> dict[str, Float[Array, ""]]:
         """Equation 3: ||A(G(M(z))) - y||_2^2 + lambda ||z||_2^2."""
         return {"l2": self.lambda_l2 * l2_sum(view), "norm": self.lambda_z * latent_norm(view)}
 
@@ -53,7 +54,12 @@ class InputStage(Stage):
     """A search for z."""
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """A standard normal z."""
         return {"z": jax.random.normal(key, (context.generator.z_dim,))}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import Rate, Search, Stage, Value, static, with_injected, with_stored
@@ -83,7 +84,7 @@ class ILO(Search):
         """Of the stages that there are."""
         return self.step_fields[: self.stages]
 
-    def objective(self, view: View) -> dict[str, Array]:
+    def objective(self, view: View) -> dict[str, Float[Array, ""]]:
         """Squared error and LPIPS; each stage adds its cross term."""
         return {
             "mse": self.lambda_mse * mse(view),
@@ -128,13 +129,18 @@ class LayerStage(Stage):
     radius_noise: Array | float = 0.0
     radius_activation: Array | float = 0.0
 
-    def terms(self, view: View) -> dict[str, Array]:
+    def terms(self, view: View) -> dict[str, Float[Array, ""]]:
         """The objective, and the cross term of the latents from `first_style` on."""
         cross = geodesic_cross(view.variables["latent"][self.first_style :])
         return {**self.method.objective(view), "geocross": self.method.lambda_geocross * cross}
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """Standard normal; or what stage k - 1 found, and the activation that enters block k."""
         if self.block == 0:
@@ -167,7 +173,12 @@ class LayerStage(Stage):
         return Latents(ws, noise, variables.get("activation"))
 
     def project(
-        self, context: Context, start: Start, key: Array, variables: Variables, anchor: Variables
+        self,
+        context: Context,
+        start: Start,
+        key: Key[Array, ""],
+        variables: Variables,
+        anchor: Variables,
     ) -> Variables:
         """Spheres for latents and noise, then l1 balls around the stage's start."""
         variables = onto_spheres(variables, anchor)

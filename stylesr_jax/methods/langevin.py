@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import optax
 from jax import Array
+from jaxtyping import Float, Int, Key, Shaped
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import Stage, static
@@ -66,7 +67,12 @@ class ChainStage(StyleStage):
     samples = True
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """Where the search ended, in whitened coordinates."""
         point = previous["latent"]
@@ -74,7 +80,7 @@ class ChainStage(StyleStage):
             point = context.prior.whiten(point)
         return super().start(key, index, context, start, {"latent": point})
 
-    def terms(self, view: View) -> dict[str, Array]:
+    def terms(self, view: View) -> dict[str, Float[Array, ""]]:
         """The objective, with the density of the coordinates that move."""
         density = self.method.lambda_w * negative_log_prior_whitened(view)
         return {**self.method.objective(view), "prior": density}
@@ -87,6 +93,6 @@ class ChainStage(StyleStage):
         """Where the chain stands."""
         return chain_position(optimiser_state)
 
-    def diagnostics(self, optimiser_state: Any) -> dict[str, Array]:
+    def diagnostics(self, optimiser_state: Any) -> dict[str, Shaped[Array, "..."]]:
         """Acceptance rate, step size and proposals."""
         return chain_diagnostics(optimiser_state)

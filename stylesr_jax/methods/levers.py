@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, Noise
@@ -16,7 +17,12 @@ from stylesr_jax.generators.base import Generator, Noise
 REPORT_SIZE = 256  # px: the images whose norm the weight of D was published for
 
 
-def noisy_target(key: Array, target: Array, where: Array, std: Array) -> Array:
+def noisy_target(
+    key: Key[Array, ""],
+    target: Float[Array, "h w c"],
+    where: Float[Array, "h w 1"],
+    std: Float[Array, ""],
+) -> Float[Array, "h w c"]:
     """B: target (h, w, c) plus std x N(0, 1) where `where` (h, w, 1) in [0, 1] says so."""
     return target + std * where * jax.random.normal(key, target.shape)
 
@@ -44,7 +50,7 @@ def layer_range(text: str, n_layers: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def noise_strengths(generator: Generator) -> list[Array]:
+def noise_strengths(generator: Generator) -> list[Float[Array, ""]]:
     """What each noisy layer multiplies its map by, from the input on; scalars."""
     leaves = jax.tree_util.tree_flatten_with_path(generator.params["synthesis"])[0]
     found = []
@@ -57,7 +63,9 @@ def noise_strengths(generator: Generator) -> list[Array]:
     return [value for _, value in sorted(found, key=lambda pair: pair[0])]
 
 
-def injected_noise(key: Array, generator: Generator, layers: tuple[int, ...], std: Array) -> Noise:
+def injected_noise(
+    key: Key[Array, ""], generator: Generator, layers: tuple[int, ...], std: Float[Array, ""]
+) -> Noise:
     """C: maps to add to the noise maps so that activations change by std x N(0, 1).
 
     A layer multiplies its map by its learnt strength, so the maps are divided by it; layers of
@@ -76,7 +84,7 @@ def injected_noise(key: Array, generator: Generator, layers: tuple[int, ...], st
     return tuple(scaled(i, noise, strength) for i, (noise, strength) in enumerate(pairs))
 
 
-def diversity(group: Array, images: Array) -> Array:
+def diversity(group: Int[Array, " B"], images: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     """D: -sum_j ||I_i - I_j||_2 over the other solutions of the same image, (B,).
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from stylesr_jax.generators.base import PULSE_SLOPE
 from stylesr_jax.methods.base import Rate, Search, Stage, static, with_stored
@@ -47,7 +48,7 @@ class PULSE(Search):
     noise_layers: int = static(5)
     zero_last: bool = static(True)
 
-    def objective(self, view: View) -> dict[str, Array]:
+    def objective(self, view: View) -> dict[str, Float[Array, ""]]:
         """Squared error, not below eps, and the spread of the styles."""
         return {
             "l2": self.lambda_l2 * floored_mse(view, self.eps),
@@ -80,7 +81,12 @@ class SphereStage(Stage):
         )
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """Standard normal latents and noise maps."""
         return start_on_spheres(key, context, start, self.noise_layers)
@@ -93,27 +99,36 @@ class SphereStage(Stage):
         return Latents(sphere_styles(context, variables["latent"]), noise)
 
     def project(
-        self, context: Context, start: Start, key: Array, variables: Variables, anchor: Variables
+        self,
+        context: Context,
+        start: Start,
+        key: Key[Array, ""],
+        variables: Variables,
+        anchor: Variables,
     ) -> Variables:
         """Each v_i and each noise map back to the norm that it began with."""
         return onto_spheres(variables, anchor)
 
 
-def sphere_styles(context: Context, points: Array) -> Array:
+def sphere_styles(
+    context: Context, points: Float[Array, "*rows w_dim"]
+) -> Float[Array, "*rows w_dim"]:
     """w = LReLU_0.2(sigma v + mu) from v (..., w_dim). Source: PULSE, section 3.3."""
     statistics = context.generator.statistics
     linear = points * statistics["pulse_std"] + statistics["pulse_mean"]
     return jnp.where(linear >= 0.0, linear, linear / PULSE_SLOPE)
 
 
-def sphere_points(context: Context, ws: Array) -> Array:
+def sphere_points(context: Context, ws: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
     """v from w, the inverse of `sphere_styles`."""
     statistics = context.generator.statistics
     linear = jnp.where(ws >= 0.0, ws, ws * PULSE_SLOPE)
     return (linear - statistics["pulse_mean"]) / statistics["pulse_std"]
 
 
-def start_on_spheres(key: Array, context: Context, start: Start, noise_layers: int) -> Variables:
+def start_on_spheres(
+    key: Key[Array, ""], context: Context, start: Start, noise_layers: int
+) -> Variables:
     """Standard normal latents (num_ws, w_dim) and the first noise maps, or as many as there are."""
     latent_key, noise_key = jax.random.split(key)
     generator = context.generator

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from stylesr_jax.methods.base import Rate, Search, Stage, Value, static
 from stylesr_jax.methods.terms import cross, gaussian_norm, l1_mean, l1_sum, negative_log_prior
@@ -86,7 +87,7 @@ class RLS(Search):
     spread_first: float = 0.0  # the same for an image's first solution
     noise: Literal["own", "stored"] = static("own")  # of further solutions: their own maps, or not
 
-    def objective(self, view: View) -> dict[str, Array]:
+    def objective(self, view: View) -> dict[str, Float[Array, ""]]:
         """Equation 4: ||y - A(G(w))||_1 - [lambda_w P_w + lambda_g P_gauss + lambda_c P_cross]."""
         return {
             "l1": self.lambda_l1 * self.distance(view),
@@ -95,7 +96,7 @@ class RLS(Search):
             "cross": self.lambda_c * cross(view),
         }
 
-    def distance(self, view: View) -> Array:
+    def distance(self, view: View) -> Float[Array, ""]:
         """||y - A(G(w))||_1, as a sum over the observed values or as their mean."""
         return l1_sum(view) if self.reduction == "sum" else l1_mean(view)
 
@@ -136,7 +137,12 @@ class StyleStage(Stage):
         return NORMALISED if self.normalised else ADAM
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """A style, or those that the stage before ended with."""
         if previous is not None:
@@ -156,7 +162,9 @@ class StyleStage(Stage):
         return Latents(ws=jnp.broadcast_to(ws, (num_ws, w_dim)))
 
 
-def start_style(key: Array, index: Array, context: Context, method: RLS) -> Array:
+def start_style(
+    key: Key[Array, ""], index: Int[Array, ""], context: Context, method: RLS
+) -> Float[Array, " w_dim"]:
     """w to begin a solution from: (w_dim,).
 
     The mean w for an image's first solution and, `spread` of the way from there, a mapped

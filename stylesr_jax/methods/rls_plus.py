@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from stylesr_jax.methods.base import Stage, static
 from stylesr_jax.methods.rls import PAPER, RLS
@@ -59,7 +60,12 @@ class WeightsStage(Stage):
     styles: Any = None
 
     def start(
-        self, key: Array, index: Array, context: Context, start: Start, previous: Any
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
     ) -> Variables:
         """The styles that were found, and the generator's own weights."""
         return {"latent": previous["latent"], "synthesis": context.generator.params["synthesis"]}
@@ -70,12 +76,17 @@ class WeightsStage(Stage):
         latents = self.styles.decode(context, held)
         return latents._replace(synthesis=variables["synthesis"])
 
-    def terms(self, view: View) -> dict[str, Array]:
+    def terms(self, view: View) -> dict[str, Float[Array, ""]]:
         """The likelihood alone: the prior's terms do not depend on the weights."""
         return {"l1": self.method.lambda_l1 * self.method.distance(view)}
 
     def project(
-        self, context: Context, start: Start, key: Array, variables: Variables, anchor: Variables
+        self,
+        context: Context,
+        start: Start,
+        key: Key[Array, ""],
+        variables: Variables,
+        anchor: Variables,
     ) -> Variables:
         """Weights stay in an l1 ball around the originals: one for all, or one for each tensor."""
 

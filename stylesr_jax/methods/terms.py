@@ -7,39 +7,40 @@ such that less is better: log p enters with a minus sign inside its term.
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.methods.view import View
 from stylesr_jax.metrics.lpips import lpips
 
 
-def l1_sum(view: View) -> Array:
+def l1_sum(view: View) -> Float[Array, ""]:
     """||y - A(G(w))||_1, the Laplace likelihood of RLS; images in [-1, 1]."""
     return jnp.sum(jnp.abs(view.residual))
 
 
-def l1_mean(view: View) -> Array:
+def l1_mean(view: View) -> Float[Array, ""]:
     """The same divided by the number of observed values, whatever the size of y."""
     return l1_sum(view) / view.observed
 
 
-def negative_log_prior(view: View) -> Array:
+def negative_log_prior(view: View) -> Float[Array, ""]:
     """-P_w = -(1/L) sum_i log p_F(w_i). Source: RLS, equation 5."""
     return -jnp.mean(view.flow[1])
 
 
-def negative_log_prior_whitened(view: View) -> Array:
+def negative_log_prior_whitened(view: View) -> Float[Array, ""]:
     """The same with the density of u = whiten(w), for what moves in u and compares densities."""
     whitened = view.context.prior.whiten(view.latents.ws)
     return -jnp.mean(view.context.prior.log_prob_whitened(whitened))
 
 
-def gaussian_norm(view: View) -> Array:
+def gaussian_norm(view: View) -> Float[Array, ""]:
     """-P_gauss = (1/L) sum_i (||F(w_i)||_2 - sqrt(d))^2. Source: RLS, equation 6."""
     norms = jnp.sqrt(jnp.sum(jnp.square(view.flow[0]), axis=-1) + 1e-12)
     return jnp.mean(jnp.square(norms - jnp.sqrt(float(view.latents.ws.shape[-1]))))
 
 
-def cross(view: View) -> Array:
+def cross(view: View) -> Float[Array, ""]:
     """-P_cross = sum_{i<j} ||w_i - w_j||_2^2, as L times the spread around the mean style."""
     ws = view.latents.ws
     return ws.shape[0] * jnp.sum(jnp.square(ws - jnp.mean(ws, axis=0)))
@@ -48,22 +49,22 @@ def cross(view: View) -> Array:
 # --- Squared errors -------------------------------------------------------------------------
 
 
-def l2_sum(view: View) -> Array:
+def l2_sum(view: View) -> Float[Array, ""]:
     """||y - A(G)||_2^2; images in [-1, 1]. Source: Bora et al. 2017, equation 3."""
     return jnp.sum(jnp.square(view.residual))
 
 
-def mse(view: View) -> Array:
+def mse(view: View) -> Float[Array, ""]:
     """Mean squared error over the observed values; images in [-1, 1]."""
     return l2_sum(view) / view.observed
 
 
-def floored_mse(view: View, eps: Array | float) -> Array:
+def floored_mse(view: View, eps: Float[Array, ""] | float) -> Float[Array, ""]:
     """max(mean squared error, eps); images in [0, 1]. Source: PULSE's code."""
     return jnp.maximum(0.25 * mse(view), eps)
 
 
-def mse_255(view: View) -> Array:
+def mse_255(view: View) -> Float[Array, ""]:
     """Mean squared error on the scale of 8 bits. Source: BRGM's code."""
     return 127.5**2 * mse(view)
 
@@ -73,7 +74,7 @@ def mse_255(view: View) -> Array:
 SMALLEST = 16  # px that VGG16 needs
 
 
-def perceptual(view: View) -> Array:
+def perceptual(view: View) -> Float[Array, ""]:
     """LPIPS-VGG of A(G) and y; what was not observed is taken from y for both.
 
     Images of less than 16 px are enlarged to that.
@@ -104,7 +105,7 @@ def _pairwise_angles(rows: Array) -> Array:
     return 2.0 * jnp.arctan2(norm(rows[:, None] - rows[None]), norm(rows[:, None] + rows[None]))
 
 
-def geodesic_cross(rows: Array) -> Array:
+def geodesic_cross(rows: Float[Array, "n d"]) -> Float[Array, ""]:
     """Mean over all pairs of rows (n, d) of their angle squared, times d / 8.
 
     Source: PULSE, section 4.1 (GEOCROSS), with its code's constants.
@@ -112,19 +113,19 @@ def geodesic_cross(rows: Array) -> Array:
     return jnp.mean(jnp.square(_pairwise_angles(rows))) * rows.shape[-1] / 8.0
 
 
-def mean_style(view: View, w_std: Array | float) -> Array:
+def mean_style(view: View, w_std: Float[Array, ""] | float) -> Float[Array, ""]:
     """mean(((w - mean w) / w_std)^2). Source: BRGM."""
     offset = view.latents.ws - view.context.generator.statistics["w_mean"]
     return jnp.mean(jnp.square(offset / w_std))
 
 
-def collinear(view: View) -> Array:
+def collinear(view: View) -> Float[Array, ""]:
     """mean over all pairs of |1 - cos(w_i, w_j)|. Source: BRGM."""
     ws = view.latents.ws
     unit = ws / jnp.sqrt(jnp.sum(jnp.square(ws), axis=-1, keepdims=True) + 1e-12)
     return jnp.mean(jnp.abs(1.0 - unit @ unit.T))
 
 
-def latent_norm(view: View) -> Array:
+def latent_norm(view: View) -> Float[Array, ""]:
     """||z||_2^2. Source: Bora et al. 2017, equation 3."""
     return jnp.sum(jnp.square(view.variables["z"]))

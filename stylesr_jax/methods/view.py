@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation
 from stylesr_jax.generators.base import Generator, Noise
@@ -47,7 +48,12 @@ class View:
     """
 
     def __init__(
-        self, context: Context, start: Start, latents: Latents, image: Array, variables: Any
+        self,
+        context: Context,
+        start: Start,
+        latents: Latents,
+        image: Float[Array, "H W 3"],
+        variables: Any,
     ) -> None:
         self.context = context
         self.start = start
@@ -56,27 +62,27 @@ class View:
         self.variables = variables
 
     @cached_property
-    def low(self) -> Array:
+    def low(self) -> Float[Array, "h w c"]:
         """A(G(ws)): (h, w, c)."""
         return degraded(self.context, self.image)
 
     @cached_property
-    def residual(self) -> Array:
+    def residual(self) -> Float[Array, "h w c"]:
         """A(G(ws)) - y where y was observed, else 0: (h, w, c)."""
         return (self.low - self.start.target) * self.start.mask
 
     @cached_property
-    def observed(self) -> Array:
+    def observed(self) -> Float[Array, ""]:
         """How many numbers were observed."""
         return jnp.sum(self.start.mask) * self.start.target.shape[-1]
 
     @cached_property
-    def flow(self) -> tuple[Array, Array]:
+    def flow(self) -> tuple[Float[Array, "num_ws w_dim"], Float[Array, " num_ws"]]:
         """(F(w_i), log p_F(w_i)): (num_ws, w_dim) and (num_ws,), in one pass."""
         return self.context.prior.gaussianize_and_log_prob(self.latents.ws)
 
 
-def degraded(context: Context, image: Array) -> Array:
+def degraded(context: Context, image: Float[Array, "H W 3"]) -> Float[Array, "h w c"]:
     """A(image); a small image is enlarged first, so that A sees the pixels it expects."""
     resolution, degradation = context.generator.resolution, context.degradation
     if image.shape[0] != resolution:

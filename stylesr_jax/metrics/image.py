@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from stylesr_jax.degradations import (
     Degradation,
@@ -58,7 +59,7 @@ def at_shape(image: Any, size: tuple[int, int]) -> Any:
     return jnp.clip(image if image.shape[:2] == size else resize(image, size), -1.0, 1.0)
 
 
-def psnr(a: Array, b: Array, *, data_range: float) -> Array:
+def psnr(a: Float[Array, "..."], b: Float[Array, "..."], *, data_range: float) -> Float[Array, ""]:
     """Peak signal-to-noise ratio in decibels: 10 log10(data_range^2 / mean((a - b)^2)).
 
     a, b: arrays of one shape; the mean is over all of it. inf for equal ones. Raises UserError
@@ -82,7 +83,7 @@ def _ssim_filter(x: Array) -> Array:
     return x
 
 
-def ssim(a: Array, b: Array, *, data_range: float) -> Array:
+def ssim(a: Float[Array, "..."], b: Float[Array, "..."], *, data_range: float) -> Float[Array, ""]:
     """Mean structural similarity of (H, W, C) images, averaged over channels; 1 for equal ones.
 
     Wang et al.'s settings: 11x11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, population
@@ -117,7 +118,9 @@ class Scores(NamedTuple):
 
 
 @jax.jit
-def scores(image: Array, reference: Array, params: Params) -> Scores:
+def scores(
+    image: Float[Array, "H W 3"], reference: Float[Array, "h w 3"], params: Params
+) -> Scores:
     """An image against a reference of any size, to which it is resampled; both in [-1, 1].
 
     image: (H, W, 3), reference: (h, w, 3), params: of "vgg16". Values that are not finite give
@@ -139,7 +142,9 @@ class Consistency(NamedTuple):
     psnr: Array  # decibels, data range 2
 
 
-def consistency(x: Array, y: Array, degradation: Degradation) -> Consistency:
+def consistency(
+    x: Float[Array, "H W C"], y: Float[Array, "..."], degradation: Degradation
+) -> Consistency:
     """Compare A(x) (H, W, 3) -> (h, w, c) with the input y (h, w, c), both in [-1, 1].
 
     Raises UserError if A(x) and y differ in shape, or for values that are not finite.

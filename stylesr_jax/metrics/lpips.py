@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.runtime import weights
@@ -172,7 +173,9 @@ def _max_pool(x: Array, layer: _Pool) -> Array:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride, "VALID")
 
 
-def activations(x: Array, *, net: Net, params: Params) -> tuple[Array, ...]:
+def activations(
+    x: Float[Array, "..."], *, net: Net, params: Params
+) -> tuple[Float[Array, "..."], ...]:
     """Rectified features of one image (H, W, 3) in [-1, 1] at the five depths LPIPS compares.
 
     Each is (h, w, channels), finest first. Sides must be at least 16 (vgg16) or 31 (alexnet)
@@ -214,13 +217,15 @@ def lpips_embedding(x: Array, *, net: Net, params: Params) -> tuple[Array, ...]:
     return tuple(weighted(tap, params[f"head{i}"]) for i, tap in enumerate(taps))
 
 
-def embedding_distance(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
+def embedding_distance(a: tuple[Array, ...], b: tuple[Array, ...]) -> Float[Array, ""]:
     """LPIPS of two images from their `lpips_embedding`; a scalar, 0 for equal images."""
     terms = [jnp.mean(jnp.sum((x - y) ** 2, axis=-1)) for x, y in zip(a, b, strict=True)]
     return sum(terms[1:], start=terms[0])
 
 
-def lpips(a: Array, b: Array, *, net: Net, params: Params) -> Array:
+def lpips(
+    a: Float[Array, "..."], b: Float[Array, "..."], *, net: Net, params: Params
+) -> Float[Array, ""]:
     """LPIPS 0.1 of two images (H, W, 3) in [-1, 1]: a scalar, 0 for equal images, lower is nearer.
 
     Equal to the package `lpips` 0.1.4 (`LPIPS(net="vgg")` or `"alex"`). Beware of its option
@@ -235,7 +240,7 @@ def lpips(a: Array, b: Array, *, net: Net, params: Params) -> Array:
     )
 
 
-def pooled_features(x: Array, *, params: Params) -> Array:
+def pooled_features(x: Float[Array, "H W C"], *, params: Params) -> Float[Array, " features"]:
     """VGG16's last rectified features averaged over the image: (H, W, 3) in [-1, 1] -> (512,).
 
     The features of the Fréchet distance `frechet_vgg16`, which is not FID. Raises UserError as

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def groups_of(config: FlowConfig) -> dict[str, list[tuple[int, np.ndarray]]]:
     }
 
 
-def init_flow(key: Array, config: FlowConfig) -> dict[str, Any]:
+def init_flow(key: Key[Array, ""], config: FlowConfig) -> dict[str, Any]:
     """Parameters of a flow that is the identity: output weights are zero, hidden ones random.
 
     Returns:
@@ -152,6 +153,6 @@ def dense_matrix(
     )
 
 
-def bounded(x: Array, bound: float) -> Array:
+def bounded(x: Float[Array, "*shape"], bound: float) -> Float[Array, "*shape"]:
     """x near zero, within plus and minus `bound` everywhere."""
     return bound * jnp.tanh(x / bound)

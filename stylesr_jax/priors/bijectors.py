@@ -11,6 +11,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.priors.autoregressive import (
     FlowConfig,
@@ -39,7 +40,9 @@ class AutoregressiveBlock(distrax.Bijector):
         self._config = config
         self._backwards = backwards
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """x (..., dim) -> y (..., dim), log|det dy/dx| (...)."""
         layers = groups_of(self._config)
         x = jnp.flip(x, axis=-1) if self._backwards else x
@@ -60,7 +63,9 @@ class AutoregressiveBlock(distrax.Bijector):
         y = jnp.flip(y, axis=-1) if self._backwards else y
         return y, jnp.sum(log_scale, axis=-1)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(
+        self, y: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """y (..., dim) -> x (..., dim), log|det dx/dy| (...).
 
         Every step finds one coordinate and adds its share to the hidden units' sums, so that all
@@ -125,13 +130,17 @@ class RadialScaling(distrax.Bijector):
         self._log_gain = params["log_gain"]
         self._exponent = params["exponent"]
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """x (..., dim) -> y (..., dim), log|det dy/dx| (...)."""
         log_factor = self._log_gain + (self._exponent - 1.0) / 2.0 * log_mean_square(x)
         y = x * jnp.exp(log_factor)[..., None]
         return y, x.shape[-1] * log_factor + jnp.log(self._exponent)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(
+        self, y: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """y (..., dim) -> x (..., dim), log|det dx/dy| (...)."""
         log_rho = (log_mean_square(y) - 2.0 * self._log_gain) / self._exponent
         log_factor = self._log_gain + (self._exponent - 1.0) / 2.0 * log_rho
@@ -139,7 +148,7 @@ class RadialScaling(distrax.Bijector):
         return x, -(y.shape[-1] * log_factor + jnp.log(self._exponent))
 
 
-def log_mean_square(x: Array) -> Array:
+def log_mean_square(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
     """log of ||x||^2 / dim, finite with finite gradients at the origin too."""
     return jnp.log(jnp.mean(jnp.square(x), axis=-1) + 1e-12)
 
@@ -151,11 +160,15 @@ class Whitening(distrax.Bijector):
         super().__init__(event_ndims_in=1)
         self._params = params
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """w (..., dim) -> u (..., dim), log|det du/dw| (...)."""
         return whiten(self._params, x)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(
+        self, y: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """u (..., dim) -> w (..., dim), log|det dw/du| (...)."""
         return unwhiten(self._params, y)
 
@@ -187,7 +200,9 @@ def distribution(bijector: distrax.Bijector, dim: int) -> distrax.Transformed:
     return distrax.Transformed(_normal(dim), distrax.Inverse(bijector))
 
 
-def noise_and_log_prob(bijector: distrax.Bijector, x: Array) -> tuple[Array, Array]:
+def noise_and_log_prob(
+    bijector: distrax.Bijector, x: Float[Array, "*batch dim"]
+) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
     """(f(x), log p(x)) for the bijector f from data to standard normal noise."""
     z: Any
     z, log_det = bijector.forward_and_log_det(x)

@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Key
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
@@ -81,38 +82,42 @@ class Prior:
     def _whole(self) -> "distrax.Chain":
         return _bijectors().whole_bijector(self.whitening, self.flow, self.config)
 
-    def whiten(self, w: Array) -> Array:
+    def whiten(self, w: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """w (..., dim) -> u (..., dim), near zero mean and unit covariance for w = M(z)."""
         return whiten(self.whitening, w)[0]
 
-    def unwhiten(self, u: Array) -> Array:
+    def unwhiten(self, u: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """u (..., dim) -> w (..., dim); the inverse of `whiten`."""
         return unwhiten(self.whitening, u)[0]
 
-    def log_prob(self, w: Array) -> Array:
+    def log_prob(self, w: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
         """log p(w), a density in w: (..., dim) -> (...), in nats."""
         return self.gaussianize_and_log_prob(w)[1]
 
-    def log_prob_whitened(self, u: Array) -> Array:
+    def log_prob_whitened(self, u: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
         """log p(u), a density in u = whiten(w): (..., dim) -> (...), in nats.
 
         No log-determinant of the whitening or of leaky ReLU is in it.
         """
         return self.gaussianize_and_log_prob_whitened(u)[1]
 
-    def gaussianize(self, w: Array) -> Array:
+    def gaussianize(self, w: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """F(w) (..., dim): standard normal for w = M(z), up to the noise of the fit."""
         return self.gaussianize_and_log_prob(w)[0]
 
-    def gaussianize_and_log_prob(self, w: Array) -> tuple[Array, Array]:
+    def gaussianize_and_log_prob(
+        self, w: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """(F(w), log p(w)) in one pass: (..., dim) -> (..., dim), (...)."""
         return _bijectors().noise_and_log_prob(self._whole(), w)
 
-    def gaussianize_and_log_prob_whitened(self, u: Array) -> tuple[Array, Array]:
+    def gaussianize_and_log_prob_whitened(
+        self, u: Float[Array, "*batch dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """(F, log p(u)) in one pass, for u = whiten(w): (..., dim) -> (..., dim), (...)."""
         return _bijectors().noise_and_log_prob(self._blocks(), u)
 
-    def sample(self, key: Array, n: int) -> Array:
+    def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "{n} dim"]:
         """n draws of w: (n, dim). Sequential in the coordinates, so much slower than log_prob."""
         z = jax.random.normal(key, (n, self.config.dim))
         w: Any = self._whole().inverse(z)
@@ -170,7 +175,9 @@ def init_fit(flow: dict[str, Any], fit_config: FitConfig) -> FitState:
     return FitState(flow, flow, optimiser, jnp.zeros((), jnp.int32))
 
 
-def noisy_draws(key: Array, generator: Generator, whitening: dict, noise: float, n: int) -> Array:
+def noisy_draws(
+    key: Key[Array, ""], generator: Generator, whitening: dict, noise: float, n: int
+) -> Float[Array, "{n} dim"]:
     """n fresh u = whiten(M(z)) + noise x standard normal: (n, w_dim)."""
     draw_key, noise_key = jax.random.split(key)
     u, _ = whiten(whitening, draw_w(draw_key, generator, n))
@@ -189,7 +196,9 @@ def fit_draws(
     return draws + spread * jax.random.normal(noise_key, draws.shape)
 
 
-def negative_log_likelihood(flow: Mapping[str, Any], config: FlowConfig, u: Array) -> Array:
+def negative_log_likelihood(
+    flow: Mapping[str, Any], config: FlowConfig, u: Float[Array, "n dim"]
+) -> Float[Array, ""]:
     """Mean of -log p(u) over the first axis, a density in whitened coordinates, in nats."""
     maps = _bijectors()
     return -jnp.mean(maps.noise_and_log_prob(maps.flow_bijector(flow, config), u)[1])
@@ -236,7 +245,9 @@ def without_radial(prior: Prior) -> Prior:
     return Prior(prior.whitening, blocks, dataclasses.replace(prior.config, radial=False))
 
 
-def with_radial(key: Array, prior: Prior, generator: Generator, *, draws: int = 20_000) -> Prior:
+def with_radial(
+    key: Key[Array, ""], prior: Prior, generator: Generator, *, draws: int = 20_000
+) -> Prior:
     """The prior with a radial scaling after its blocks, fitted on fresh draws with its own noise.
 
     The log of F(w)'s squared norm gets the mean and the variance that it has under a chi-square
@@ -262,7 +273,9 @@ def with_radial(key: Array, prior: Prior, generator: Generator, *, draws: int = 
 
 
 @jax.jit
-def prior_figures(key: Array, prior: Prior, generator: Generator) -> dict[str, Array]:
+def prior_figures(
+    key: Key[Array, ""], prior: Prior, generator: Generator
+) -> dict[str, Float[Array, "..."]]:
     """What a prior is judged by, on 5,000 fresh draws; log-densities are in whitened coordinates.
 
     Returns:

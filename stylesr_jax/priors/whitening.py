@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Key
 
 from stylesr_jax.generators.base import PULSE_SLOPE, Generator
 
 
-def whiten(params: Mapping[str, Array], w: Array) -> tuple[Array, Array]:
+def whiten(
+    params: Mapping[str, Array], w: Float[Array, "*batch dim"]
+) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
     """w (..., dim) -> u (..., dim), log|det du/dw| (...)."""
     negative = jnp.sum(w < 0.0, axis=-1).astype(w.dtype)
     linear = jnp.where(w < 0.0, PULSE_SLOPE * w, w)
@@ -23,7 +26,9 @@ def whiten(params: Mapping[str, Array], w: Array) -> tuple[Array, Array]:
     return u, params["log_det"] + negative * float(np.log(PULSE_SLOPE))
 
 
-def unwhiten(params: Mapping[str, Array], u: Array) -> tuple[Array, Array]:
+def unwhiten(
+    params: Mapping[str, Array], u: Float[Array, "*batch dim"]
+) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
     """u (..., dim) -> w (..., dim), log|det dw/du| (...)."""
     linear = u @ params["inverse"] + params["mean"]
     w = jnp.where(linear < 0.0, linear / PULSE_SLOPE, linear)
@@ -31,14 +36,14 @@ def unwhiten(params: Mapping[str, Array], u: Array) -> tuple[Array, Array]:
     return w, -params["log_det"] - negative * float(np.log(PULSE_SLOPE))
 
 
-def draw_w(key: Array, generator: Generator, n: int) -> Array:
+def draw_w(key: Key[Array, ""], generator: Generator, n: int) -> Float[Array, "{n} w_dim"]:
     """n fresh w = M(z): (n, w_dim)."""
     return generator.map_latents(jax.random.normal(key, (n, generator.z_dim)))
 
 
 def fit_whitening(
-    key: Array, generator: Generator, *, floor: float, draws: int = 100_000
-) -> dict[str, Array]:
+    key: Key[Array, ""], generator: Generator, *, floor: float, draws: int = 100_000
+) -> dict[str, Float[Array, "..."]]:
     """Whitening parameters of leaky_relu(w, 5) for a generator's mapping network.
 
     Moments are accumulated in float64 over `draws` latents, rounded up to full batches.

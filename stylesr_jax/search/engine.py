@@ -20,6 +20,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int, Key
 
 STARTS = "starts"  # the mesh axis that the starts of a batch are spread over
 Variables = Any  # a pytree of float arrays: what is searched for one start
@@ -47,7 +48,7 @@ class Problem(struct.PyTreeNode):
         """Weighted terms of one start, and an output for `batch_terms`."""
         raise NotImplementedError
 
-    def learning_rate(self, progress: Array) -> Array:
+    def learning_rate(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         """The rate of a step, `progress` in [0, 1)."""
         raise NotImplementedError
 
@@ -143,7 +144,7 @@ def begin(problem: Problem, context: Context, starts: Start, variables: Variable
 @jax.jit
 def evaluate(
     problem: Problem, context: Context, starts: Start, variables: Variables
-) -> tuple[Array, Terms]:
+) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
     """Loss and weighted terms of each start, shape (B,)."""
     terms, outputs = jax.vmap(partial(problem.loss, context))(starts, variables)
     losses = sum(terms.values())
@@ -161,10 +162,10 @@ def step(
     problem: Problem,
     context: Context,
     starts: Start,
-    keys: Array,
-    total: Array,
+    keys: Key[Array, " B"],
+    total: Int[Array, ""],
     state: SearchState,
-) -> tuple[SearchState, Terms]:
+) -> tuple[SearchState, dict[str, Float[Array, " B"]]]:
     """One step of every start: value, gradient, update, projection, book-keeping.
 
     A start's gradient depends on its own variables only (unless the problem is tied), so that the
@@ -226,13 +227,13 @@ def advance(
     problem: Problem,
     context: Context,
     starts: Start,
-    keys: Array,
-    total: Array,
+    keys: Key[Array, " B"],
+    total: Int[Array, ""],
     state: SearchState,
     *,
     length: int,
     mesh: Mesh | None = None,
-) -> tuple[SearchState, Terms]:
+) -> tuple[SearchState, dict[str, Float[Array, "length B"]]]:
     """Up to `length` steps in one compiled scan; steps beyond `total` are skipped.
 
     On a mesh every device runs the same program on its own part of the starts, so a start's

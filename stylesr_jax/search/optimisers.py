@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float, Shaped
 
 ADAM = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999), optax.scale(-1.0))
 
@@ -78,7 +79,7 @@ def lookahead(
 
 def ranger21(
     *,
-    weight_decay: Array | float,
+    weight_decay: Float[Array, ""] | float,
     clip: Array | float = 1e-2,
     period: Array | int = 5,
     share: Array | float = 0.5,
@@ -120,7 +121,7 @@ def _dot(a: Any, b: Any) -> Array:
     return sum((jnp.sum(x * y) for x, y in pairs), start=jnp.zeros(()))
 
 
-def langevin(*, temperature: Array | float) -> optax.GradientTransformationExtraArgs:
+def langevin(*, temperature: Float[Array, ""] | float) -> optax.GradientTransformationExtraArgs:
     """Sample exp(-loss / temperature) by Langevin proposals that Metropolis-Hastings corrects.
 
     The engine evaluates the proposal, this accepts or refuses it and makes the next one. The
@@ -188,7 +189,7 @@ def chain_position(state: LangevinState) -> Any:
     return state.position
 
 
-def chain_diagnostics(state: LangevinState) -> dict[str, Array]:
+def chain_diagnostics(state: LangevinState) -> dict[str, Shaped[Array, "..."]]:
     """Share of accepted proposals, the step size in the end and how many proposals were made."""
     proposals = jnp.maximum(state.count - 1, 0).astype(jnp.float32)
     return {

@@ -5,11 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 MOST_STEPS = 50  # of Newton's method; heavy-tailed vectors take about twenty
 
 
-def on_sphere(x: Array, start: Array, *, axis: int | tuple[int, ...]) -> Array:
+def on_sphere(
+    x: Float[Array, "*shape"], start: Float[Array, "*shape"], *, axis: int | tuple[int, ...]
+) -> Float[Array, "*shape"]:
     """x rescaled along `axis` to the Euclidean norm of `start`; a zero x stays.
 
     Source: PULSE, section 3.3 (and its code's SphericalOptimizer).
@@ -19,12 +22,12 @@ def on_sphere(x: Array, start: Array, *, axis: int | tuple[int, ...]) -> Array:
     return x * (radius / jnp.maximum(norm, 1e-9))
 
 
-def l1_norm(tree: Any) -> Array:
+def l1_norm(tree: Any) -> Float[Array, ""]:
     """Sum of absolute values over all leaves."""
     return sum((jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
-def onto_l1_ball(tree: Any, radius: Array | float) -> Any:
+def onto_l1_ball(tree: Any, radius: Float[Array, ""] | float) -> Any:
     """The nearest point of {x: ||x||_1 <= radius}, all leaves taken as one vector.
 
     Soft thresholding; the threshold is found by Newton's method, which needs no sorting: the
@@ -55,7 +58,7 @@ def onto_l1_ball(tree: Any, radius: Array | float) -> Any:
     return jax.tree.map(lambda x: jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0), tree)
 
 
-def near(tree: Any, centre: Any, radius: Array | float) -> Any:
+def near(tree: Any, centre: Any, radius: Float[Array, ""] | float) -> Any:
     """The nearest point to `tree` in the l1 ball of `radius` around `centre`."""
     offset = jax.tree.map(jnp.subtract, tree, centre)
     return jax.tree.map(jnp.add, centre, onto_l1_ball(offset, radius))

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 
@@ -13,7 +14,7 @@ from stylesr_jax.errors import UserError
 class Schedule(struct.PyTreeNode):
     """A factor of the learning rate along a search."""
 
-    def __call__(self, progress: Array) -> Array:
+    def __call__(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The factor at `progress`, a scalar in [0, 1)."""
         raise NotImplementedError
 
@@ -21,14 +22,14 @@ class Schedule(struct.PyTreeNode):
 class Constant(Schedule):
     """1 throughout."""
 
-    def __call__(self, progress: Array) -> Array:
+    def __call__(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.ones_like(progress)
 
 
 class Cosine(Schedule):
     """A half cosine from 1 to 0."""
 
-    def __call__(self, progress: Array) -> Array:
+    def __call__(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return 0.5 + 0.5 * jnp.cos(jnp.pi * progress)
 
 
@@ -42,11 +43,11 @@ class Ramps(Schedule):
     up: Array | float = 0.0
     down: Array | float = 0.0
 
-    def rising(self, progress: Array) -> Array:
+    def rising(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """0 to 1 on the way up, and on."""
         return progress / jnp.maximum(self.up, 1e-6)
 
-    def falling(self, progress: Array) -> Array:
+    def falling(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Down to 1 before the way down, and to 0 on it."""
         return (1.0 - progress) / jnp.maximum(self.down, 1e-6)
 
@@ -54,7 +55,7 @@ class Ramps(Schedule):
 class RampedCosine(Ramps):
     """StyleGAN2's projector schedule: a linear way up, a plateau, and a cosine down to 0."""
 
-    def __call__(self, progress: Array) -> Array:
+    def __call__(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         rising = jnp.minimum(1.0, self.rising(progress) + 0.02)  # at 0 a step would be wasted
         falling = jnp.clip(self.falling(progress), 0.0, 1.0)
         return rising * (0.5 - 0.5 * jnp.cos(jnp.pi * falling))
@@ -63,7 +64,7 @@ class RampedCosine(Ramps):
 class OneCycleWithDrop(Ramps):
     """PULSE's "linear 1-cycle with drop": 0.1 up to 1 and back, then down to 0.001."""
 
-    def __call__(self, progress: Array) -> Array:
+    def __call__(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         cycle = jnp.maximum(1.0 - self.down, 1e-6)
         cycling = (9.0 * (1.0 - jnp.abs(2.0 * progress / cycle - 1.0)) + 1.0) / 10.0
         dropping = 0.1 + (1.0 - self.falling(progress)) * (0.001 - 0.1)
@@ -73,7 +74,7 @@ class OneCycleWithDrop(Ramps):
 class WarmUpAndDown(Ramps):
     """Ranger21's: linearly up, a plateau, and linearly down to 0."""
 
-    def __call__(self, progress: Array) -> Array:
+    def __call__(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         rising = self.rising(progress) + 0.01
         return jnp.minimum(jnp.minimum(1.0, rising), self.falling(progress))
 

@@ -18,6 +18,7 @@ ICLR 2023; the formula is the Kalman filter's gain.
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
 
@@ -28,12 +29,12 @@ GRID = 2  # the grid's pixels for each of the observation's
 
 
 def correction(
-    image: Array,
-    target: Array,
+    image: Float[Array, "H W C"],
+    target: Float[Array, "h w c"],
     degradation: Degradation,
-    variance: Array | float = 0.0,
-    fidelity: Array | float = 1.0,
-) -> Array:
+    variance: Float[Array, "..."] | float = 0.0,
+    fidelity: Float[Array, ""] | float = 1.0,
+) -> Float[Array, "grid_h grid_w C"]:
     """What `corrected` adds to an image so that `degradation` takes it to `target`.
 
     Args:
@@ -67,6 +68,8 @@ def correction(
     return fidelity * adjoint(c)[0]
 
 
-def corrected(image: Array, correction: Array) -> Array:
+def corrected(
+    image: Float[Array, "H W C"], correction: Float[Array, "grid_h grid_w C"]
+) -> Float[Array, "H W C"]:
     """An image (H, W, C) with a correction of any size added, clipped to [-1, 1]."""
     return jnp.clip(image + resize(correction, (image.shape[0], image.shape[1])), -1.0, 1.0)

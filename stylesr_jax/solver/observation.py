@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Key
 
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.errors import UserError
@@ -71,7 +72,7 @@ def place_on_canvas(image: Any) -> Observation:
     return Observation(np.pad(image, edges, mode="edge"), mask, (top, left, height, width))
 
 
-def key_of(seed: int, name: str) -> Array:
+def key_of(seed: int, name: str) -> Key[Array, ""]:
     """The PRNG key of an image: from the seed and its name, whatever else is in the batch."""
     digest = hashlib.sha256(name.encode()).digest()
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "big"))

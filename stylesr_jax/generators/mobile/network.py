@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Config, Noise
@@ -103,7 +104,7 @@ class MobileSynthesis(nn.Module):
     def _run(
         self,
         x: Array | None,
-        ws: Array,
+        ws: Float[Array, "N num_ws w_dim"],
         noise: Noise,
         first: int,
         last: int,
@@ -131,7 +132,7 @@ class MobileSynthesis(nn.Module):
 
     def __call__(
         self,
-        ws: Array,
+        ws: Float[Array, "N num_ws w_dim"],
         noise: Noise,
         *,
         start: tuple[int, Any] | None = None,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.generators.layers import SLOPE, leaky_relu
 
@@ -174,7 +175,7 @@ modulated_pointwise.defvjp(
 
 
 @jax.custom_vjp
-def haar_synthesis(bands: Array) -> Array:
+def haar_synthesis(bands: Float[Array, "H W bands"]) -> Float[Array, "2*H 2*W bands//4"]:
     """Inverse 2-D Haar transform as additions and one reshape; it is orthonormal.
 
     Args:
@@ -194,7 +195,7 @@ def haar_synthesis(bands: Array) -> Array:
     return pixels.reshape(2 * height, 2 * width, channels // 4)
 
 
-def haar_analysis(pixels: Array) -> Array:
+def haar_analysis(pixels: Float[Array, "H W C"]) -> Float[Array, "H//2 W//2 4*C"]:
     """(2H, 2W, C) -> (H, W, 4C): the inverse, and the transpose, of `haar_synthesis`."""
     height, width, channels = pixels.shape
     quads = (0.5 * pixels).reshape(height // 2, 2, width // 2, 2, channels)
