@@ -60,7 +60,7 @@ SMALL += ("--whitening-draws", "2000", "--quiet")
 def test_a_weight_file_is_searched_as_it_is(run, photo, tmp_path, capsys, name, label):
     chosen = ["--generator", GOLDEN / name, *([] if label is None else ["--class", label])]
     out = tmp_path / "out"
-    options = ("--steps", "3", "--solutions", "1", "--quiet", "--set", "rls.sketch_steps=0")
+    options = ("--steps", "3", "--solutions", "1", "--quiet", "--set", "rls.style_steps=0")
     command = ("upsample", photo, "--out", out, *options, *chosen)
     # The four files hold three mapping networks: what one test fits, another one finds.
     if run(*command) != 0:
@@ -96,7 +96,7 @@ def test_the_functional_api_takes_a_converted_generator(run):
         generator=generator,
         prior=prior,
         solutions=1,
-        settings={"sketch_steps": 0, "steps": 3},
+        settings={"style_steps": 0, "steps": 3},
         key=jax.random.key(0),
     )
     assert result.images.shape == (1, 32, 32, 3) and np.isfinite(result.images).all()

@@ -217,7 +217,7 @@ def _run(units: tuple[_Unit, ...], x: Array, prefix: str, params: Params) -> Arr
     return x
 
 
-def inception_features(x: Float[Array, "H W C"], *, params: Params) -> Float[Array, "2048"]:
+def inception_features(x: Float[Array, "..."], *, params: Params) -> Float[Array, "2048"]:
     """FID's features of one image (H, W, 3) in [-1, 1]: (2048,), the last pool.
 
     The image is resized to 299x299 bilinearly without antialiasing, as FID's original graph and

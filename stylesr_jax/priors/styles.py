@@ -14,7 +14,7 @@ from stylesr_jax.priors.whitening import fit_whitening, unwhiten, whiten
 
 def draw_styles(
     key: Key[Array, ""], generator: Generator, count: int
-) -> Float[np.ndarray, "{count} w_dim"]:
+) -> Float[np.ndarray, "{count} num_ws w_dim"]:
     """Styles (count, num_ws, w_dim) as a search meets them, float32.
 
     A mapped latent moved 0.2 to 1.1 of the way from the mean w; in 70% of the draws every layer
