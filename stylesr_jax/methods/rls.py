@@ -83,7 +83,7 @@ class RLS(Search):
     lambda_g: float = 0.0
     lambda_c: float = 0.0
     tries: int = static(32)  # starts drawn for a solution; the nearest to the input is searched
-    spread: float = 0.7  # how far from the mean style solutions begin: 1 is a drawn style
+    spread: float = 0.5  # how far from the mean style solutions begin: 1 is a drawn style
     spread_first: float = 0.0  # the same for an image's first solution
     noise: Literal["own", "stored"] = static("own")  # of further solutions: their own maps, or not
 
