@@ -144,7 +144,7 @@ def test_projection_sees_the_anchor():
 
 
 class Walking(Quadratic):
-    """Draws from keys alone; says itself where it stands."""
+    """Goes where its keys say; says itself where it stands."""
 
     samples = True
 
@@ -155,14 +155,14 @@ class Walking(Quadratic):
         return jnp.zeros_like(progress)
 
     def project(self, context, start, key, variables, anchor):
-        return {"x": jax.random.normal(key, variables["x"].shape)}
+        return {"x": jax.random.key_data(key).astype(jnp.float32) / 2.0**32}
 
     def final_variables(self, optimiser_state):
         return optimiser_state.trace
 
 
 def test_keys_reach_the_projection_and_differ_by_start_and_step():
-    # The gradient that the optimiser keeps is 2 (x - target) of the last drawn x.
+    # The gradient that the optimiser keeps is 2 (x - target) of the last x.
     draws = [np.asarray(_run(Walking(), steps=steps).variables["x"]) / 2 for steps in (5, 6)]
     assert np.unique(np.round(draws, 4)).size == 8
 

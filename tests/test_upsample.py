@@ -413,7 +413,9 @@ def test_events_say_how_many_seconds_are_left(run, photo, tmp_path, capsys):
     assert run(photo, "--out", tmp_path / "out", "--json", *PLAIN, "--steps", 30) == 0
     steps = [e for e in map(json.loads, capsys.readouterr().out.splitlines()) if "step" in e]
     assert [e["seconds_left"] is None for e in steps] == [True, *[False] * 5]  # nothing is known
-    assert steps[1]["seconds_left"] > steps[2]["seconds_left"] == 0.0
+    assert (
+        steps[1]["seconds_left"] >= steps[2]["seconds_left"] == 0.0
+    )  # in tenths, of a fast search
 
 
 # --- names and folders ----------------------------------------------------------------------
