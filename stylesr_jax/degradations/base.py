@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 from jaxtyping import Float, Key
 
 from stylesr_jax.degradations.arguments import Argument
 from stylesr_jax.degradations.resize import apply_separable
+from stylesr_jax.runtime.pytrees import PyTreeNode
 
 
-class Degradation(struct.PyTreeNode):
+class Degradation(PyTreeNode):
     """y = A(x) for one image (H, W, C) float32 in [-1, 1].
 
     Attributes:

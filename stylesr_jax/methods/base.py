@@ -5,7 +5,6 @@ static. Its fields are its settings, with their default ("balanced") values; `pr
 of them. A `Stage` says how variables begin, what they decode to, and which optimiser moves them.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
@@ -21,6 +20,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, Noise
 from stylesr_jax.methods.levers import diversity
 from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.runtime.pytrees import PyTreeNode, own_fields
 from stylesr_jax.search.engine import Problem, Variables
 from stylesr_jax.search.optimisers import ADAM
 from stylesr_jax.search.schedules import Constant, Schedule
@@ -37,7 +37,7 @@ def static(default: Any) -> Any:
 # --- Methods --------------------------------------------------------------------------------
 
 
-class Method(struct.PyTreeNode):
+class Method(PyTreeNode):
     """A method and its settings.
 
     Attributes:
@@ -91,7 +91,7 @@ class Method(struct.PyTreeNode):
     @property
     def settings(self) -> dict[str, Value]:
         """Every setting by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {field.name: getattr(self, field.name) for field in own_fields(self)}
 
     def make_stages(self) -> Iterator["Stage"]:
         """The searches, one after the other; none for a method that searches nothing.

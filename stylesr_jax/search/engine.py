@@ -22,6 +22,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int, Key
 
+from stylesr_jax.runtime.pytrees import PyTreeNode
+
 STARTS = "starts"  # the mesh axis that the starts of a batch are spread over
 Variables = Any  # a pytree of float arrays: what is searched for one start
 Context = Any  # a pytree that all starts share: generator, prior, degradation
@@ -29,7 +31,7 @@ Start = Any  # a pytree of what belongs to one start: target, mask
 Terms = dict[str, Array]  # name -> scalar, weighted: they sum to the loss
 
 
-class Problem(struct.PyTreeNode):
+class Problem(PyTreeNode):
     """What is minimised, and how: a pytree whose numbers are leaves and whose choices are static.
 
     Numbers can so be changed without compiling again; one compilation serves all problems of a

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime.pytrees import PyTreeNode
 
 
-class Schedule(struct.PyTreeNode):
+class Schedule(PyTreeNode):
     """A factor of the learning rate along a search."""
 
     def __call__(self, progress: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

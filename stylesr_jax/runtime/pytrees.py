@@ -1,0 +1,31 @@
+"""Dataclasses whose pytree structures differ by their class."""
+
+from dataclasses import Field, fields
+from inspect import get_annotations
+from typing import Any, dataclass_transform
+
+from flax import struct
+
+_CLASS = "pytree_class"
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(struct.field,))
+class PyTreeNode(struct.PyTreeNode):
+    """`flax.struct.PyTreeNode` with the class's name as one more static field.
+
+    JAX 0.10 compares the structures of two registered dataclasses without their classes. Those of
+    two classes with like fields are equal then, and `jax.jit` calls the program of the one for the
+    other wherever their hashes happen to meet: once in some hundred pairs.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        cls.__annotations__ = {**get_annotations(cls), _CLASS: str}
+        field = struct.field(pytree_node=False, default=name, kw_only=True, repr=False)
+        setattr(cls, _CLASS, field)
+        super().__init_subclass__(**kwargs)
+
+
+def own_fields(node: Any) -> tuple[Field[Any], ...]:
+    """The fields of a dataclass that were declared for it."""
+    return tuple(field for field in fields(node) if field.name != _CLASS)
