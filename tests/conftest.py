@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from where import GOLDEN
+
 # Most of the tests' time is compiling, which takes a third as long like this. XLA_FLAGS="" tests
 # what users run.
 os.environ.setdefault(
@@ -15,7 +17,6 @@ os.environ.setdefault(
 import jax
 import numpy as np
 import pytest
-from untrained import untrained_files
 
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.stylegan2 import random_state
@@ -23,6 +24,7 @@ from stylesr_jax.loading import generator_from_file, load_generator
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.flow import Prior, load_prior
 from stylesr_jax.runtime import program_cache
+from untrained import untrained_files
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -34,8 +36,6 @@ if "STYLESR_TESTS_KEPT" not in os.environ:
     os.environ["STYLESR_TESTS_KEPT"] = _folder.name
 KEPT = Path(os.environ["STYLESR_TESTS_KEPT"])
 jax.config.update("jax_compilation_cache_dir", str(KEPT / "compiled"))
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_configure(config):

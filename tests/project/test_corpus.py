@@ -1,0 +1,206 @@
+"""A corpus of hostile inputs: a right result, or one line and exit code 2, whatever is given."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import KEPT
+from PIL import Image
+
+from convert.stylegan2 import main as convert
+from corpus_cases import Case, Files, all_cases
+from corpus_pictures import peak_kilobytes
+from stylesr_jax.runtime import weights
+from stylesr_jax.upsample import main as upsample
+from where import ROOT
+
+COMMANDS = {"upsample": upsample, "convert": convert}
+HANGS = 240  # seconds after which a case counts as hanging, on any machine
+MAX_GROWTH = 1 << 20  # kB of memory, of one case
+SAMPLED = 14  # of so many cases one is in the fast part
+HEAVY = ("prior: ", "mask: 30000x40")  # these compile programs of their own
+CASES = all_cases()
+
+
+def _param(index: int, case: Case):
+    slow = index % SAMPLED or case.name.startswith(HEAVY)
+    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.fixture(scope="module")
+def sound(tiny_files, tmp_path_factory):
+    """The tiny generator, its prior, and solutions that were searched on it."""
+    folder = tmp_path_factory.mktemp("sound")
+    files = Files(tiny_files["generator"], tiny_files["prior"], folder / "none", folder)
+    own = ("--generator", str(files.generator), "--prior", str(files.prior), "--quiet")
+    search = ("--method", "csgm", "--steps", "2", "--solutions", "1")
+    assert upsample([str(files.photo), "--out", str(folder / "out"), *own, *search]) == 0
+    return folder / "out" / "photo" / "solutions.npz"
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch):
+    monkeypatch.setenv("STYLESR_CACHE", str(KEPT))
+
+
+@contextmanager
+def _alarm(seconds):
+    """Interrupts what hangs."""
+
+    def interrupt(*_):
+        raise TimeoutError(f"it runs for over {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _peak_from_now():
+    """The peak of memory in kB; on Linux what was before is forgotten."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_kilobytes()
+
+
+def _run(command, arguments, capfd):
+    """The exit code, and the lines on stderr."""
+    capfd.readouterr()
+    with _alarm(HANGS):
+        try:
+            code = COMMANDS[command](arguments)
+        except SystemExit as stop:  # of argparse
+            code = stop.code
+    return code, capfd.readouterr().err.splitlines()
+
+
+def _errors(lines):
+    """The lines that say what is wrong.
+
+    Argparse shows how the command is used before its own, and libtiff prints lines by itself.
+    """
+    said = [line for line in lines if re.match(r"error: |python -m \S+: error: ", line)]
+    others = [line for line in lines if re.match(r"usage: |  |note: |\S+\.tif: |JPEGLib: ", line)]
+    assert len(said) + len(others) == len(lines), lines
+    return said
+
+
+def _files_under(folder):
+    return {path for path in folder.rglob("*") if not path.is_dir()}
+
+
+def _assert_result(case, out):
+    """What was written is whole."""
+    if case.command == "convert":
+        tensors, header = weights.load(out / "converted.safetensors")
+        assert header["kind"] == "generator" and tensors["params"]
+        return
+    pictures = list(out.rglob("*solution_*.png"))
+    assert pictures
+    for path in pictures:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.mode == "RGB" and max(picture.size) == 32
+    for path in out.glob("*/report.json"):
+        report = json.loads(path.read_text())
+        assert report["status"] == "ok" and len(report["solutions"]) >= 1
+
+
+@pytest.mark.parametrize("case", [_param(i, case) for i, case in enumerate(CASES)])
+def test_a_hostile_input(case, sound, tiny_files, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    files = Files(tiny_files["generator"], tiny_files["prior"], sound, tmp_path)
+    arguments = list(map(os.fsdecode, case.arguments(files)))
+    before, peak = _files_under(tmp_path), _peak_from_now()
+    code, lines = _run(case.command, arguments, capfd)
+    errors = _errors(lines)
+    assert code in case.ends
+    assert len(errors) == (1 if code else 0), lines
+    assert all(line.isprintable() for line in errors)
+    assert peak_kilobytes() - peak < MAX_GROWTH
+    written = _files_under(tmp_path) - before
+    assert not [path for path in written if path.name.startswith(".")]
+    if code:
+        assert not written
+    else:
+        _assert_result(case, tmp_path / "out")
+
+
+# --- Killed runs ----------------------------------------------------------------------------
+
+PHOTOS = 6
+SEARCH = ("--method", "csgm", "--steps", "12", "--solutions", "2", "--seed", "3")
+KILLED = range(20)
+
+
+@pytest.fixture(scope="module")
+def folder_of_six(tiny_files, tmp_path_factory):
+    """Six photos, the options of a run over them, and what an undisturbed run writes."""
+    folder = tmp_path_factory.mktemp("six")
+    (folder / "in").mkdir()
+    for i in range(PHOTOS):
+        pixels = np.random.default_rng(i).integers(60, 200, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "in" / f"photo{i}.png")
+    own = ("--generator", str(tiny_files["generator"]), "--prior", str(tiny_files["prior"]))
+    options = [str(folder / "in"), *own, *SEARCH, "--json"]
+    assert upsample([*options, "--out", str(folder / "whole")]) == 0
+    return options, _pictures_in(folder / "whole")
+
+
+def _pictures_in(out):
+    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")}
+
+
+def _killed(options, rng):
+    """Run the command and kill it after some events and a while; the results it spoke of."""
+    environment = {**os.environ, "STYLESR_CACHE": str(KEPT), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stylesr_jax.upsample", *options]
+    finished = set()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for _, line in zip(range(rng.integers(1, 8 * PHOTOS)), process.stdout, strict=False):
+            finished |= _inputs([line], "result")
+        time.sleep(rng.uniform(0.0, 0.05))
+        process.kill()
+    return finished
+
+
+def _inputs(lines, event):
+    """The inputs of the events of a kind."""
+    events = map(json.loads, lines)
+    return {one["input"] for one in events if one["event"] == event}
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(i, marks=[pytest.mark.slow] if i else []) for i in KILLED]
+)
+def test_a_killed_run_is_resumed(seed, folder_of_six, tmp_path, capfd):
+    options, whole = folder_of_six
+    out = tmp_path / "out"
+    options = [*options, "--out", str(out), "--resume"]
+    finished = _killed(options, np.random.default_rng(seed))
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*/report.json")}
+    capfd.readouterr()
+    assert upsample(options) == 0
+    lines = capfd.readouterr().out.splitlines()
+    skipped, solved = _inputs(lines, "skip"), _inputs(lines, "result")
+    assert finished <= skipped and not skipped & solved and len(skipped | solved) == PHOTOS
+    assert len(written) == len(skipped)
+    assert all(path.stat().st_mtime_ns == when for path, when in written.items())
+    assert _pictures_in(out) == whole
+    entries = json.loads((out / "summary.json").read_text())["inputs"]
+    assert [entry["status"] for entry in entries] == ["ok"] * PHOTOS
+    assert not [path for path in out.rglob(".*") if path.is_file()]
+    for path in out.glob("*/solutions.npz"):
+        with np.load(path) as saved:
+            assert len(saved["ws"]) == 2
