@@ -255,7 +255,7 @@ def test_a_full_disk_is_said_first(server, tmp_path, monkeypatch):
         get(model(server, "good.pkl"), tmp_path)
 
 
-def test_a_fetched_model_is_known_by_name(server, tmp_path, monkeypatch, capsys, request):
+def test_a_fetched_model_is_known_by_name(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     source = GOLDEN / "tf_legacy_generator_only_32.pkl"
     server.body = source.read_bytes()
@@ -271,7 +271,7 @@ def test_a_fetched_model_is_known_by_name(server, tmp_path, monkeypatch, capsys,
 
 
 def test_an_address_is_fetched_and_known_by_the_name_that_is_said(
-    server, tmp_path, monkeypatch, capsys, request
+    server, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
     server.body = (GOLDEN / "ada_pytorch_skip_32.pkl").read_bytes()
@@ -318,7 +318,7 @@ def test_registry_entries_are_complete():
         assert find(name) == entry
 
 
-def test_a_known_file_keeps_its_title_and_licence(tmp_path, monkeypatch, request):
+def test_a_known_file_keeps_its_title_and_licence(tmp_path, monkeypatch):
     source = GOLDEN / "tf_legacy_generator_only_32.pkl"
     entry = {"sha256": files.sha256(source), "name": "tiny", "title": "Tiny", "licence": "free"}
     registry = tmp_path / "registry.json"
