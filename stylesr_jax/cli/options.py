@@ -30,8 +30,8 @@ Every image is degraded, every method searches from the same low-resolution imag
 number of generator evaluations (gradient steps, each one pass forward and back), and the solutions
 are scored against the original. OUT receives table.md, table.json, rows.jsonl, rows.csv and
 figures. A run that was killed goes on where it stopped when the same command is given again; a
-failing image is listed and does not stop the rest. With --share several processes, on any machines
-that see OUT, divide the work; each of them writes the whole table when all is done.
+failing image is listed and does not stop the rest. With --shard several processes, on any machines
+that see OUT, divide the work; the same command without --shard then writes the table.
 
 METHODS is a list of NAME, NAME@PRESET or NAME:SETTING=VALUE:SETTING=VALUE, each with LABEL= in
 front if it shall be called otherwise: "bicubic,pulse@paper,rls,flat=rls:lambda_w=0".
@@ -77,6 +77,14 @@ def at_least(least: float, kind: type, *, exclusive: bool = False) -> Callable[[
 def batch(text: str) -> int | None:
     """Parses --batch: a number of starts, or None for "auto"."""
     return None if text == "auto" else whole(1, 1024)(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Parses --shard: the number of a part, from 0, and how many there are."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N, I from 0 to N-1, e.g. 0/8")
+    return int(index), int(count)
 
 
 def file(text: str) -> str:
@@ -147,12 +155,12 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         help="starts searched together on a device (auto: what fits its memory; 1 on CPUs)",
     )
     add("--devices", type=whole(1, 1024), metavar="N", help="devices to use; default: all")
-    add("--share", action="store_true", help="divide the inputs with other runs into the same DIR")
-    add("--stale", type=whole(1, 10**6), default=60, metavar="S", help="seconds to a dead claim")
-    add("--distributed", action="store_true", help="--share, as one process of a cluster's job")
-    add("--coordinator", metavar="HOST:PORT", help="of --distributed, where none is found")
-    add("--processes", type=whole(1, 10**6), metavar="N", help="of --distributed: how many")
-    add("--process", type=whole(0, 10**6), metavar="I", help="of --distributed: this one's number")
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="do part I of N of the inputs, counted from 0; --resume without it does the rest",
+    )
 
 
 def upsample_parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ OTHERS = (
     "quiet",
     "json",
     "resume",
+    "shard",
     "recursive",
     "format",
     "flat",
@@ -64,7 +65,7 @@ def _started(args: argparse.Namespace) -> Iterator[None]:
     try:
         with gc_paused():
             from stylesr_jax.runtime.startup import prefetched
-        with prefetched(None if args.distributed else facts):
+        with prefetched(facts):
             yield
     finally:
         compiler.give_up()

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, join
+from stylesr_jax.cli.common import images_named, shard_of
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import change
 from stylesr_jax.degradations import parse
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _announce(plan, console)
     job = PhotosJob(plan, say=console.say, error=console.error)
     job.progress = partial(_show_progress, console, plan.solutions)
-    work(photos, job)
+    work(plan.part(photos), job)
     if len(photos) > 1:
         job.write_summary()
     return 2 if mistaken or job.failed else 0
@@ -58,16 +58,17 @@ def _show_progress(
 
 def _announce(plan: PhotosPlan, console: Console) -> None:
     steps, generator = plan.variant.evaluations, plan.generator
+    inputs = len(plan.part(plan.photos))
     console.say(
         "start",
         f"device {device_line()}; generator {generator.name} ({generator.resolution} px); "
-        f"{plan.variant.label}, {plan.variant.preset}: {len(plan.photos)} input(s) x "
+        f"{plan.variant.label}, {plan.variant.preset}: {inputs} input(s) x "
         f"{plan.solutions} solution(s) x {steps} steps",
         device=device_line(),
         generator=generator.name,
         method=plan.variant.label,
         preset=plan.variant.preset,
-        inputs=len(plan.photos),
+        inputs=inputs,
         solutions=plan.solutions,
         steps=steps,
     )
@@ -117,7 +118,6 @@ def _check_layers(settings: Mapping[str, Value], generator: Generator) -> None:
 
 
 def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) -> PhotosPlan:
-    place = join(args)  # before anything touches a device
     variant = _variant(args, console)
     _check(args, variant.settings)
     degradation = parse(args.degradation) if args.degradation else None
@@ -137,9 +137,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         seed=args.seed,
         batch=args.batch,
         mesh=device_mesh(args.devices),
-        share=args.share,
-        stale=args.stale,
-        place=place,
+        shard=shard_of(args),
         noise_mask=read_mask(mask) if mask else None,
         noise_mask_sha256=files.sha256(mask) if mask else None,
         start=start,

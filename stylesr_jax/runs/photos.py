@@ -19,12 +19,18 @@ from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.kinds import printable
 from stylesr_jax.metrics.image import at_shape, scores
 from stylesr_jax.metrics.lpips import load_features
-from stylesr_jax.runs.claims import content_key
 from stylesr_jax.runs.folder import Format, Place, place_in, write_result
-from stylesr_jax.runs.places import RESERVED, candidates, firsts_of_stem, safe_stem, same_name
+from stylesr_jax.runs.places import (
+    SUMMARY,
+    candidates,
+    firsts_of_stem,
+    is_reserved,
+    safe_stem,
+    same_name,
+)
 from stylesr_jax.runs.plan import Plan, Variant
-from stylesr_jax.runs.records import write_json
-from stylesr_jax.runs.worker import Job, Source, Subject, open_source
+from stylesr_jax.runs.records import content_key, write_json
+from stylesr_jax.runs.worker import Job, Source, Subject
 from stylesr_jax.runtime.machine import versions
 from stylesr_jax.runtime.program_cache import kept_jit
 from stylesr_jax.solver.observation import (
@@ -148,7 +154,7 @@ class PhotosJob(Job[PhotosPlan]):
 
     def _is_free(self, name: str, report: Mapping[str, Any] | None) -> bool:
         place = self.plan.place_of(name)
-        taken = report is not None or name in RESERVED
+        taken = report is not None or is_reserved(name)
         return not taken and (self.plan.flat or not place.folder.is_file())
 
     def _owner(self, source: Source) -> Path:
@@ -157,15 +163,12 @@ class PhotosJob(Job[PhotosPlan]):
         owner = self._owner_of[source.path] = self._owners.setdefault(key, source.path)
         return owner
 
-    def key(self, source: Source, variant: Variant) -> str:
-        return content_key([self.facts(source), self.name(source)])
-
     # --- what is left
 
     def is_done(self, source: Source, variant: Variant) -> bool:
         if self._owner(source) != source.path:
             return True
-        return (self.plan.resume or self.plan.share) and self.is_finished(source)
+        return self.plan.resume and self.is_finished(source)
 
     def is_finished(self, source: Source) -> bool:
         """Whether there is a whole result of the same photo and settings."""
@@ -294,21 +297,13 @@ class PhotosJob(Job[PhotosPlan]):
         """The name of a photo's result, or the likely one of a photo that was never read."""
         return self._names.get(self._owner_of.get(path, path), safe_stem(path))
 
-    def failures(self) -> dict[Path, str]:
-        """Photos that failed, but those that another process has solved, and why."""
-        return {p: why for p, why in self.failed.items() if not self._is_solved_elsewhere(p)}
-
-    def _is_solved_elsewhere(self, path: Path) -> bool:
-        if self.plan.share:
-            with suppress(UserError):
-                return self.is_finished(open_source(path)[0])
-        return False
-
     def write_summary(self) -> None:
-        """summary.json: what became of each photo, by the reports of whoever worked on it."""
-        failed = self.failures()
-        entries = [self._entry(path, failed.get(path)) for path in sorted(self.plan.photos)]
-        write_json(self.plan.reports / "summary.json", {"inputs": entries})
+        """summary.json: what became of each photo; that of a shard bears the shard's number."""
+        plan = self.plan
+        paths = sorted(plan.part(plan.photos))
+        entries = [self._entry(path, self.failed.get(path)) for path in paths]
+        name = SUMMARY if plan.shard is None else f"summary-{plan.shard}.json"
+        write_json(plan.reports / name, {"inputs": entries})
 
     def _entry(self, path: Path, failure: str | None) -> dict[str, Any]:
         name = self._name_of(path)

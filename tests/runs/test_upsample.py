@@ -222,26 +222,6 @@ def test_an_input_whose_search_breaks_does_not_stop_those_searched_with_it(
     assert errors == ["error: photo1.png: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory"]
 
 
-def test_a_result_whose_claim_was_taken_over_is_dropped(run, photo, tmp_path, monkeypatch):
-    """As after this process was stopped for long: its successor has done the input since."""
-    out, first = tmp_path / "out", tmp_path / "first"
-    assert run(photo, "--out", first, *QUICK) == 0
-
-    def succeeded(observations, keys, **options):
-        results = solve(observations, keys, **options)
-        (claim,) = (out / ".claims").glob("*.0.claim")
-        claim.rename(claim.with_name(claim.name.replace(".0.", ".1.")))  # another one's by now
-        claim.with_name(claim.name.replace(".0.", ".1.")).write_text("another one")
-        shutil.copytree(first / "photo", out / "photo")
-        threading.Timer(0.2, lambda: [c.unlink() for c in (out / ".claims").glob("*")]).start()
-        return results
-
-    monkeypatch.setattr(worker, "solve", succeeded)
-    assert run(photo, "--out", out, "--share", *QUICK) == 0
-    for path in (first / "photo").iterdir():
-        assert (out / "photo" / path.name).read_bytes() == path.read_bytes()
-
-
 def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
     photos, out = _photos(tmp_path / "in", [8, 8, 8]), tmp_path / "out"
     calls = []
@@ -258,11 +238,10 @@ def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
         return solve(observations, keys, **{**options, "on_progress": on_progress})
 
     monkeypatch.setattr("stylesr_jax.runs.worker.solve", interrupted)
-    assert run(photos, "--out", out, "--share", *QUICK) == 130
+    assert run(photos, "--out", out, *QUICK) == 130
     assert "the best so far was saved" in capsys.readouterr().err
     states = {p.parent.name: json.loads(p.read_text())["status"] for p in out.glob("*/report.json")}
     assert states == {"photo0": "ok", "photo1": "interrupted"}
-    assert not list((out / ".claims").iterdir())
 
 
 def _plan(tiny, out, photos=(), **options):
