@@ -256,7 +256,7 @@ class EvaluationJob(Job[EvaluationPlan]):
     def is_complete(self, source: Source) -> bool:
         return super().is_complete(source) and self._row_of_original(source) is not None
 
-    def prepare(self, source: Source, data: bytes) -> Subject:
+    def prepare(self, source: Source, data: bytes) -> list[Subject]:
         """Read and degrade an image, and score the original."""
         subject = _prepare(self.plan, source, data)
         for note in subject.notes:
@@ -266,7 +266,7 @@ class EvaluationJob(Job[EvaluationPlan]):
         if self._row_of_original(source) is None:
             self._score_original(subject)
         self._rows_of(source)
-        return subject
+        return [subject]
 
     def skip(self, source: Source, variant: Variant) -> None:
         row = self._row(source, variant)

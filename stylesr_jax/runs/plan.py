@@ -114,7 +114,8 @@ class Plan:
         generator, prior, perceptual: as `solve` takes them.
         weights_file: of the generator, in this project's format.
         identity: hashes of the weights, so that other weights do not continue a run.
-        lr_size: longer side of the low-resolution image, for plain bicubic data.
+        lr_size: longer side of the low-resolution image, for plain bicubic data; None where
+            originals are not degraded so.
         degradation: of originals brought to the generator's resolution (so that its pixels mean
             the same for every image); None is bicubic.
         truth: whether the search is told the data's degradation, or assumes plain bicubic.
@@ -134,7 +135,7 @@ class Plan:
     perceptual: Any = None
     weights_file: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
-    lr_size: int
+    lr_size: int | None
     degradation: Degradation | None = None
     truth: bool = False
     solutions: int = 1

@@ -8,7 +8,7 @@ was searched for, and a subject all that is needed of its file, which is opened 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -33,10 +33,12 @@ class Source:
     Attributes:
         path: where it is.
         sha256: of its bytes.
+        face: the number of a face in it; None: the whole picture.
     """
 
     path: Path
     sha256: str
+    face: int | None = field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -45,8 +47,18 @@ class Source:
 
     @property
     def shown(self) -> str:
-        """The name of the file, as it can be printed."""
-        return printable(self.path.name)
+        """The name of the file, as it can be printed, and which face it is."""
+        name = printable(self.path.name)
+        return name if self.face is None else f"{name} face {self.face}"
+
+    @property
+    def content(self) -> str:
+        """What seeds are drawn from."""
+        return self.sha256 if self.face is None else f"{self.sha256} face {self.face}"
+
+    def of_face(self, face: int | None) -> "Source":
+        """A face of the same file, or the file."""
+        return Source(self.path, self.sha256, face=face)
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,8 @@ class Job(ABC, Generic[P]):
         return all(self.is_done(source, variant) for variant in self.plan.variants)
 
     @abstractmethod
-    def prepare(self, source: Source, data: bytes) -> Subject:
-        """Decode and degrade an image, on the reading thread.
+    def prepare(self, source: Source, data: bytes) -> Sequence[Subject]:
+        """Decode an image, on the reading thread, to what is searched for in it.
 
         Raises:
             UserError: it is no image, or not one that can be searched for.
@@ -137,7 +149,7 @@ class _Read(NamedTuple):
 
     path: Path
     source: Source | None = None
-    subject: Subject | None = None  # None: nothing is left to do
+    subjects: Sequence[Subject] = ()  # none: nothing is left to do
     error: Exception | None = None
 
 
@@ -151,7 +163,7 @@ class Worker:
 
     def __init__(self, job: Job[Any], images: int) -> None:
         self.job, self.plan, self.images = job, job.plan, images
-        self._failed: set[tuple[Path, str]] = set()
+        self._failed: set[tuple[Path, int | None, str]] = set()
         self._batches: dict[tuple[str, int], int] = {}  # (label, canvas) -> starts on a device
 
     def work(self, paths: Sequence[Path]) -> None:
@@ -177,8 +189,8 @@ class Worker:
     def _to_do(self, images: Iterable[_Read]) -> Iterator[Subject]:
         """Those that something is left to do for; the others are skipped, or listed."""
         for image in images:
-            if image.subject is not None:
-                yield image.subject
+            if image.subjects:
+                yield from image.subjects
                 continue
             for variant in self.plan.variants:
                 if image.error is not None:
@@ -190,7 +202,7 @@ class Worker:
 
     def _alike(self, subject: Subject) -> Any:
         """What subjects that are searched together have in common."""
-        return subject.path if self.plan.own_truths else subject.canvas
+        return (subject.path, subject.face) if self.plan.own_truths else subject.canvas
 
     def _images_together(self, subject: Subject) -> int:
         if self.plan.own_truths:
@@ -217,7 +229,7 @@ class Worker:
 
     def _left(self, subjects: Sequence[Subject], variant: Variant) -> list[Subject]:
         """Those of a group that are to be searched for by a variant; the others are skipped."""
-        sound = (s for s in subjects if (s.path, variant.label) not in self._failed)
+        sound = (s for s in subjects if (s.path, s.face, variant.label) not in self._failed)
         left = []
         for subject in sound:
             if self.job.is_done(subject, variant):
@@ -240,7 +252,7 @@ class Worker:
                 for subject in subjects:
                     self._search([subject], variant, pipeline)
             else:
-                self._fail(subjects[0].path, variant, error)
+                self._fail(subjects[0].path, variant, error, subjects[0].face)
             return
         self._batches[variant.label, subjects[0].canvas] = batch
         found = zip(subjects, results, strict=False)  # Ctrl-C leaves out the last ones
@@ -258,7 +270,7 @@ class Worker:
 
         return solve(
             [subject.observation for subject in subjects],
-            [key_of(plan.seed, subject.sha256) for subject in subjects],
+            [key_of(plan.seed, subject.content) for subject in subjects],
             generator=plan.generator,
             prior=plan.prior,
             perceptual=plan.perceptual,
@@ -279,8 +291,10 @@ class Worker:
         try:
             self.job.write(subject, variant, result)
         except Exception as error:  # of one image; the others are written
-            self._fail(subject.path, variant, error)
+            self._fail(subject.path, variant, error, subject.face)
 
-    def _fail(self, path: Path, variant: Variant, error: Exception) -> None:
-        self._failed.add((path, variant.label))
+    def _fail(
+        self, path: Path, variant: Variant, error: Exception, face: int | None = None
+    ) -> None:
+        self._failed.add((path, face, variant.label))
         self.job.fail(path, variant, error)

@@ -98,7 +98,7 @@ def test_same_seed_same_files_other_seed_other_files(run, photo, tmp_path):
 def test_large_inputs_are_degraded_kept_and_scored(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.jpg")
-    options = ("--lr-size", "8", "--out", tmp_path / "out", "--quiet", *QUICK)
+    options = ("--lr-size", "8", "--align", "off", "--out", tmp_path / "out", "--quiet", *QUICK)
     assert run(tmp_path / "large.jpg", *options) == 0
     report = json.loads((tmp_path / "out" / "large" / "report.json").read_text())
     assert report["input_size"] == [8, 6]
@@ -282,7 +282,7 @@ def test_resume_skips_what_is_done(run, photo, tmp_path, capsys):
 @pytest.mark.parametrize("options", [("--lr-size", 16), ("--degradation", "blur(9)|bicubic(8)")])
 def test_resume_does_other_work_too(run, tmp_path, capsys, options):
     folder, out = _photos(tmp_path / "in", [300]), tmp_path / "out"
-    first = ("--out", out, "--lr-size", 8, *FEW)
+    first = ("--out", out, "--lr-size", 8, "--align", "off", *FEW)
     assert run(folder, *first) == 0
     before = (out / "photo0" / "report.json").read_text()
     capsys.readouterr()
@@ -495,7 +495,8 @@ def test_an_input_is_opened_once(run, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "read_bytes", lambda path: opened.append(path) or real(path))
     large = tmp_path / "large.png"
     Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(large)
-    assert run(photo, large, "--out", tmp_path / "out", "--lr-size", 8, *FEW) == 0
+    options = ("--lr-size", 8, "--align", "off", *FEW)
+    assert run(photo, large, "--out", tmp_path / "out", *options) == 0
     assert sorted(opened) == sorted([photo, large])
 
 
