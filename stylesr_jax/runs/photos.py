@@ -347,8 +347,8 @@ class PhotosJob(Job[PhotosPlan]):
         of = "" if len(faces) == photo.found else f" of {photo.found}"
         self.say(
             "faces",
-            f"{source.shown}: {len(faces)}{of} face(s), {_listed(sizes)} px; "
-            f"{solutions} solution(s) to search for{time}",
+            f"{source.shown}: {_count(len(faces), 'face')}{of}, {_listed(sizes)} px; "
+            f"{_count(solutions, 'solution')} to search for{time}",
             input=str(source.path),
             found=photo.found,
             sizes=sizes,
@@ -606,6 +606,10 @@ def _subject(
 ) -> Subject:
     own = (source.path, source.sha256, observation, assumed, original, tuple(notes))
     return Subject(*own, face=source.face)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(sizes: Sequence[int], most: int = 6) -> str:
