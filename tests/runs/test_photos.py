@@ -295,7 +295,8 @@ def test_the_part_of_a_face_beyond_the_photo_is_not_observed(run, photo, tmp_pat
     looked["faces"] = [face_at(10.0, 100.0, 60.0)]
     assert run(photo, "--out", tmp_path / "out", *FEW) == 0
     with np.load(tmp_path / "out" / "photo" / "face_0" / "solutions.npz") as saved:
-        mask = saved["mask"][..., 0]
+        mask, target = saved["mask"][..., 0], saved["target"]
+    assert (target[:, :19] == 0.0).all() and np.abs(target[:, 21:]).max() > 0.1
     assert (mask[:, :19] == 0.0).all() and (mask[:, 21:] == 1.0).all()
 
 
