@@ -39,6 +39,7 @@ from stylesr_jax.runs.subjects import COMPARED, face_of, whole
 from stylesr_jax.runs.worker import Job, Source, Subject
 from stylesr_jax.runtime.machine import versions
 from stylesr_jax.runtime.program_cache import kept_jit
+from stylesr_jax.solver.observation import Observation
 from stylesr_jax.solver.result import Result, Solution
 
 NOTICE = "These faces are imagined; they do not identify anyone."
@@ -91,6 +92,7 @@ class PhotosPlan(Plan):
             "settings": self.variant.settings,
             "seed": self.seed,
             "noise_mask_sha256": self.noise_mask_sha256,
+            "input_noise_std": self.noise_std,
             "lr_size": self.lr_size,
             "degradation": self.degradation_identity,
             "search_degradation": "truth" if self.truth else "bicubic",
@@ -484,6 +486,7 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,
+        "input_noise_levels": _noise_levels(result.observation),
         "solutions": solutions,
         "history": {
             f"solution_{i}": {name: values.tolist() for name, values in solution.history.items()}
@@ -491,6 +494,11 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         },
         "notice": NOTICE,
     }
+
+
+def _noise_levels(observation: Observation) -> float | None:
+    """To how many of 255 levels the input's values are known; None: it was not read."""
+    return None if observation.noise is None else round(127.5 * observation.noise.std, 3)
 
 
 def _solution_entry(number: int, solution: Solution, format: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from stylesr_jax.metrics.image import at_shape
 from stylesr_jax.runs.alignment import notes_of_face
 from stylesr_jax.runs.plan import Plan
 from stylesr_jax.runs.worker import Source, Subject
+from stylesr_jax.solver.covariance import Covariance, of_picture
 from stylesr_jax.solver.observation import (
     DATA_KEY,
     MAX_LOW,
@@ -26,6 +27,7 @@ from stylesr_jax.solver.observation import (
     reduced,
 )
 
+SAID = 1.0  # levels of 255: what inputs are not known to is said from here on
 COMPARED = 256  # px: longer side at which solutions are compared with an original
 
 
@@ -38,11 +40,10 @@ def whole(plan: Plan, source: Source, picture: Picture, notes: Iterable[str] = (
     image, notes = picture.pixels, [*picture.notes, *notes]
     if _is_original(plan, image, image):
         return _degraded(plan, source, image, notes)
-    height, width = image.shape[:2]
-    if max(height, width) > MAX_LOW:
+    if max(image.shape[:2]) > MAX_LOW:
         image = reduced(image)
-        notes.append(f"reduced from {width}x{height} to {_size(image)} px")
-    return _observed(plan, source, image, notes)
+        notes.append(f"reduced from {_size(picture.pixels)} to {_size(image)} px")
+    return _observed(plan, source, image, of_picture(picture, image), notes)
 
 
 def face_of(plan: Plan, source: Source, picture: Picture, number: int, face: Face) -> Subject:
@@ -56,8 +57,9 @@ def face_of(plan: Plan, source: Source, picture: Picture, number: int, face: Fac
     notes = [*picture.notes, *notes_of_face(face, picture.pixels)]
     if _is_original(plan, crop, picture.pixels):
         return _degraded(plan, source, crop, notes)
+    noise = of_picture(picture, crop)
     # Grey where nothing is known: what is mirrored there would look like an observation.
-    return _observed(plan, source, crop * seen[..., None], notes, seen)
+    return _observed(plan, source, crop * seen[..., None], noise, notes, seen)
 
 
 def _is_original(plan: Plan, image: np.ndarray, picture: np.ndarray) -> bool:
@@ -80,6 +82,7 @@ def _degraded(plan: Plan, source: Source, image: np.ndarray, notes: Iterable[str
         lr_size=plan.lr_size or MAX_LOW,
         degradation=plan.degradation,
         truth=plan.truth,
+        noise=plan.told_noise,
     )
     original = np.asarray(at_shape(image, compared_size(*image.shape[:2])))
     said = f"degraded to {_size(observation.image)} px; solutions are compared with the original"
@@ -90,22 +93,26 @@ def _observed(
     plan: Plan,
     source: Source,
     image: np.ndarray,
+    noise: Covariance,
     notes: Iterable[str],
     seen: np.ndarray | None = None,
 ) -> Subject:
     """A picture or face at the size that it has.
 
     Args:
+        noise: Sigma, read from the file; --fidelity may tell another.
         seen: (H, W), how much of each pixel is known; None: all of it.
     """
-    observation = place_on_canvas(image, seen)
+    noise = plan.told_noise or noise
+    observation = replace(place_on_canvas(image, seen), noise=noise)
+    if (levels := 127.5 * noise.std) >= SAID:
+        notes = (*notes, f"its values are taken as known to {levels:.1f} of 255 levels")
     if plan.degradation is None:
         assumed = default_degradation(observation)
     elif plan.truth:
         key = jax.random.fold_in(key_of(plan.seed, source.content), DATA_KEY)
         resolution = plan.generator.resolution
         assumed = realised_for_search(observation, plan.degradation, key, resolution=resolution)
-        observation = replace(observation, exact=plan.degradation.exact)
     else:
         raise UserError(
             f"it is small already, and --degradation damages inputs of over {MAX_LOW} px; "
