@@ -81,8 +81,8 @@ class Alignment:
             return None
         if not found:
             raise UserError(
-                "no face was found in it; mark the faces with --align FILE.json, or take the "
-                "picture as it is with --align off"
+                "no face was found in it; turn it upright, mark the faces with --align FILE.json, "
+                "or take it as it is with --align off"
             )
         return found
 

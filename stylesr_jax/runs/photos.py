@@ -110,12 +110,14 @@ class PhotosPlan(Plan):
     def place_of(self, name: str, face: int | None = None) -> Place:
         """Where a result of this name lies, or that of a face in the photo of this name."""
         part = "" if face is None else f"face_{face}"
-        place = place_in(self.out / name / part)
+        folder = self.out / name
+        place = place_in(folder / part if part else folder)
         if self.flat:
             place = Place(self.out, self.out, f"{name}_", part and f"_{part}")
             place = replace(place, report=place.file("report.json"))
         if self.only_images:
-            place = replace(place, report=self.reports / part / f"{name}.json")
+            reports = self.reports / part if part else self.reports
+            place = replace(place, report=reports / f"{name}.json")
         return place
 
 
@@ -257,7 +259,8 @@ class PhotosJob(Job[PhotosPlan]):
 
     def _say_notes(self, source: Source, notes: Iterable[str]) -> None:
         for note in notes:
-            self.say("note", f"{source.shown}: {note}", input=str(source.path), note=note)
+            values = {"input": str(source.path), "face": source.face, "note": note}
+            self.say("note", f"{source.shown}: {note}", **values)
 
     # --- photos with faces
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from commands import upsample_command
 from photos import background, face_at, photo_of, portrait
+from stylesr_jax.cli.options import evaluate_parser
 from stylesr_jax.images.files import read_image
 from stylesr_jax.runs import alignment, photos, worker
 from stylesr_jax.solver.solve import solve
@@ -123,7 +124,7 @@ def test_a_photo_without_a_face_ends_with_code_2_and_others_go_on(
     looked["faces"] = []
     assert run(tmp_path / "wall.png", tmp_path / "small.png", "--out", out, *FEW) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith("error: wall.png: no face was found in it; mark the faces with --align")
+    assert error.startswith("error: wall.png: no face was found in it; turn it upright, mark")
     assert folders(out) == ["small"]
     entries = json.loads((out / "summary.json").read_text())["inputs"]
     assert [entry["status"] for entry in entries] == ["ok", "failed"]
@@ -562,3 +563,10 @@ def test_options_that_do_not_go_together_end_with_code_2(
 ):
     assert run(photo, "--out", tmp_path / "out", *arguments, *FEW) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_evaluate_takes_originals_as_they_are(capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate_parser().parse_args(["--images", "a", "--out", "b", "--align", "on"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --align on" in capsys.readouterr().err
