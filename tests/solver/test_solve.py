@@ -271,3 +271,22 @@ def test_options_of_the_process_change_nothing(tiny, tiny_prior, target, option)
     finally:
         jax.config.update(name, before)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_what_was_not_observed_decides_nothing(tiny, target):
+    known = np.ones(target.shape[:2], np.float32)
+    known[:, :3] = 0.0
+    found = []
+    for beyond in (-1.0, 1.0):
+        image = target.copy()
+        image[:, :3] = beyond
+        found += solve(
+            [place_on_canvas(image, known)],
+            [jax.random.key(3)],
+            generator=tiny,
+            method=method_named("csgm").resolve("balanced", None).with_budget(12),
+        )
+    one, other = (result.solutions[0] for result in found)
+    assert one.residual_psnr > 40.0 and other.residual_psnr > 40.0
+    np.testing.assert_allclose(one.generated, other.generated, atol=1e-3)
+    assert np.abs(one.image - other.image).max() < 0.1  # of 2
