@@ -43,6 +43,8 @@ from stylesr_jax.solver.starts import begin, draw, draw_choices, nearest_keys, t
 # image, solution, step, steps, terms of the step
 Progress = Callable[[int, int, int, int, dict[str, float]], None]
 
+UNKNOWN = 100.0  # variance of what was not observed: far above that of images in [-1, 1]
+
 _latents = jax.jit(lambda stage, *args: stage.latents(*args))
 _advance = kept_jit(engine.advance, static_argnames=("length", "mesh"))
 
@@ -324,21 +326,22 @@ def _solution(
         latents = latents._replace(noise=generator.stored_noise)
     generated = observation.crop(redraw(generator, latents, block=stage.block))
     degradation = on_crop(search.context.degradation, observation)
-    correction = None
+    correction, known = None, observation.crop(observation.mask)
     if fidelity := observation.exact * float(search.method.fidelity):
         noise = search.method.noise_std * mask_on_canvas(search.noise_mask, observation)
+        variance = jnp.square(observation.crop(noise)) + UNKNOWN * (1.0 - known)
         correction = correction_of(
             jnp.asarray(generated),
             observation.crop(start.target),
             degradation,
-            jnp.square(observation.crop(noise)),
+            variance,
             jnp.float32(fidelity),
         )
         correction = np.asarray(correction)
     image = add_correction(generated, correction)
     low = degrade(degradation, image)
-    residual_l1, residual_psnr = residuals(low, observation.image)
-    _, generated_psnr = residuals(degrade(degradation, generated), observation.image)
+    residual_l1, residual_psnr = residuals(low, observation.image, known)
+    _, generated_psnr = residuals(degrade(degradation, generated), observation.image, known)
     return Solution(
         image=image,
         generated=generated,
