@@ -138,3 +138,23 @@ def test_the_python_example(as_default, tmp_path, monkeypatch):
             assert picture.size == (32, 32)
             wanted = np.clip(np.rint((solution.image + 1) * 127.5), 0, 255)
             np.testing.assert_array_equal(np.asarray(picture), wanted)
+
+
+@pytest.mark.slow
+def test_the_python_page(as_default, tmp_path, monkeypatch):
+    """docs/python.md, block by block; the faces of its photo are small."""
+    text = (ROOT / "docs" / "python.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(60, 200, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save("small.png")
+    with Image.open(ROOT / "docs" / "images" / "tutorial-photo.png") as photo:
+        photo.save("photo.jpg", quality=95)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "python.md", "exec"), names)
+    with Image.open("larger.png") as larger:
+        assert larger.width >= photo.width and larger.width % photo.width == 0
+    with Image.open("best.png") as best:
+        assert best.size == (32, 32)
