@@ -21,6 +21,7 @@ from stylesr_jax.runtime.memory import release_memory
 from stylesr_jax.runtime.program_cache import kept_jit
 from stylesr_jax.search import engine
 from stylesr_jax.search.engine import STARTS, SearchResult
+from stylesr_jax.solver.covariance import linear_part
 from stylesr_jax.solver.observation import (
     Observation,
     check_fit,
@@ -42,8 +43,6 @@ from stylesr_jax.solver.starts import begin, draw, draw_choices, nearest_keys, t
 
 # image, solution, step, steps, terms of the step
 Progress = Callable[[int, int, int, int, dict[str, float]], None]
-
-UNKNOWN = 100.0  # variance of what was not observed: far above that of images in [-1, 1]
 
 _latents = jax.jit(lambda stage, *args: stage.latents(*args))
 _advance = kept_jit(engine.advance, static_argnames=("length", "mesh"))
@@ -327,14 +326,15 @@ def _solution(
     generated = observation.crop(redraw(generator, latents, block=stage.block))
     degradation = on_crop(search.context.degradation, observation)
     correction, known = None, observation.crop(observation.mask)
-    if fidelity := observation.exact * float(search.method.fidelity):
-        noise = search.method.noise_std * mask_on_canvas(search.noise_mask, observation)
-        variance = jnp.square(observation.crop(noise)) + UNKNOWN * (1.0 - known)
+    fidelity, part = float(search.method.fidelity), linear_part(degradation)
+    if fidelity and part is not None and observation.noise is not None:
+        drawn = search.method.noise_std * mask_on_canvas(search.noise_mask, observation)
+        noise = observation.noise.unknown_where(known)
         correction = correction_of(
             jnp.asarray(generated),
             observation.crop(start.target),
-            degradation,
-            variance,
+            part,
+            noise.replace(variance=noise.variance + jnp.square(observation.crop(drawn))),
             jnp.float32(fidelity),
         )
         correction = np.asarray(correction)
