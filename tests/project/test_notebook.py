@@ -47,7 +47,7 @@ def test_its_cells_before_the_search_run(notebook, monkeypatch):
 def test_it_runs_from_top_to_bottom(notebook):
     """Its own assertions are about consistency."""
     resources = {"metadata": {"path": str(PATH.parent)}}
-    NotebookClient(notebook, timeout=900, resources=resources).execute()
+    NotebookClient(notebook, timeout=1800, resources=resources).execute()
     pictures = [
         output
         for cell in notebook.cells
