@@ -29,6 +29,7 @@ def test_it_is_kept_without_outputs(notebook):
 def test_its_cells_before_the_search_run(notebook, monkeypatch):
     """As the notebook runs them, without a kernel of their own."""
     monkeypatch.chdir(PATH.parent)
+    monkeypatch.setattr("stylesr_jax.runtime.startup.configure", lambda: None)  # is the process's
     first = []
     for source in _code(notebook):
         if "load_generator()" in source:
@@ -44,8 +45,10 @@ def test_its_cells_before_the_search_run(notebook, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom(notebook):
-    """Its own assertions are about consistency."""
+def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
+    """As users run it, with an empty cache; its own assertions are about consistency."""
+    monkeypatch.setenv("STYLESR_CACHE", str(tmp_path))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     resources = {"metadata": {"path": str(PATH.parent)}}
     NotebookClient(notebook, timeout=1800, resources=resources).execute()
     pictures = [
