@@ -22,11 +22,13 @@ from stylesr_jax.web.request import (
     method_names,
     presets_of,
     scribble,
+    summary_of,
 )
 from stylesr_jax.web.searches import Models, Update, updates
 from stylesr_jax.web.sessions import Found, Session, Sessions
 
 EDITED = 512  # px: longer side of the observation as it is drawn on, about
+PORTRAIT_SIDE = 32  # px: of the shipped portrait's observation
 PASTED = 1600  # px: longer side of the pasted-back photo as it is shown
 NOTICE = """
 # Face super-resolution
@@ -37,9 +39,13 @@ countless others. Never use them to identify a person or as evidence. The genera
 biases of the photographs it was trained on; its weights are for research and non-commercial use.
 Photos stay on this machine.
 """
+SCRIBBLE = """
+Solutions downscale to this. Where you scribble on it, each of them gets noise of its own on its
+reference: there they vary more.
+"""
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto}
-.status {min-height: 2.5em; font-size: 1.05em}
+.status {min-height: 4em; padding-top: 1.5em; font-size: 1.05em}
 .status .error {color: #b3261e; font-weight: 600}
 .dark .status .error {color: #ff8a80}
 .loss {margin: 0} .loss svg {width: 100%; height: 160px; border: 1px solid currentColor}
@@ -54,7 +60,8 @@ Values = dict[Any, Any]  # component -> value or update
 
 def theme() -> Base:
     """Gradio's own, with the fonts that the reader's machine has."""
-    return Default(font=FONT, font_mono=FONT_MONO)
+    made = Default(font=FONT, font_mono=FONT_MONO)
+    return made.set(block_info_text_color="*neutral_600")
 
 
 def said(text: str, *, error: bool = False) -> str:
@@ -111,9 +118,9 @@ class Page:
                 )
                 self.faces = gr.Radio([], label="What is super-resolved", elem_id="faces")
             with gr.Column(min_width=300):
-                gr.Markdown("## 2. Low-resolution observation")
+                gr.Markdown("## 2. Low-resolution observation\n" + SCRIBBLE)
                 self.editor = gr.ImageEditor(
-                    label="Scribble where the reference may be noisy (seed of variety)",
+                    label="Observation",
                     sources=(),
                     transforms=(),
                     layers=False,
@@ -135,9 +142,11 @@ class Page:
 
     def _settings_part(self) -> None:
         gr.Markdown("## 3. Search")
-        name = method_names()[0][1]
+        name = method_names()[0]
         with gr.Row():
-            self.method = gr.Dropdown(method_names(), value=name, label="Method", min_width=280)
+            self.method = gr.Dropdown(
+                method_names(), value=name, label="Method", info=summary_of(name), min_width=240
+            )
             self.preset = gr.Dropdown(
                 presets_of(name), value=presets_of(name)[0], label="Preset", min_width=140
             )
@@ -165,15 +174,17 @@ class Page:
             said("Drop a photo, or take the shipped one."), elem_id="status", elem_classes="status"
         )
         with gr.Row():
-            self.preview = gr.Image(
-                label="Best so far",
-                interactive=False,
-                format="jpeg",
-                buttons=[],
-                height=320,
-                elem_id="preview",
-            )
-            self.curve = gr.HTML(elem_id="curve", min_height=200)
+            with gr.Column(min_width=280):
+                self.preview = gr.Image(
+                    label="Best so far",
+                    interactive=False,
+                    format="jpeg",
+                    buttons=[],
+                    height=320,
+                    elem_id="preview",
+                )
+            with gr.Column(min_width=280):
+                self.curve = gr.HTML(elem_id="curve")
 
     def _results_part(self) -> None:
         gr.Markdown("## 4. Solutions")
@@ -204,7 +215,7 @@ class Page:
                         label="Downscales to", min_width=130, elem_id="low", **options
                     )
                     self.residual = gr.Image(
-                        label=f"{results.GAIN:.0f} x its difference from the observation",
+                        label=f"{results.GAIN:.0f} x residual",
                         min_width=130,
                         elem_id="residual",
                         **options,
@@ -246,8 +257,8 @@ class Page:
         self.faces.input(self.pick, self.faces, views, **hidden)
         self.shown.select(self.pick_at, None, views, **hidden)
         self.side.release(self.resize, self.side, views, **hidden)
-        levers = [self.preset, *self.levers]
-        self.method.input(self.choose_method, self.method, levers, **hidden)
+        chosen = [self.method, self.preset, *self.levers]
+        self.method.input(self.choose_method, self.method, chosen, **hidden)
         self.preset.input(self.choose_preset, [self.method, self.preset], self.levers, **hidden)
         asked = [self.editor, self.mask, self.method, self.preset, self.solutions, self.seed]
         asked += [self.noise, *self.levers]
@@ -257,7 +268,7 @@ class Page:
         searching = [self.run, self.stop, self.go_on, self.status, self.preview, self.curve]
         one: dict[str, Any] = {
             "api_visibility": "private",
-            "show_progress": "full",
+            "show_progress": "minimal",
             "show_progress_on": self.status,
             "concurrency_id": "search",
             "concurrency_limit": 1,
@@ -265,7 +276,7 @@ class Page:
         outputs = list(dict.fromkeys([*searching, *found]))
         self.run.click(self.search, asked, outputs, **one)
         self.go_on.click(self.search_on, asked, outputs, **one)
-        self.stop.click(self.halt, None, [self.stop, self.status], queue=False, **hidden)
+        self.stop.click(self.halt, None, [self.stop, self.status], concurrency_limit=None, **hidden)
         self.gallery.select(self.look_at, None, [self.status, *looked_at, *pasted], **hidden)
         self.paste.click(self.paste_back, None, [self.status, *pasted], **hidden)
 
@@ -291,15 +302,17 @@ class Page:
     @_errors_said
     def open_shipped(self, request: gr.Request) -> Values:
         """The portrait that comes with the project."""
-        return {**self._open(*photos.portrait(), request), self.file: None}
+        values = self._open(*photos.portrait(), request, side=PORTRAIT_SIDE)
+        return {**values, self.file: None}
 
-    def _open(self, data: bytes, name: str, request: gr.Request) -> Values:
+    def _open(
+        self, data: bytes, name: str, request: gr.Request, *, side: int | None = None
+    ) -> Values:
         session, photo = self._session(request), photos.open_photo(data, name)
-        session.photo, session.choice, session.side = photo, photo.choices[0][1], None
-        height, width = photo.size
-        notes = "; ".join(photo.notes)
-        faces = f"{len(photo.faces)} face{'' if len(photo.faces) == 1 else 's'}"
-        text = f"{photo.name}: {width}x{height} px, {faces}" + (f"; {notes}" if notes else "")
+        session.photo, session.choice, session.side = photo, photo.choices[0][1], side
+        text = photo.description
+        if side is not None:
+            text += f"; shrunk to {side} px, to have something to find"
         choices = gr.update(choices=photo.choices, value=session.choice)
         return {**self._views(session), self.faces: choices, self.status: said(text)}
 
@@ -343,8 +356,11 @@ class Page:
     def choose_method(self, method: str) -> Values:
         """Its presets, and the settings of the first."""
         presets = presets_of(method)
-        update = gr.update(choices=presets, value=presets[0])
-        return {self.preset: update, **self.choose_preset(method, presets[0])}
+        return {
+            self.method: gr.update(info=summary_of(method)),
+            self.preset: gr.update(choices=presets, value=presets[0]),
+            **self.choose_preset(method, presets[0]),
+        }
 
     @_errors_said
     def choose_preset(self, method: str, preset: str) -> Values:
@@ -422,6 +438,8 @@ class Page:
             f"Solution {update.solution + 1} of {request.solutions}: "
             f"step {update.step} of {update.steps}"
         )
+        if update.seconds_left is not None:
+            text += f", about {update.seconds_left:.0f} s left for this one"
         values: Values = {
             self.status: said(text),
             self.curve: results.loss_curve(update.losses, update.step, update.steps),

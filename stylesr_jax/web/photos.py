@@ -54,6 +54,13 @@ class Photo:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     @property
+    def description(self) -> str:
+        """The photo in a line."""
+        count = f"{len(self.faces)} face{'' if len(self.faces) == 1 else 's'} found"
+        size = f"{self.name}: {self.size[1]}x{self.size[0]} px"
+        return "; ".join([f"{size}, {count}", *self.notes])
+
+    @property
     def image(self) -> np.ndarray:
         """(H, W, 3) float32 in [-1, 1]."""
         image = np.divide(self.pixels, 127.5, dtype=np.float32)
@@ -76,7 +83,7 @@ class Photo:
         """
         if choice == WHOLE:
             return None
-        if choice not in dict(map(reversed, self.choices)):  # type: ignore[arg-type]
+        if choice not in [name for _, name in self.choices]:
             raise UserError("pick one of the faces first")
         return self.faces[int(choice) - 1].transform
 
@@ -193,8 +200,9 @@ def _outline(
     points: Sequence[tuple[float, float]] = [tuple(p) for p in (*corners, corners[0])]
     draw.line(points, fill=(0, 0, 0), width=5)
     draw.line(points, fill=colour, width=3)
-    x, y = np.maximum(corners.min(0), 0.0) + 6
-    draw.text((x, y), label, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+    x, y = corners[3]  # lower left
+    place = (max(x, 0.0) + 8, min(y, draw.im.size[1]) - 28)
+    draw.text(place, label, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def face_at(photo: Photo, x: float, y: float) -> str:

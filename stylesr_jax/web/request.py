@@ -41,9 +41,14 @@ class Request:
     mask: np.ndarray | None = None
 
 
-def method_names() -> list[tuple[str, str]]:
-    """A line for each method, and its name."""
-    return [(f"{name}: {kind.summary}", name) for name, kind in METHODS.items()]
+def method_names() -> list[str]:
+    """The methods, the default first."""
+    return list(METHODS)
+
+
+def summary_of(name: str) -> str:
+    """A method in a line."""
+    return method_named(name).summary
 
 
 def presets_of(name: str) -> list[str]:
