@@ -1,4 +1,4 @@
-# make demo   installs the project if need be and super-resolves a shipped photo
+# make demo   installs the project if need be; makes a shipped portrait small and super-resolves it
 # make test   installs the project if need be and passes the tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +17,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m stylesr_jax.upsample docs/images/astronaut.png --out out
+	$(BIN)/python -m stylesr_jax.upsample docs/images/astronaut.png --lr-size 32 --out out
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0

@@ -8,24 +8,13 @@ from pathlib import Path
 from stylesr_jax.cli.console import Console
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import find_pictures
-from stylesr_jax.runs.claims import join_processes
 from stylesr_jax.runs.places import distinct
-from stylesr_jax.runtime.startup import check_device
+from stylesr_jax.runs.plan import Shard
 
 
-def join(args: argparse.Namespace) -> tuple[int, int]:
-    """(this process's number, how many there are); --distributed turns --share on.
-
-    Raises:
-        UserError: the processes do not meet.
-    """
-    if not args.distributed:
-        return 0, 1
-    args.share = True
-    met = Path(args.out) / ".claims" / "met"
-    place = join_processes(args.coordinator, args.processes, args.process, met=met)
-    check_device()
-    return place
+def shard_of(args: argparse.Namespace) -> Shard | None:
+    """The part of the images that --shard names."""
+    return None if args.shard is None else Shard(*args.shard)
 
 
 def images_named(

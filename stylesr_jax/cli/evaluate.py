@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, join
+from stylesr_jax.cli.common import images_named, shard_of
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import change
 from stylesr_jax.degradations import parse
@@ -38,16 +38,32 @@ def evaluate(plan: EvaluationPlan, *, say: Say = print) -> dict[str, Any]:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate as the options say; the exit code."""
     plan, mistaken = _plan(args, console)
+    images = len(plan.part(plan.images))
     console.line(
-        f"{describe_machine()['device']}; {plan.generator.name}; {len(plan.images)} image(s), "
+        f"{describe_machine()['device']}; {plan.generator.name}; {images} image(s), "
         f"{plan.solutions} solution(s) each; generator evaluations for a solution: "
         + ", ".join(f"{one.label} {one.evaluations}" for one in plan.variants)
     )
+    failed = _evaluate_part(plan, console) if plan.shard else _evaluate_all(plan, console)
+    for image, method, message in failed:
+        console.error(f"{image}, {method}: {message}")
+    return 2 if mistaken or failed else 0
+
+
+def _evaluate_all(plan: EvaluationPlan, console: Console) -> Sequence[tuple[str, str, str]]:
+    """Evaluate and print the table; (image, label, message) of what failed."""
     summary = evaluate(plan, say=console.line)
     console.line("\n" + (plan.out / "table.md").read_text(encoding="utf-8"))
-    for one in summary["failed"]:
-        console.error(f"{one['image']}, {one['method']}: {one['message']}")
-    return 2 if mistaken or summary["failed"] else 0
+    return [(one["image"], one["method"], one["message"]) for one in summary["failed"]]
+
+
+def _evaluate_part(plan: EvaluationPlan, console: Console) -> Sequence[tuple[str, str, str]]:
+    """Evaluate a shard, of which there is no table; (image, label, message) of what failed."""
+    outcome = run_plan(plan, say=console.line)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    console.line("this part is done; after all parts, the command without --shard writes the table")
+    return outcome.failed
 
 
 def _changes(texts: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -88,7 +104,6 @@ def _check_preset(preset: str, variants: Sequence[Variant]) -> None:
 
 def _plan(args: argparse.Namespace, console: Console) -> tuple[EvaluationPlan, int]:
     """The plan, and how many of --images named no image."""
-    place = join(args)  # before anything touches a device
     images, mistaken = images_named(args.images, console)
     variants = _variants(args)
     degradation = parse(args.degradation) if args.degradation else None
@@ -106,9 +121,7 @@ def _plan(args: argparse.Namespace, console: Console) -> tuple[EvaluationPlan, i
         seed=args.seed,
         batch=args.batch,
         mesh=device_mesh(args.devices),
-        share=args.share,
-        stale=args.stale,
-        place=place,
+        shard=shard_of(args),
         sizes=Sizes(args.score_size, args.niqe_size, args.frechet_size),
         reference=Path(args.reference) if args.reference else None,
         reference_tile=args.reference_tile,

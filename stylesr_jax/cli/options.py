@@ -9,15 +9,17 @@ from typing import Any, NoReturn
 from stylesr_jax.errors import UserError, printable
 
 PRESETS = ("fast", "balanced", "best", "paper")
+ALIGNMENTS = ("auto", "on", "off")
 EVALUATIONS = 100  # of each solution in `evaluate`
 
 UPSAMPLE = """Super-resolve face photos: python -m stylesr_jax.upsample INPUT... --out DIR.
 
-An input of at most 256 px is itself the low-resolution observation, at any size and aspect: it
-is put in the middle of a square canvas, only its own pixels count, and the solutions are cropped
-back to its shape. A larger input is first degraded until its longer side is --lr-size, and the
-original is kept to score the solutions against. Results lie in DIR/STEM/; where that holds the
-result of another picture or of another run, in DIR/STEM- and eight digits of the input's SHA-256.
+The faces of a photo are found, and each is aligned and searched for at the size that it has there,
+up to 256 px; results lie in DIR/STEM/face_0/ and so on, the largest face first. A picture that is
+framed as the generator's are, or that has at most 256 px and no better-framed face, is taken as it
+is, at any aspect, reduced to 256 px; results lie in DIR/STEM/. Where that holds the result of
+another picture or run, they lie in DIR/STEM- and eight digits of the input's SHA-256. With
+--lr-size or --degradation, larger pictures are originals: degraded, and compared with solutions.
 
 The pictures show plausible faces that the generator imagines. They do not tell who somebody is:
 never use them to identify a person. The embedded weights are for research, non-commercial use;
@@ -30,8 +32,8 @@ Every image is degraded, every method searches from the same low-resolution imag
 number of generator evaluations (gradient steps, each one pass forward and back), and the solutions
 are scored against the original. OUT receives table.md, table.json, rows.jsonl, rows.csv and
 figures. A run that was killed goes on where it stopped when the same command is given again; a
-failing image is listed and does not stop the rest. With --share several processes, on any machines
-that see OUT, divide the work; each of them writes the whole table when all is done.
+failing image is listed and does not stop the rest. With --shard several processes, on any machines
+that see OUT, divide the work; the same command without --shard then writes the table.
 
 METHODS is a list of NAME, NAME@PRESET or NAME:SETTING=VALUE:SETTING=VALUE, each with LABEL= in
 front if it shall be called otherwise: "bicubic,pulse@paper,rls,flat=rls:lambda_w=0".
@@ -77,6 +79,21 @@ def at_least(least: float, kind: type, *, exclusive: bool = False) -> Callable[[
 def batch(text: str) -> int | None:
     """Parses --batch: a number of starts, or None for "auto"."""
     return None if text == "auto" else whole(1, 1024)(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Parses --shard: the number of a part, from 0, and how many there are."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N, I from 0 to N-1, e.g. 0/8")
+    return int(index), int(count)
+
+
+def alignment(text: str) -> str:
+    """Parses --align: one of ALIGNMENTS, or a file's path."""
+    if text not in ALIGNMENTS and not text.lower().endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text!r}: write {', '.join(ALIGNMENTS)} or FILE.json")
+    return file(text)
 
 
 def file(text: str) -> str:
@@ -147,12 +164,12 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         help="starts searched together on a device (auto: what fits its memory; 1 on CPUs)",
     )
     add("--devices", type=whole(1, 1024), metavar="N", help="devices to use; default: all")
-    add("--share", action="store_true", help="divide the inputs with other runs into the same DIR")
-    add("--stale", type=whole(1, 10**6), default=60, metavar="S", help="seconds to a dead claim")
-    add("--distributed", action="store_true", help="--share, as one process of a cluster's job")
-    add("--coordinator", metavar="HOST:PORT", help="of --distributed, where none is found")
-    add("--processes", type=whole(1, 10**6), metavar="N", help="of --distributed: how many")
-    add("--process", type=whole(0, 10**6), metavar="I", help="of --distributed: this one's number")
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="do part I of N of the inputs, counted from 0; --resume without it does the rest",
+    )
 
 
 def upsample_parser() -> argparse.ArgumentParser:
@@ -169,8 +186,19 @@ def upsample_parser() -> argparse.ArgumentParser:
     add("--solutions", type=whole(1, 1000), default=4, metavar="N", help="default 4")
     add("--steps", type=whole(1, 100_000), metavar="N", help="gradient steps for each solution")
     add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="S", help=SEED)
-    add("--lr-size", type=whole(4, 256), default=32, metavar="N", help="for large inputs")
-    add("--degradation", metavar="SPEC", help="for large inputs: e.g. 'blur(2)|bicubic(32)'")
+    add(
+        "--align",
+        type=alignment,
+        default="auto",
+        metavar="auto|on|off|FILE.json",
+        help="find faces where inputs are not framed yet (default), always, or never; or take the "
+        "points of a file, see docs/faces.md",
+    )
+    add("--faces", type=whole(1, 1000), metavar="N", help="the N largest of a photo; default: all")
+    add("--paste-back", action="store_true", help="write the photo with its solutions: photo_0.png")
+    add("--scale", type=whole(1, 8), metavar="S", help="of --paste-back; default: what faces need")
+    add("--lr-size", type=whole(4, 256), metavar="N", help="degrade larger inputs to N px first")
+    add("--degradation", metavar="SPEC", help="of inputs over 256 px: e.g. 'blur(2)|bicubic(32)'")
     add(
         "--search-degradation",
         choices=("bicubic", "truth"),
@@ -236,7 +264,20 @@ def parse_upsample(argv: Sequence[str] | None) -> argparse.Namespace:
         unused = sorted(_given(parser, argv) - set(REDRAWING))
         if unused:
             parser.error(f"--from only draws what was found; leave out {', '.join(unused)}")
+    if wrong := _contradiction(args):
+        parser.error(wrong)
     return args
+
+
+def _contradiction(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options of faces, or None."""
+    if args.scale is not None and not args.paste_back:
+        return "--scale is the photo's: add --paste-back"
+    if args.align == "off" and (args.paste_back or args.faces is not None):
+        return "--align off finds no faces: leave out --paste-back and --faces"
+    if args.paste_back and (args.lr_size is not None or args.degradation is not None):
+        return "--paste-back puts back what the photo holds: leave out --lr-size and --degradation"
+    return None
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:

@@ -21,6 +21,10 @@ OTHERS = (
     "quiet",
     "json",
     "resume",
+    "shard",
+    "faces",
+    "paste_back",
+    "scale",
     "recursive",
     "format",
     "flat",
@@ -64,7 +68,7 @@ def _started(args: argparse.Namespace) -> Iterator[None]:
     try:
         with gc_paused():
             from stylesr_jax.runtime.startup import prefetched
-        with prefetched(None if args.distributed else facts):
+        with prefetched(facts):
             yield
     finally:
         compiler.give_up()

@@ -2,15 +2,15 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, join
+from stylesr_jax.cli.common import images_named, shard_of
 from stylesr_jax.cli.console import Console
-from stylesr_jax.cli.options import change
+from stylesr_jax.cli.options import ALIGNMENTS, change
 from stylesr_jax.degradations import parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
@@ -20,9 +20,11 @@ from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.methods import method_named
 from stylesr_jax.methods.base import Value
 from stylesr_jax.methods.levers import layer_range
+from stylesr_jax.runs import pace
+from stylesr_jax.runs.alignment import Alignment, read_points
 from stylesr_jax.runs.folder import read_solutions
 from stylesr_jax.runs.latents import read_styles
-from stylesr_jax.runs.photos import PhotosJob, PhotosPlan, device_line
+from stylesr_jax.runs.photos import PhotosJob, PhotosPlan, device_line, duration
 from stylesr_jax.runs.places import make_ready
 from stylesr_jax.runs.plan import Variant, load_parts
 from stylesr_jax.runs.worker import work
@@ -38,13 +40,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.source is not None:
         return _redraw(args, console)
     photos, mistaken = images_named(args.inputs, console, recursive=args.recursive)
-    make_ready(Path(args.out), depth=1)
+    make_ready(Path(args.out), depth=2)
     with gc_paused():
         plan = _plan(args, photos, console)
     _announce(plan, console)
     job = PhotosJob(plan, say=console.say, error=console.error)
     job.progress = partial(_show_progress, console, plan.solutions)
-    work(photos, job)
+    work(plan.part(photos), job)
     if len(photos) > 1:
         job.write_summary()
     return 2 if mistaken or job.failed else 0
@@ -58,18 +60,21 @@ def _show_progress(
 
 def _announce(plan: PhotosPlan, console: Console) -> None:
     steps, generator = plan.variant.evaluations, plan.generator
+    inputs, seconds = len(plan.part(plan.photos)), pace.seconds_of_a_solution(plan)
     console.say(
         "start",
         f"device {device_line()}; generator {generator.name} ({generator.resolution} px); "
-        f"{plan.variant.label}, {plan.variant.preset}: {len(plan.photos)} input(s) x "
-        f"{plan.solutions} solution(s) x {steps} steps",
+        f"{plan.variant.label}, {plan.variant.preset}: {inputs} input(s) x "
+        f"{plan.solutions} solution(s) x {steps} steps"
+        + ("" if seconds is None else f", about {duration(seconds)} each"),
         device=device_line(),
         generator=generator.name,
         method=plan.variant.label,
         preset=plan.variant.preset,
-        inputs=len(plan.photos),
+        inputs=inputs,
         solutions=plan.solutions,
         steps=steps,
+        seconds_each=seconds,
     )
 
 
@@ -116,10 +121,20 @@ def _check_layers(settings: Mapping[str, Value], generator: Generator) -> None:
     layer_range(str(settings.get("inject_layers", "all")), len(generator.noise_shapes))
 
 
+def _alignment(args: argparse.Namespace, photos: Sequence[Path], console: Console) -> Alignment:
+    if args.align in ALIGNMENTS:
+        return Alignment(args.align, most=args.faces)
+    alignment = Alignment(marked=read_points(args.align), most=args.faces)
+    for name in alignment.unused(photos):
+        where, named = printable(args.align), printable(name)
+        console.say("warning", f"warning: {where} names {named}, which is not among the inputs")
+    return alignment
+
+
 def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) -> PhotosPlan:
-    place = join(args)  # before anything touches a device
     variant = _variant(args, console)
     _check(args, variant.settings)
+    alignment = _alignment(args, photos, console)
     degradation = parse(args.degradation) if args.degradation else None
     parts = load_parts([variant], generator=args.generator, label=args.label, prior=args.prior)
     _check_layers(variant.settings, parts["generator"])
@@ -130,6 +145,9 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         variants=(variant,),
         out=Path(args.out),
         generator_name=args.generator or DEFAULT,
+        alignment=alignment,
+        paste_back=args.paste_back,
+        scale=args.scale,
         lr_size=args.lr_size,
         degradation=degradation,
         truth=args.search_degradation == "truth",
@@ -137,9 +155,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         seed=args.seed,
         batch=args.batch,
         mesh=device_mesh(args.devices),
-        share=args.share,
-        stale=args.stale,
-        place=place,
+        shard=shard_of(args),
         noise_mask=read_mask(mask) if mask else None,
         noise_mask_sha256=files.sha256(mask) if mask else None,
         start=start,

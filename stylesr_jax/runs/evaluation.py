@@ -1,8 +1,8 @@
 """Evaluations: degrade, search with equal budgets, score.
 
 An `EvaluationPlan` says everything that decides the numbers; `run` does what is left of it. Each
-finished piece of work is one line of OUT/rows.jsonl under a hash of all that decided it, so that
-a killed run goes on where it stopped and nothing is taken over that is not the same.
+finished piece of work is a row in OUT (see `records.Rows`) under a hash of all that decided it, so
+that a killed run goes on where it stopped and nothing is taken over that is not the same.
 """
 
 import dataclasses
@@ -205,7 +205,7 @@ class Outcome:
 
 
 def run(plan: EvaluationPlan, *, say: Say = print, job: "EvaluationJob | None" = None) -> Outcome:
-    """Do what is left of an evaluation; rows are appended to OUT/rows.jsonl as they come.
+    """Do what is left of an evaluation; rows are kept in OUT as they come.
 
     Args:
         say: called with a line for each piece of work.
@@ -221,7 +221,7 @@ def run(plan: EvaluationPlan, *, say: Say = print, job: "EvaluationJob | None" =
     make_ready(plan.out, depth=2)
     job, interrupted = job or EvaluationJob(plan, say), False
     try:
-        work(plan.images, job)
+        work(plan.part(plan.images), job)
     except KeyboardInterrupt:
         interrupted = True
     rows = {name: job.rows[name] for name in names if name in job.rows}
@@ -241,27 +241,22 @@ class EvaluationJob(Job[EvaluationPlan]):
         super().__init__(plan)
         self.say = say
         self.scorer = scorer_of(plan)
-        self.finished = Rows(plan.out / "rows.jsonl")
+        self.finished = Rows(plan.out, apart=plan.shard is not None)
         self.rows: dict[str, dict[str, Row]] = {}
         self.examples: dict[str, Example] = {}
         self.failed: list[tuple[str, str, str]] = []
-        self.total = len(plan.images) * len(plan.variants)
+        self.total = len(plan.part(plan.images)) * len(plan.variants)
         self.done = self.worked = 0
         self.spent = 0.0
         self._lock = threading.RLock()  # around what both the search and the writing thread say
 
-    def key(self, source: Source, variant: Variant) -> str:
-        return fingerprint(self.plan, source, variant)
-
     def is_done(self, source: Source, variant: Variant) -> bool:
-        if self.plan.share:
-            self.finished.refresh()
         return self._row(source, variant) is not None
 
     def is_complete(self, source: Source) -> bool:
         return super().is_complete(source) and self._row_of_original(source) is not None
 
-    def prepare(self, source: Source, data: bytes) -> Subject:
+    def prepare(self, source: Source, data: bytes) -> list[Subject]:
         """Read and degrade an image, and score the original."""
         subject = _prepare(self.plan, source, data)
         for note in subject.notes:
@@ -271,7 +266,7 @@ class EvaluationJob(Job[EvaluationPlan]):
         if self._row_of_original(source) is None:
             self._score_original(subject)
         self._rows_of(source)
-        return subject
+        return [subject]
 
     def skip(self, source: Source, variant: Variant) -> None:
         row = self._row(source, variant)

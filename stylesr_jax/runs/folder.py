@@ -233,19 +233,23 @@ class Place:
         folder: of its files.
         report: the file that says, written last, that the result is whole.
         prefix: of its files' names.
+        suffix: of their stems.
     """
 
     folder: Path
     report: Path
     prefix: str = ""
+    suffix: str = ""
 
     def file(self, name: str) -> Path:
         """Where a file of the result lies."""
-        return self.folder / f"{self.prefix}{name}"
+        stem, dot, ending = name.partition(".")
+        return self.folder / f"{self.prefix}{stem}{self.suffix}{dot}{ending}"
 
     def pictures(self) -> list[Path]:
-        """The solutions and deviations that are there."""
-        name = re.compile(re.escape(self.prefix) + r"(solution_\d+|uncertainty)\.\w+")
+        """The solutions, deviations and photos with faces put back that are there."""
+        stems = r"(solution_\d+|photo_\d+|uncertainty)"
+        name = re.compile(re.escape(self.prefix) + stems + re.escape(self.suffix) + r"\.\w+")
         return [path for path in self.folder.glob("*.*") if name.fullmatch(path.name)]
 
 

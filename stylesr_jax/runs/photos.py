@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,45 @@ from typing import Any
 import jax
 import numpy as np
 
+from stylesr_jax.degradations import Degradation
 from stylesr_jax.errors import UserError, in_a_line
+from stylesr_jax.faces.align import align
 from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.kinds import printable
 from stylesr_jax.metrics.image import at_shape, scores
 from stylesr_jax.metrics.lpips import load_features
-from stylesr_jax.runs.claims import content_key
+from stylesr_jax.runs import pace
+from stylesr_jax.runs.alignment import Alignment, note_of_shape, notes_of_face
 from stylesr_jax.runs.folder import Format, Place, place_in, write_result
-from stylesr_jax.runs.places import RESERVED, candidates, firsts_of_stem, safe_stem, same_name
+from stylesr_jax.runs.pasting import Photo, paste, photo_of
+from stylesr_jax.runs.places import (
+    SUMMARY,
+    candidates,
+    firsts_of_stem,
+    is_reserved,
+    safe_stem,
+    same_name,
+)
 from stylesr_jax.runs.plan import Plan, Variant
-from stylesr_jax.runs.records import write_json
-from stylesr_jax.runs.worker import Job, Source, Subject, open_source
+from stylesr_jax.runs.records import content_key, write_json
+from stylesr_jax.runs.worker import Job, Source, Subject
 from stylesr_jax.runtime.machine import versions
 from stylesr_jax.runtime.program_cache import kept_jit
 from stylesr_jax.solver.observation import (
     DATA_KEY,
     MAX_LOW,
+    Observation,
     default_degradation,
     degrade_original,
     key_of,
     place_on_canvas,
     realised_for_search,
+    reduced,
 )
 from stylesr_jax.solver.result import Result, Solution
 
 COMPARED = 256  # px: longer side at which solutions are compared with an original
+NOTICE = "These faces are imagined; they do not identify anyone."
 
 _score = kept_jit(scores)
 Say = Callable[..., None]  # (event, text, **values)
@@ -51,6 +66,9 @@ class PhotosPlan(Plan):
     Attributes:
         photos: their files.
         generator_name: as the user gave it.
+        alignment: how faces are chosen.
+        paste_back: whether solutions of faces are put back into their photo.
+        scale: how many times the photo is enlarged then; None: as its largest face needs.
         noise_mask_sha256: of the mask's file, or None.
         resume: leave out those of which `out` holds a whole result.
         uncertainty: write each pixel's deviation over solutions.
@@ -61,6 +79,9 @@ class PhotosPlan(Plan):
 
     photos: tuple[Path, ...]
     generator_name: str
+    alignment: Alignment = field(default_factory=Alignment)
+    paste_back: bool = False
+    scale: int | None = None
     noise_mask_sha256: str | None = None
     resume: bool = False
     uncertainty: bool = False
@@ -96,14 +117,22 @@ class PhotosPlan(Plan):
         """Where reports lie that stand beside nothing, and the summary."""
         return self.out / ".reports" if self.only_images else self.out
 
-    def place_of(self, name: str) -> Place:
-        """Where a result of this name lies."""
-        place = place_in(self.out / name)
+    def place_of(self, name: str, face: int | None = None) -> Place:
+        """Where a result of this name lies, or that of a face in the photo of this name."""
+        part = "" if face is None else f"face_{face}"
+        place = place_in(self.out / name / part)
         if self.flat:
-            place = Place(self.out, self.out / f"{name}_report.json", f"{name}_")
+            place = Place(self.out, self.out, f"{name}_", part and f"_{part}")
+            place = replace(place, report=place.file("report.json"))
         if self.only_images:
-            place = replace(place, report=self.reports / f"{name}.json")
+            place = replace(place, report=self.reports / part / f"{name}.json")
         return place
+
+    def degrades(self, image: np.ndarray, photo: np.ndarray) -> bool:
+        """Whether an image (H, W, 3) of a photo is an original: a small version is made of it."""
+        if self.degradation is not None:
+            return max(photo.shape[:2]) > MAX_LOW
+        return self.lr_size is not None and max(image.shape[:2]) > self.lr_size
 
 
 def _sha256(array: np.ndarray) -> str:
@@ -121,12 +150,16 @@ class PhotosJob(Job[PhotosPlan]):
         self._names: dict[Path, str] = {}
         self._owners: dict[tuple[str, str], Path] = {}  # (stem, content) -> first photo
         self._owner_of: dict[Path, Path] = {}
+        self._photos: dict[Path, Photo] = {}  # those that have faces, while these are searched
+        self._lock = threading.Lock()  # the search and the writing thread both finish photos
 
     # --- where
 
     def facts(self, source: Source) -> dict[str, Any]:
         """What decides a photo's result, as its report has it."""
-        return {"input_sha256": source.sha256, **self.plan.facts}
+        align = self.plan.alignment.identity(source.path)
+        own = {"input_sha256": source.sha256, "align": align, "face": source.face}
+        return {**own, **self.plan.facts}
 
     def name(self, source: Source) -> str:
         """The name of a photo's result, which is decided once."""
@@ -135,7 +168,7 @@ class PhotosJob(Job[PhotosPlan]):
         return self._names[source.path]
 
     def _name(self, source: Source) -> str:
-        facts = self.facts(source)
+        facts = {**self.facts(source), "face": None}
         names = list(candidates(source.path, source.sha256, content_key(facts)))
         for name in names[:-1]:
             report = _read_report(self.plan.place_of(name))
@@ -148,7 +181,7 @@ class PhotosJob(Job[PhotosPlan]):
 
     def _is_free(self, name: str, report: Mapping[str, Any] | None) -> bool:
         place = self.plan.place_of(name)
-        taken = report is not None or name in RESERVED
+        taken = report is not None or is_reserved(name)
         return not taken and (self.plan.flat or not place.folder.is_file())
 
     def _owner(self, source: Source) -> Path:
@@ -157,22 +190,36 @@ class PhotosJob(Job[PhotosPlan]):
         owner = self._owner_of[source.path] = self._owners.setdefault(key, source.path)
         return owner
 
-    def key(self, source: Source, variant: Variant) -> str:
-        return content_key([self.facts(source), self.name(source)])
-
     # --- what is left
 
     def is_done(self, source: Source, variant: Variant) -> bool:
         if self._owner(source) != source.path:
             return True
-        return (self.plan.resume or self.plan.share) and self.is_finished(source)
+        return self.plan.resume and self.is_finished(source)
 
     def is_finished(self, source: Source) -> bool:
         """Whether there is a whole result of the same photo and settings."""
-        report = _read_report(self.plan.place_of(self.name(source)))
-        if report is None or not _is_of(report, self.facts(source)):
+        report = _read_report(self._place(source))
+        if report is None or not _is_of(report, self.facts(source)) or report["status"] != "ok":
             return False
-        return report["status"] == "ok" and len(report["solutions"]) == self.plan.solutions
+        if "faces" in report:
+            return self._has_all(source, report)
+        return len(report["solutions"]) == self.plan.solutions
+
+    def _has_all(self, source: Source, report: Mapping[str, Any]) -> bool:
+        """Whether a photo's report is of as many faces and enlarged photos as are wanted."""
+        plan, faces = self.plan, report["faces"]
+        if len(faces) != min(report["found"], plan.alignment.most or report["found"]):
+            return False
+        if plan.paste_back:
+            pasted = report["paste_back"] or {"scale": 0, "files": []}
+            wanted = plan.scale or pasted["scale"]
+            if (pasted["scale"], len(pasted["files"])) != (wanted, plan.solutions):
+                return False
+        return all(self.is_finished(source.of_face(k)) for k in range(len(faces)))
+
+    def _place(self, source: Source) -> Place:
+        return self.plan.place_of(self.name(source), source.face)
 
     def skip(self, source: Source, variant: Variant) -> None:
         owner = self._owner(source)
@@ -180,41 +227,99 @@ class PhotosJob(Job[PhotosPlan]):
         if owner != source.path:
             why = f"the same picture as {printable(owner)}"
         self.say("skip", f"{source.shown}: {why}", input=str(source.path))
+        if source.face is not None:
+            self._finish(source.of_face(None))
 
     # --- reading
 
-    def prepare(self, source: Source, data: bytes) -> Subject:
+    def prepare(self, source: Source, data: bytes) -> list[Subject]:
         picture = decode(data, printable(source.path))
-        for note in picture.notes:
-            self.say("note", f"{source.shown}: {note}", input=str(source.path), note=note)
+        self._say_notes(source, picture.notes)
         try:
-            if max(picture.pixels.shape[:2]) > MAX_LOW:
-                return self._degraded(source, picture)
-            return self._observed(source, picture)
+            faces = self.plan.alignment.faces(picture.pixels, source.path)
+            if faces is None:
+                return [self._as_it_is(source, picture)]
+            photo = photo_of(
+                picture.pixels,
+                faces,
+                most=self.plan.alignment.most,
+                resolution=self.plan.generator.resolution,
+                scale=self.plan.scale,
+                pasted=self.plan.paste_back,
+            )
+            subjects = [self._face(source, picture, photo, k) for k in range(len(photo.faces))]
         except UserError as error:
             raise UserError(f"{source.shown}: {error}") from error
+        self._begin(source, photo)
+        for subject in subjects:
+            self._say_notes(subject, subject.notes[len(picture.notes) :])
+        return subjects
 
-    def _degraded(self, source: Source, picture: Picture) -> Subject:
+    def _say_notes(self, source: Source, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.say("note", f"{source.shown}: {note}", input=str(source.path), note=note)
+
+    def _as_it_is(self, source: Source, picture: Picture) -> Subject:
+        """A picture as a whole; unless it is an original, it is reduced to 256 px."""
+        plan, image, notes = self.plan, picture.pixels, list(picture.notes)
+        height, width = image.shape[:2]
+        if plan.alignment.mode == "off":
+            notes += note_of_shape(image)
+        if plan.paste_back:
+            notes.append("taken as it is: there is no photo to put its solutions back into")
+        if plan.degrades(image, image):
+            subject = self._degraded(source, image, notes)
+        else:
+            if max(height, width) > MAX_LOW:
+                image = reduced(image)
+                notes.append(
+                    f"reduced from {width}x{height} to {image.shape[1]}x{image.shape[0]} px"
+                )
+            subject = self._observed(source, image, notes)
+        self._say_notes(source, subject.notes[len(picture.notes) :])
+        return subject
+
+    def _face(self, source: Source, picture: Picture, photo: Photo, number: int) -> Subject:
+        """A face of a photo, aligned."""
+        source, face = source.of_face(number), photo.faces[number]
+        crop, seen = align(picture.pixels, face.points)
+        notes = [*picture.notes, *notes_of_face(face, picture.pixels)]
+        if self.plan.degrades(crop, picture.pixels):
+            return self._degraded(source, crop, notes)
+        return self._observed(source, crop, notes, seen)
+
+    def _degraded(self, source: Source, image: np.ndarray, notes: Iterable[str]) -> Subject:
         """An original, of which solutions are compared with a small version."""
-        plan, image = self.plan, picture.pixels
+        plan = self.plan
         observation, assumed = degrade_original(
             image,
-            key_of(plan.seed, source.sha256),
+            key_of(plan.seed, source.content),
             resolution=plan.generator.resolution,
-            lr_size=plan.lr_size,
+            lr_size=plan.lr_size or MAX_LOW,
             degradation=plan.degradation,
             truth=plan.truth,
         )
         original = np.asarray(at_shape(image, compared_size(*image.shape[:2])))
-        return Subject(source.path, source.sha256, observation, assumed, original, picture.notes)
+        height, width = observation.image.shape[:2]
+        notes = (
+            *notes,
+            f"degraded to {width}x{height} px; solutions are compared with the original",
+        )
+        return _subject(source, observation, assumed, original, notes)
 
-    def _observed(self, source: Source, picture: Picture) -> Subject:
-        """A photo that is small already."""
-        plan, observation = self.plan, place_on_canvas(picture.pixels)
+    def _observed(
+        self,
+        source: Source,
+        image: np.ndarray,
+        notes: Iterable[str],
+        seen: np.ndarray | None = None,
+    ) -> Subject:
+        """A picture or face at the size that it has."""
+        plan, observation = self.plan, place_on_canvas(image, seen)
         if plan.degradation is None:
             assumed = default_degradation(observation)
         elif plan.truth:
-            key = jax.random.fold_in(key_of(plan.seed, source.sha256), DATA_KEY)
+            key = jax.random.fold_in(key_of(plan.seed, source.content), DATA_KEY)
             resolution = plan.generator.resolution
             assumed = realised_for_search(observation, plan.degradation, key, resolution=resolution)
             observation = replace(observation, exact=plan.degradation.exact)
@@ -223,17 +328,92 @@ class PhotosJob(Job[PhotosPlan]):
                 f"it is small already, and --degradation damages inputs of over {MAX_LOW} px; "
                 "if that is how it came about, add --search-degradation truth"
             )
-        return Subject(source.path, source.sha256, observation, assumed, None, picture.notes)
+        return _subject(source, observation, assumed, None, notes)
+
+    # --- photos with faces
+
+    def _begin(self, source: Source, photo: Photo) -> None:
+        """Say what faces there are, and note them beside their results."""
+        faces = [source.of_face(k) for k in range(len(photo.faces))]
+        left = [face for face in faces if not self.is_done(face, self.plan.variant)]
+        for stale in (*self._place(source).pictures(), *(self._place(one).report for one in left)):
+            stale.unlink(missing_ok=True)
+        self._photos[source.path] = photo
+        self._write_photo(source, photo, "unfinished", None)
+        sizes = [entry["observation_size"] for entry in photo.entries]
+        solutions = len(left) * self.plan.solutions
+        seconds = pace.expected_seconds(self.plan, solutions)
+        time = "" if seconds is None or not left else f", about {duration(seconds)}"
+        of = "" if len(faces) == photo.found else f" of {photo.found}"
+        self.say(
+            "faces",
+            f"{source.shown}: {len(faces)}{of} face(s), {_listed(sizes)} px; "
+            f"{solutions} solution(s) to search for{time}",
+            input=str(source.path),
+            found=photo.found,
+            sizes=sizes,
+            solutions=solutions,
+            seconds_expected=seconds and round(seconds, 1),
+        )
+
+    def _write_photo(
+        self, source: Source, photo: Photo, status: str, pasted: Mapping[str, Any] | None
+    ) -> None:
+        """The report of a photo with faces."""
+        report = {
+            **self.facts(source),
+            "status": status,
+            "input": str(source.path),
+            "photo_size": photo.size,
+            "found": photo.found,
+            "faces": photo.entries,
+            "paste_back": pasted,
+            "host": platform.node(),
+            "versions": versions(),
+            "notice": NOTICE,
+        }
+        write_json(self._place(source).report, report)
+
+    def _finish(self, source: Source) -> None:
+        """Put the solutions back into their photo, if all its faces are done."""
+        with self._lock:
+            photo = self._photos.get(source.path)
+            if photo is None:
+                return
+            faces = [source.of_face(k) for k in range(len(photo.faces))]
+            if not all(map(self.is_finished, faces)):
+                return
+            del self._photos[source.path]
+        pasted = None
+        if photo.pixels is not None:
+            places = [self._place(face) for face in faces]
+            options: Any = {"solutions": self.plan.solutions, "format": self.plan.format}
+            pasted = paste(photo, self._place(source), places, **options)
+        self._write_photo(source, photo, "ok", pasted)
+        if pasted is not None:
+            self._say_pasted(source, pasted)
+
+    def _say_pasted(self, source: Source, pasted: Mapping[str, Any]) -> None:
+        folder, agreement = self._place(source).folder, pasted["downscaled_psnr"]
+        self.say(
+            "photo",
+            f"{source.shown}: enlarged {pasted['scale']} times with its faces; downscaled it "
+            f"matches the photo to {', '.join(f'{psnr:.1f}' for psnr in agreement)} dB\n  "
+            f"{printable(folder / pasted['files'][0])}",
+            input=str(source.path),
+            folder=str(folder),
+            **pasted,
+        )
 
     # --- writing
 
     def write(self, subject: Subject, variant: Variant, result: Result) -> None:
-        plan, place = self.plan, self.plan.place_of(self.name(subject))
-        several = len(result.solutions) > 1
+        plan, place = self.plan, self._place(subject)
+        several, of = len(result.solutions) > 1, report_of(plan, subject, result)
         write_result(
             place,
             result,
-            report={**self.facts(subject), **report_of(plan, subject, result)},
+            report={**self.facts(subject), **self._alignment(subject), **of},
             config=self._config(subject),
             original=subject.original,
             uncertainty=several and (plan.uncertainty or variant.method.draws),
@@ -241,6 +421,15 @@ class PhotosJob(Job[PhotosPlan]):
             format=plan.format,
         )
         self._say_result(subject, result, place)
+        if not result.interrupted:
+            pace.remember(plan, result.seconds / len(result.solutions))
+        if subject.face is not None:
+            self._finish(subject.of_face(None))
+
+    def _alignment(self, subject: Subject) -> dict[str, Any]:
+        """Where a face lies in its photo, as its report says."""
+        photo = None if subject.face is None else self._photos[subject.path]
+        return {"alignment": None if photo is None else photo.entries[subject.face or 0]}
 
     def _config(self, subject: Subject) -> dict[str, Any]:
         """What redrawing needs to know, beside the latents."""
@@ -270,6 +459,7 @@ class PhotosJob(Job[PhotosPlan]):
             f"re-downscaled they match the input to {', '.join(f'{r:.1f}' for r in residuals)} dB"
             f"\n  {printable(shown)}",
             input=str(subject.path),
+            face=subject.face,
             folder=str(place.folder),
             seconds=round(result.seconds, 2),
             residual_psnr=[round(residual, 3) for residual in residuals],
@@ -284,6 +474,8 @@ class PhotosJob(Job[PhotosPlan]):
         message, name = in_a_line(error), printable(path.name)
         self.failed[path] = message if name in message else f"{name}: {message}"
         self.error(self.failed[path], input=str(path))
+        if path in self._photos:  # it will not be whole
+            self._photos[path] = replace(self._photos[path], pixels=None)
         if not self.plan.flat:
             with suppress(OSError):
                 self.plan.place_of(self._name_of(path)).folder.rmdir()  # if it is empty
@@ -294,21 +486,13 @@ class PhotosJob(Job[PhotosPlan]):
         """The name of a photo's result, or the likely one of a photo that was never read."""
         return self._names.get(self._owner_of.get(path, path), safe_stem(path))
 
-    def failures(self) -> dict[Path, str]:
-        """Photos that failed, but those that another process has solved, and why."""
-        return {p: why for p, why in self.failed.items() if not self._is_solved_elsewhere(p)}
-
-    def _is_solved_elsewhere(self, path: Path) -> bool:
-        if self.plan.share:
-            with suppress(UserError):
-                return self.is_finished(open_source(path)[0])
-        return False
-
     def write_summary(self) -> None:
-        """summary.json: what became of each photo, by the reports of whoever worked on it."""
-        failed = self.failures()
-        entries = [self._entry(path, failed.get(path)) for path in sorted(self.plan.photos)]
-        write_json(self.plan.reports / "summary.json", {"inputs": entries})
+        """summary.json: what became of each photo; that of a shard bears the shard's number."""
+        plan = self.plan
+        paths = sorted(plan.part(plan.photos))
+        entries = [self._entry(path, self.failed.get(path)) for path in paths]
+        name = SUMMARY if plan.shard is None else f"summary-{plan.shard}.json"
+        write_json(plan.reports / name, {"inputs": entries})
 
     def _entry(self, path: Path, failure: str | None) -> dict[str, Any]:
         name = self._name_of(path)
@@ -317,8 +501,12 @@ class PhotosJob(Job[PhotosPlan]):
             return {**entry, "status": "failed", "message": failure}
         report = _read_report(self.plan.place_of(name)) or {}
         try:
-            entry |= {key: report[key] for key in ("status", "seconds", "host")}
-            entry["residual_l1"] = [one["residual_l1"] for one in report["solutions"]]
+            entry |= {key: report[key] for key in ("status", "host")}
+            if "faces" in report:
+                entry["faces"] = len(report["faces"])
+            else:
+                entry["seconds"] = report["seconds"]
+                entry["residual_l1"] = [one["residual_l1"] for one in report["solutions"]]
         except KeyError:  # another run into the same folder is at it
             entry["status"] = "unfinished"
         return entry
@@ -369,7 +557,7 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
             f"solution_{i}": {name: values.tolist() for name, values in solution.history.items()}
             for i, solution in enumerate(result.solutions)
         },
-        "notice": "These faces are imagined; they do not identify anyone.",
+        "notice": NOTICE,
     }
 
 
@@ -407,6 +595,25 @@ def device_line() -> str:
     kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
     return f"{device.platform} ({device.device_kind or kind}{cores}) x {jax.local_device_count()}"
+
+
+def _subject(
+    source: Source,
+    observation: Observation,
+    assumed: Degradation,
+    original: np.ndarray | None,
+    notes: Iterable[str],
+) -> Subject:
+    own = (source.path, source.sha256, observation, assumed, original, tuple(notes))
+    return Subject(*own, face=source.face)
+
+
+def _listed(sizes: Sequence[int], most: int = 6) -> str:
+    """Numbers in words; of many, the first ones."""
+    texts = [str(size) for size in sizes[:most]]
+    if len(sizes) > most:
+        return f"{', '.join(texts)} ... {sizes[-1]}"
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
 def duration(seconds: float) -> str:

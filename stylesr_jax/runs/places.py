@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from stylesr_jax.runtime import files
 
 LONGEST = 200  # bytes of a name: file systems take 255, and names grow by endings
-RESERVED = ("summary.json",)  # what else lies in the folder of results
+SUMMARY = "summary.json"  # what else lies in the folder of results
+_RESERVED = re.compile(r"summary(-\d+-of-\d+)?\.json", re.IGNORECASE)  # and what shards write
 
 
 def safe_stem(path: Path) -> str:
@@ -26,6 +28,11 @@ def short_name(name: str) -> str:
     if cut == name and name.strip("."):
         return name
     return f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
+def is_reserved(name: str) -> bool:
+    """Whether the folder of results holds something else under this name."""
+    return _RESERVED.fullmatch(name) is not None
 
 
 def _cut(name: str) -> str:

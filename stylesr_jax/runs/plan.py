@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,25 @@ from stylesr_jax.runtime import files
 from stylesr_jax.runtime.weights import DEFAULT
 
 EVALUATIONS = 100  # default budget of a variant's solution, in gradient steps
+
+
+class Shard(NamedTuple):
+    """A part of the images, for one of several runs that know nothing of each other.
+
+    Attributes:
+        index: number of the part, from 0.
+        count: how many there are.
+    """
+
+    index: int
+    count: int
+
+    def of(self, paths: Sequence[Path]) -> list[Path]:
+        """Every `count`-th of the sorted paths."""
+        return sorted(paths)[self.index :: self.count]
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,8 @@ class Plan:
         generator, prior, perceptual: as `solve` takes them.
         weights_file: of the generator, in this project's format.
         identity: hashes of the weights, so that other weights do not continue a run.
-        lr_size: longer side of the low-resolution image, for plain bicubic data.
+        lr_size: longer side of the low-resolution image, for plain bicubic data; None where
+            originals are not degraded so.
         degradation: of originals brought to the generator's resolution (so that its pixels mean
             the same for every image); None is bicubic.
         truth: whether the search is told the data's degradation, or assumes plain bicubic.
@@ -103,9 +123,7 @@ class Plan:
         seed: of the starts and of the data's noise, with the content of each image.
         batch: starts searched together on a device; None is as many as fit, 1 on CPUs.
         mesh: devices to spread starts over, see `solve.device_mesh`; None takes the first one.
-        share: whether other processes do the same work into the same folder.
-        stale: seconds after which another process's claim counts as a dead one's.
-        place: number of this process and how many there are; it begins at its part of the images.
+        shard: number of this run and how many there are; it does its part of the images.
         start: (num_ws, w_dim) styles that all searches begin from, or None.
         noise_mask: (h, w) in [0, 1], where the setting "noise_std" adds noise; None: everywhere.
     """
@@ -117,16 +135,14 @@ class Plan:
     perceptual: Any = None
     weights_file: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
-    lr_size: int
+    lr_size: int | None
     degradation: Degradation | None = None
     truth: bool = False
     solutions: int = 1
     seed: int = 0
     batch: int | None = None
     mesh: Mesh | None = None
-    share: bool = False
-    stale: float = 60.0
-    place: tuple[int, int] = (0, 1)
+    shard: Shard | None = None
     noise_mask: np.ndarray | None = None
     start: np.ndarray | None = None
 
@@ -139,6 +155,10 @@ class Plan:
     def own_truths(self) -> bool:
         """Whether each image's search inverts a degradation of its own."""
         return self.truth and self.degradation is not None
+
+    def part(self, paths: Sequence[Path]) -> Sequence[Path]:
+        """The images that this run is to do."""
+        return paths if self.shard is None else self.shard.of(paths)
 
     @property
     def devices(self) -> int:

@@ -1,9 +1,9 @@
 """Records of finished work: JSON values, JSON files, and files of one JSON object a line."""
 
+import hashlib
 import io
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from math import isfinite
@@ -27,6 +27,11 @@ def finite(values: Any) -> Any:
     if isinstance(values, Real):
         return float(values) if isfinite(values) else None
     return values
+
+
+def content_key(facts: Any) -> str:
+    """Hexadecimal SHA-256 of what decides a result (JSON values, hashes of files among them)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
@@ -76,30 +81,38 @@ def _parse_rows(text: bytes) -> Iterator[Row]:
 
 
 class Rows:
-    """The finished rows of a file that other processes append to, by fingerprint."""
+    """The finished rows of a folder, by fingerprint.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._finished: dict[str, Row] = {}
-        self._bytes_read = 0
-        self._lock = threading.Lock()  # the reading and the writing thread look here too
-        self.refresh()
+    They are lines of rows.jsonl. Where several processes write, each row is a file rows/KEY.json
+    instead: nobody appends to what another one writes, and buckets, which cannot append, will do.
 
-    def refresh(self) -> None:
-        """Read what was appended; a line still being written is read again the next time."""
-        with self._lock, suppress(FileNotFoundError), open(self.path, "rb") as file:
-            file.seek(self._bytes_read)
-            whole = file.read().rpartition(b"\n")[0]
-            for row in _parse_rows(whole):
-                if row["status"] == "ok":
-                    self._finished[row["fingerprint"]] = row
-            self._bytes_read += len(whole)
+    Attributes:
+        folder: of the results.
+        apart: whether this process writes files of their own.
+    """
+
+    def __init__(self, folder: Path, *, apart: bool = False) -> None:
+        self.folder, self.apart = folder, apart
+        self._path = folder / "rows.jsonl"
+        whole = (row for row in read_rows(self._path) if row["status"] == "ok")
+        self._finished = {row["fingerprint"]: row for row in whole}
 
     def get(self, fingerprint: str) -> Row | None:
+        """The row of this fingerprint, or None if there is none that is whole."""
+        if fingerprint not in self._finished:
+            with suppress(OSError, ValueError):
+                self._finished[fingerprint] = json.loads(self._file(fingerprint).read_text())
         return self._finished.get(fingerprint)
 
     def append(self, row: Row) -> Row:
-        """Append to the file; returns the row as it will be read again."""
-        row = append_row(self.path, row)
+        """Keep a row; returns it as it will be read again."""
+        if self.apart:
+            row = finite(row)
+            write_json(self._file(row["fingerprint"]), row)
+        else:
+            row = append_row(self._path, row)
         self._finished[row["fingerprint"]] = row
         return row
+
+    def _file(self, fingerprint: str) -> Path:
+        return self.folder / "rows" / f"{fingerprint}.json"

@@ -8,7 +8,7 @@ was searched for, and a subject all that is needed of its file, which is opened 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -16,7 +16,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from stylesr_jax.degradations import Degradation
 from stylesr_jax.images.files import read_bytes
 from stylesr_jax.images.kinds import printable
-from stylesr_jax.runs.claims import Claim, Claims, repeat_until_free
 from stylesr_jax.runs.pipeline import Pipeline, grouped, images_together
 from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.solver.batching import choose_batch, within_memory
@@ -34,10 +33,12 @@ class Source:
     Attributes:
         path: where it is.
         sha256: of its bytes.
+        face: the number of a face in it; None: the whole picture.
     """
 
     path: Path
     sha256: str
+    face: int | None = field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -46,8 +47,18 @@ class Source:
 
     @property
     def shown(self) -> str:
-        """The name of the file, as it can be printed."""
-        return printable(self.path.name)
+        """The name of the file, as it can be printed, and which face it is."""
+        name = printable(self.path.name)
+        return name if self.face is None else f"{name} face {self.face}"
+
+    @property
+    def content(self) -> str:
+        """What seeds are drawn from."""
+        return self.sha256 if self.face is None else f"{self.sha256} face {self.face}"
+
+    def of_face(self, face: int | None) -> "Source":
+        """A face of the same file, or the file."""
+        return Source(self.path, self.sha256, face=face)
 
 
 @dataclass(frozen=True)
@@ -96,20 +107,16 @@ class Job(ABC, Generic[P]):
         self.plan = plan
 
     @abstractmethod
-    def key(self, source: Source, variant: Variant) -> str:
-        """Under which this piece of work is claimed where a folder is shared."""
-
-    @abstractmethod
     def is_done(self, source: Source, variant: Variant) -> bool:
-        """Whether this very work was done before, or elsewhere by now."""
+        """Whether this very work was done before."""
 
     def is_complete(self, source: Source) -> bool:
         """Whether nothing is left to do for an image."""
         return all(self.is_done(source, variant) for variant in self.plan.variants)
 
     @abstractmethod
-    def prepare(self, source: Source, data: bytes) -> Subject:
-        """Decode and degrade an image, on the reading thread.
+    def prepare(self, source: Source, data: bytes) -> Sequence[Subject]:
+        """Decode an image, on the reading thread, to what is searched for in it.
 
         Raises:
             UserError: it is no image, or not one that can be searched for.
@@ -117,7 +124,7 @@ class Job(ABC, Generic[P]):
 
     @abstractmethod
     def skip(self, source: Source, variant: Variant) -> None:
-        """This work was done before; called again in every pass."""
+        """This work was done before."""
 
     @abstractmethod
     def write(self, subject: Subject, variant: Variant, result: Result) -> None:
@@ -129,20 +136,12 @@ class Job(ABC, Generic[P]):
 
 
 def work(paths: Sequence[Path], job: Job[Any]) -> None:
-    """Do all that is left, in turns with other processes if the folder is shared.
-
-    An image that fails does not stop the others.
+    """Do all that is left. An image that fails does not stop the others.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; what was found is written.
     """
-    process, processes = job.plan.place
-    first = len(paths) * process // processes  # processes begin at different places
-    worker = _Worker(job, len(paths))
-    try:
-        repeat_until_free([*paths[first:], *paths[:first]], worker.attempt, worker.claims)
-    finally:
-        worker.release_all()
+    Worker(job, len(paths)).work(paths)
 
 
 class _Read(NamedTuple):
@@ -150,44 +149,30 @@ class _Read(NamedTuple):
 
     path: Path
     source: Source | None = None
-    subject: Subject | None = None  # None: nothing is left to do
-    held: bool = False  # all that is left is claimed by other processes
+    subjects: Sequence[Subject] = ()  # none: nothing is left to do
     error: Exception | None = None
 
 
-class _Task(NamedTuple):
-    """A piece of work that is this process's."""
+class Worker:
+    """The state of `work`, which serves several lists of images.
 
-    subject: Subject
-    claim: Claim | None
-
-
-class _Worker:
-    """The state of `work`."""
+    Attributes:
+        job: what is done.
+        images: how many there are in all, for the size of batches.
+    """
 
     def __init__(self, job: Job[Any], images: int) -> None:
-        plan = job.plan
-        self.job, self.plan, self.images = job, plan, images
-        self.claims = Claims(plan.out / ".claims", plan.stale) if plan.share else None
-        self._claimed: list[Claim] = []
-        self._held: set[Path] = set()  # images of which other processes hold something
-        self._failed: set[tuple[Path, str]] = set()
+        self.job, self.plan, self.images = job, job.plan, images
+        self._failed: set[tuple[Path, int | None, str]] = set()
         self._batches: dict[tuple[str, int], int] = {}  # (label, canvas) -> starts on a device
 
-    def attempt(self, paths: Sequence[Path]) -> list[Path]:
-        """One pass; returns the images of which other processes hold something."""
-        self._held.clear()
+    def work(self, paths: Sequence[Path]) -> None:
+        """Do all that is left for some images, see `work`."""
         with Pipeline() as pipeline:
             subjects = self._to_do(pipeline.read(self._read, paths))
             for group in grouped(subjects, self._alike, self._images_together):
                 for variant in self.plan.variants:
-                    self._search(self._tasks(group, variant), variant, pipeline)
-        return [path for path in paths if path in self._held]
-
-    def release_all(self) -> None:
-        """Free what is still claimed."""
-        for claim in self._claimed:
-            claim.release()
+                    self._search(self._left(group, variant), variant, pipeline)
 
     # --- reading
 
@@ -197,38 +182,27 @@ class _Worker:
             source, data = open_source(path)
             if self.job.is_complete(source):
                 return _Read(path, source)
-            if self._is_held(source):
-                return _Read(path, source, held=True)
             return _Read(path, source, self.job.prepare(source, data))
         except Exception as error:  # one odd file must not end the folder
             return _Read(path, error=error)
 
-    def _is_held(self, source: Source) -> bool:
-        if self.claims is None:
-            return False
-        variants = [v for v in self.plan.variants if not self.job.is_done(source, v)]
-        keys = [self.job.key(source, variant) for variant in variants]
-        return bool(keys) and not any(map(self.claims.is_free, keys))
-
     def _to_do(self, images: Iterable[_Read]) -> Iterator[Subject]:
         """Those that something is left to do for; the others are skipped, or listed."""
         for image in images:
-            if image.subject is not None:
-                yield image.subject
-            elif image.held:
-                self._held.add(image.path)
-            else:
-                for variant in self.plan.variants:
-                    if image.error is not None:
-                        self._fail(image.path, variant, image.error)
-                    elif image.source is not None:
-                        self.job.skip(image.source, variant)
+            if image.subjects:
+                yield from image.subjects
+                continue
+            for variant in self.plan.variants:
+                if image.error is not None:
+                    self._fail(image.path, variant, image.error)
+                elif image.source is not None:
+                    self.job.skip(image.source, variant)
 
     # --- grouping
 
     def _alike(self, subject: Subject) -> Any:
         """What subjects that are searched together have in common."""
-        return subject.path if self.plan.own_truths else subject.canvas
+        return (subject.path, subject.face) if self.plan.own_truths else subject.canvas
 
     def _images_together(self, subject: Subject) -> int:
         if self.plan.own_truths:
@@ -253,54 +227,37 @@ class _Worker:
             )
         return self._batches[key]
 
-    def _tasks(self, subjects: Sequence[Subject], variant: Variant) -> list[_Task]:
-        """What of a group is this process's to do for a variant."""
-        tasks = (
-            self._task(subject, variant)
-            for subject in subjects
-            if (subject.path, variant.label) not in self._failed
-        )
-        return [task for task in tasks if task is not None]
-
-    def _task(self, subject: Subject, variant: Variant) -> _Task | None:
-        if self.job.is_done(subject, variant):
-            self.job.skip(subject, variant)
-            return None
-        if self.claims is None:
-            return _Task(subject, None)
-        claim = self.claims.take(self.job.key(subject, variant))
-        if claim is None:
-            self._held.add(subject.path)
-        elif self.job.is_done(subject, variant):  # somebody was faster
-            claim.release()
-            self.job.skip(subject, variant)
-        else:
-            self._claimed.append(claim)
-            return _Task(subject, claim)
-        return None
+    def _left(self, subjects: Sequence[Subject], variant: Variant) -> list[Subject]:
+        """Those of a group that are to be searched for by a variant; the others are skipped."""
+        sound = (s for s in subjects if (s.path, s.face, variant.label) not in self._failed)
+        left = []
+        for subject in sound:
+            if self.job.is_done(subject, variant):
+                self.job.skip(subject, variant)
+            else:
+                left.append(subject)
+        return left
 
     # --- searching
 
-    def _search(self, tasks: Sequence[_Task], variant: Variant, pipeline: Pipeline) -> None:
+    def _search(self, subjects: Sequence[Subject], variant: Variant, pipeline: Pipeline) -> None:
         """Search for some subjects together and hand the results to the writing thread."""
-        if not tasks:
+        if not subjects:
             return
-        subjects = [task.subject for task in tasks]
         batch = self._batch(subjects[0], variant)
         try:
             results, batch = within_memory(batch, partial(self._solve, subjects, variant))
         except Exception as error:
-            if len(tasks) > 1:  # the others may be sound
-                for task in tasks:
-                    self._search([task], variant, pipeline)
+            if len(subjects) > 1:  # the others may be sound
+                for subject in subjects:
+                    self._search([subject], variant, pipeline)
             else:
-                self._fail(subjects[0].path, variant, error)
-                self._release(tasks[0])
+                self._fail(subjects[0].path, variant, error, subjects[0].face)
             return
         self._batches[variant.label, subjects[0].canvas] = batch
-        found = zip(tasks, results, strict=False)  # Ctrl-C leaves out the last ones
-        pipeline.write_group(self._write, [(task, variant, result) for task, result in found])
-        if len(results) < len(tasks) or any(result.interrupted for result in results):
+        found = zip(subjects, results, strict=False)  # Ctrl-C leaves out the last ones
+        pipeline.write_group(self._write, [(subject, variant, result) for subject, result in found])
+        if len(results) < len(subjects) or any(result.interrupted for result in results):
             raise KeyboardInterrupt
 
     def _solve(self, subjects: Sequence[Subject], variant: Variant, batch: int) -> list[Result]:
@@ -313,7 +270,7 @@ class _Worker:
 
         return solve(
             [subject.observation for subject in subjects],
-            [key_of(plan.seed, subject.sha256) for subject in subjects],
+            [key_of(plan.seed, subject.content) for subject in subjects],
             generator=plan.generator,
             prior=plan.prior,
             perceptual=plan.perceptual,
@@ -329,24 +286,15 @@ class _Worker:
 
     # --- writing
 
-    def _write(self, task: _Task, variant: Variant, result: Result) -> None:
-        """On the writing thread: keep a result, unless another process took the work over."""
-        path = task.subject.path
+    def _write(self, subject: Subject, variant: Variant, result: Result) -> None:
+        """On the writing thread: keep a result."""
         try:
-            if task.claim is not None and not task.claim.is_mine():
-                self._held.add(path)
-            else:
-                self.job.write(task.subject, variant, result)
+            self.job.write(subject, variant, result)
         except Exception as error:  # of one image; the others are written
-            self._fail(path, variant, error)
-        finally:
-            self._release(task)
+            self._fail(subject.path, variant, error, subject.face)
 
-    def _fail(self, path: Path, variant: Variant, error: Exception) -> None:
-        self._failed.add((path, variant.label))
+    def _fail(
+        self, path: Path, variant: Variant, error: Exception, face: int | None = None
+    ) -> None:
+        self._failed.add((path, face, variant.label))
         self.job.fail(path, variant, error)
-
-    def _release(self, task: _Task) -> None:
-        if task.claim is not None:
-            task.claim.release()
-            self._claimed.remove(task.claim)

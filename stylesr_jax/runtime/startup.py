@@ -39,17 +39,13 @@ def configure() -> None:
 
 
 @contextmanager
-def prefetched(facts: Mapping[str, Any] | None) -> Iterator[None]:
+def prefetched(facts: Mapping[str, Any]) -> Iterator[None]:
     """`configure`, then load in the background what the last such process called.
 
     Args:
-        facts: what processes that call the same programs share; None loads nothing, as where
-            devices must not be touched yet.
+        facts: what processes that call the same programs share.
     """
     configure()
-    if facts is None:
-        yield
-        return
     check_device()
     with program_cache.prefetch(repr(sorted(facts.items()))):
         yield

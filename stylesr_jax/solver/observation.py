@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Key
 
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
+from stylesr_jax.degradations.resize import resize_matrix
 from stylesr_jax.errors import UserError
 
 MAX_LOW = 256  # px: what is larger is no low-resolution observation
@@ -47,8 +48,22 @@ class Observation:
         return images[..., top : top + height, left : left + width, :]
 
 
-def place_on_canvas(image: Any) -> Observation:
+def reduced(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) in [-1, 1], shrunk until its longer side has 256 px (bicubic)."""
+    height, width = scaled_size(image.shape, MAX_LOW)
+    rows, columns = (
+        resize_matrix(n, m).astype(np.float32)
+        for n, m in zip(image.shape[:2], (height, width), strict=True)
+    )
+    shrunk = np.tensordot(columns, np.tensordot(rows, image, 1), ((1,), (1,))).swapaxes(0, 1)
+    return np.clip(np.ascontiguousarray(shrunk), -1.0, 1.0)
+
+
+def place_on_canvas(image: Any, known: np.ndarray | None = None) -> Observation:
     """Put a low-resolution image (h, w, 3) in [-1, 1] in the middle of a square canvas.
+
+    Args:
+        known: (h, w) in [0, 1], how much of each pixel was observed; None: all of it.
 
     Raises:
         UserError: its shape, size or values are not those of such an image.
@@ -68,7 +83,8 @@ def place_on_canvas(image: Any) -> Observation:
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     edges = ((top, side - height - top), (left, side - width - left), (0, 0))
-    mask = np.pad(np.ones((height, width, 1), np.float32), edges)
+    seen = np.ones((height, width), np.float32) if known is None else known
+    mask = np.pad(seen[..., None].astype(np.float32), edges)
     return Observation(np.pad(image, edges, mode="edge"), mask, (top, left, height, width))
 
 

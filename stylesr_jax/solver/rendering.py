@@ -54,8 +54,12 @@ def degrade(degradation: Degradation, image: np.ndarray) -> np.ndarray:
     return np.asarray(_degrade(degradation, image))
 
 
-def residuals(low: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Mean |A(x) - y| and the PSNR in dB, data range 2."""
+def residuals(
+    low: np.ndarray, reference: np.ndarray, known: np.ndarray | float = 1.0
+) -> tuple[float, float]:
+    """Mean |A(x) - y| and the PSNR in dB, data range 2, of the pixels that are known."""
+    weights = np.broadcast_to(known, low.shape)
     error = low - reference
-    mse = float(np.mean(np.square(error)))
-    return float(np.mean(np.abs(error))), float(10 * np.log10(4.0 / max(mse, 1e-12)))
+    mse = float(np.average(np.square(error), weights=weights))
+    l1 = float(np.average(np.abs(error), weights=weights))
+    return l1, float(10 * np.log10(4.0 / max(mse, 1e-12)))

@@ -46,6 +46,8 @@ Progress = Callable[[int, int, int, int, dict[str, float]], None]
 # image, solution, a function that draws the best so far: (H, W, 3) in [-1, 1]
 Preview = Callable[[int, int, Callable[[], np.ndarray]], None]
 
+UNKNOWN = 100.0  # variance of what was not observed: far above that of images in [-1, 1]
+
 _latents = jax.jit(lambda stage, *args: stage.latents(*args))
 _advance = kept_jit(engine.advance, static_argnames=("length", "mesh"))
 
@@ -335,21 +337,22 @@ def _solution(
     observation = search.observations[job.image]
     latents, generated = _generated(search, stage, job, b, starts, variables)
     degradation = on_crop(search.context.degradation, observation)
-    correction = None
+    correction, known = None, observation.crop(observation.mask)
     if fidelity := observation.exact * float(search.method.fidelity):
         noise = search.method.noise_std * mask_on_canvas(search.noise_mask, observation)
+        variance = jnp.square(observation.crop(noise)) + UNKNOWN * (1.0 - known)
         correction = correction_of(
             jnp.asarray(generated),
             observation.crop(starts.target[b]),
             degradation,
-            jnp.square(observation.crop(noise)),
+            variance,
             jnp.float32(fidelity),
         )
         correction = np.asarray(correction)
     image = add_correction(generated, correction)
     low = degrade(degradation, image)
-    residual_l1, residual_psnr = residuals(low, observation.image)
-    _, generated_psnr = residuals(degrade(degradation, generated), observation.image)
+    residual_l1, residual_psnr = residuals(low, observation.image, known)
+    _, generated_psnr = residuals(degrade(degradation, generated), observation.image, known)
     return Solution(
         image=image,
         generated=generated,

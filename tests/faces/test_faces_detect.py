@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from photos import background, paste
 from stylesr_jax.errors import UserError
 from stylesr_jax.faces import detect
 from stylesr_jax.faces.align import Transform, is_framed
@@ -29,27 +30,6 @@ def portrait_face():
 
 def floats(picture):
     return np.asarray(picture, np.float32) / np.float32(127.5) - np.float32(1.0)
-
-
-def background(size, seed=0):
-    """Coloured noise of two scales, as a picture."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(60, 200, (9, 12, 3), np.uint8))
-    total = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32)
-    total += rng.normal(0.0, 8.0, total.shape)
-    return Image.fromarray(np.clip(total, 0, 255).astype(np.uint8))
-
-
-def paste(canvas, photo, transform):
-    """Lay a whole square photo on a canvas so that its frame is the transform's."""
-    shrunk = photo.resize((max(round(transform.size), 1),) * 2, Image.Resampling.BICUBIC)
-    n = shrunk.width
-    across, down = transform.axes * n / transform.size
-    start = -np.array([transform.center @ across, transform.center @ down]) + n / 2
-    matrix = (*across, start[0], *down, start[1])
-    affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
-    mask = Image.new("L", shrunk.size, 255).transform(canvas.size, affine, matrix, bicubic)
-    canvas.paste(shrunk.transform(canvas.size, affine, matrix, bicubic), mask=mask)
 
 
 def at(face, transform, side):

@@ -56,7 +56,7 @@ def _help(module: str) -> tuple[object, str]:
 
 def test_the_pages_are_read():
     """Otherwise the tests below would have nothing to check."""
-    assert {"--share", "--distributed", "--resume"} <= COMMANDS["stylesr_jax.upsample"]
+    assert {"--shard", "--resume"} <= COMMANDS["stylesr_jax.upsample"]
     assert {"stylesr_jax.evaluate", "stylesr_jax.fit_prior", "convert.fetch"} <= set(COMMANDS)
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,7 @@ from stylesr_jax.images.files import read_image, to_uint8
 from stylesr_jax.methods import METHODS
 from stylesr_jax.metrics.lpips import load_features, lpips
 from stylesr_jax.metrics.scorer import Sizes, mean_scores
-from stylesr_jax.runs import evaluation, worker
-from stylesr_jax.runs.claims import Claims
+from stylesr_jax.runs import worker
 from stylesr_jax.runs.evaluation import EvaluationPlan, prepare, run
 from stylesr_jax.runs.plan import variant
 from stylesr_jax.runs.records import append_row, read_rows
@@ -216,6 +214,31 @@ def test_a_second_run_does_only_what_is_new(call, tmp_path, capsys):
     assert "already done" not in capsys.readouterr().out
 
 
+def test_parts_are_put_together_by_the_command_without_shard(call, tmp_path, capsys):
+    for part in ("1/2", "0/2"):
+        assert call("--shard", part) == 0
+        assert "without --shard writes the table" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"rows", "images", "features"}
+    rows = {path.name: path.read_text() for path in (out / "rows").iterdir()}
+    assert len(rows) == 9  # three images, two methods and the original
+    assert call() == 0
+    assert capsys.readouterr().out.count("already done") == 6
+    assert json.loads((out / "table.json").read_text())["table"]["a"]["psnr"]["n"] == 3
+    assert not (out / "rows.jsonl").exists()
+    assert {path.name: path.read_text() for path in (out / "rows").iterdir()} == rows
+
+
+def test_a_part_that_fails_ends_with_code_2(call, folder, tmp_path, capsys):
+    images = tmp_path / "mixed"
+    images.mkdir()
+    shutil.copy(folder / "face0.png", images / "a.png")
+    (images / "b.png").write_bytes(b"no picture")
+    assert call("--shard", "0/2", "--quiet", images=images) == 0
+    assert call("--shard", "1/2", "--quiet", images=images) == 2
+    assert "b.png, a: " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_without_recomputing(tiny_files, folder, tmp_path):
     out = tmp_path / "out"
@@ -376,45 +399,6 @@ def test_batches_across_images_score_alike(tiny, tiny_prior, folder, tmp_path):
         a, b = (mean_scores(found.rows[name]["rls"]) for found in (one, all_))
         np.testing.assert_allclose(a["low_l1"], b["low_l1"], rtol=1e-3)
         np.testing.assert_allclose(a["lpips_vgg"], b["lpips_vgg"], rtol=1e-2)
-
-
-def test_runs_that_share_a_folder_do_each_row_once(tiny, tiny_prior, folder, tmp_path):
-    said: list[list[str]] = [[], []]
-    variants = (variant("rls", evaluations=4), variant("bicubic"))
-
-    def one(number):
-        place = (number, 2)
-        options = {"share": True, "stale": 20.0, "place": place, "variants": variants}
-        plan = dataclasses.replace(_plan(tiny, tiny_prior, folder, tmp_path), **options)
-        return run(plan, say=said[number].append)
-
-    with ThreadPoolExecutor(2) as pool:
-        a, b = pool.map(one, range(2))
-    assert a == b and not a.failed
-    assert all(set(labels) == {"rls", "bicubic", "original"} for labels in a.rows.values())
-    rows = [r for r in read_rows(tmp_path / "rows.jsonl") if r["label"] != "original"]
-    assert len(rows) == len({row["fingerprint"] for row in rows}) == 6
-    worked = [line for lines in said for line in lines if "already done" not in line]
-    assert len(worked) == 6 and all(len(lines) == 6 for lines in said)
-    assert not list((tmp_path / ".claims").iterdir())
-
-
-def test_a_row_that_another_process_holds_is_waited_for(tiny, tiny_prior, folder, tmp_path):
-    plan = dataclasses.replace(_plan(tiny, tiny_prior, folder, tmp_path), share=True, stale=2.0)
-    subject = prepare(plan, plan.images[0])
-    claims = Claims(tmp_path / ".claims", plan.stale)
-    claim = claims.take(evaluation.fingerprint(plan, subject, plan.variants[0]))
-    assert claim is not None
-    with ThreadPoolExecutor(1) as pool:
-        going = pool.submit(run, plan, say=lambda _: None)
-        file = tmp_path / "rows.jsonl"
-        while sum(row["label"] == "rls" for row in read_rows(file)) < 2 and not going.done():
-            time.sleep(0.01)
-        assert not going.done()
-        claim.release()  # it gave up
-        outcome = going.result()
-    assert list(outcome.rows) == [f"face{i}.png" for i in range(3)]
-    assert all("rls" in labels for labels in outcome.rows.values())
 
 
 def test_interruption_keeps_what_is_finished(tiny, tiny_prior, folder, tmp_path, monkeypatch):

@@ -118,8 +118,9 @@ def test_another_run_overwrites_nothing(job):
 def test_what_is_no_result_is_not_written_into(job, tmp_path):
     (tmp_path / "face").write_text("a file of the user's")
     assert job(A).name(A) == _hashed(A)
-    summary = _source("summary.json.png", "s")
-    assert job(summary).name(summary) == f"summary.json-{summary.sha256[:8]}"
+    for stem in ("summary.json", "summary-0-of-8.json"):
+        summary = _source(f"{stem}.png", "s")
+        assert job(summary).name(summary) == f"{stem}-{summary.sha256[:8]}"
 
 
 def test_an_unfinished_folder_is_taken(job, tmp_path):

@@ -98,7 +98,7 @@ def test_same_seed_same_files_other_seed_other_files(run, photo, tmp_path):
 def test_large_inputs_are_degraded_kept_and_scored(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.jpg")
-    options = ("--lr-size", "8", "--out", tmp_path / "out", "--quiet", *QUICK)
+    options = ("--lr-size", "8", "--align", "off", "--out", tmp_path / "out", "--quiet", *QUICK)
     assert run(tmp_path / "large.jpg", *options) == 0
     report = json.loads((tmp_path / "out" / "large" / "report.json").read_text())
     assert report["input_size"] == [8, 6]
@@ -222,26 +222,6 @@ def test_an_input_whose_search_breaks_does_not_stop_those_searched_with_it(
     assert errors == ["error: photo1.png: JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory"]
 
 
-def test_a_result_whose_claim_was_taken_over_is_dropped(run, photo, tmp_path, monkeypatch):
-    """As after this process was stopped for long: its successor has done the input since."""
-    out, first = tmp_path / "out", tmp_path / "first"
-    assert run(photo, "--out", first, *QUICK) == 0
-
-    def succeeded(observations, keys, **options):
-        results = solve(observations, keys, **options)
-        (claim,) = (out / ".claims").glob("*.0.claim")
-        claim.rename(claim.with_name(claim.name.replace(".0.", ".1.")))  # another one's by now
-        claim.with_name(claim.name.replace(".0.", ".1.")).write_text("another one")
-        shutil.copytree(first / "photo", out / "photo")
-        threading.Timer(0.2, lambda: [c.unlink() for c in (out / ".claims").glob("*")]).start()
-        return results
-
-    monkeypatch.setattr(worker, "solve", succeeded)
-    assert run(photo, "--out", out, "--share", *QUICK) == 0
-    for path in (first / "photo").iterdir():
-        assert (out / "photo" / path.name).read_bytes() == path.read_bytes()
-
-
 def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
     photos, out = _photos(tmp_path / "in", [8, 8, 8]), tmp_path / "out"
     calls = []
@@ -258,11 +238,10 @@ def test_ctrl_c_keeps_what_was_found(run, tmp_path, monkeypatch, capsys):
         return solve(observations, keys, **{**options, "on_progress": on_progress})
 
     monkeypatch.setattr("stylesr_jax.runs.worker.solve", interrupted)
-    assert run(photos, "--out", out, "--share", *QUICK) == 130
+    assert run(photos, "--out", out, *QUICK) == 130
     assert "the best so far was saved" in capsys.readouterr().err
     states = {p.parent.name: json.loads(p.read_text())["status"] for p in out.glob("*/report.json")}
     assert states == {"photo0": "ok", "photo1": "interrupted"}
-    assert not list((out / ".claims").iterdir())
 
 
 def _plan(tiny, out, photos=(), **options):
@@ -303,7 +282,7 @@ def test_resume_skips_what_is_done(run, photo, tmp_path, capsys):
 @pytest.mark.parametrize("options", [("--lr-size", 16), ("--degradation", "blur(9)|bicubic(8)")])
 def test_resume_does_other_work_too(run, tmp_path, capsys, options):
     folder, out = _photos(tmp_path / "in", [300]), tmp_path / "out"
-    first = ("--out", out, "--lr-size", 8, *FEW)
+    first = ("--out", out, "--lr-size", 8, "--align", "off", *FEW)
     assert run(folder, *first) == 0
     before = (out / "photo0" / "report.json").read_text()
     capsys.readouterr()
@@ -516,7 +495,8 @@ def test_an_input_is_opened_once(run, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "read_bytes", lambda path: opened.append(path) or real(path))
     large = tmp_path / "large.png"
     Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(large)
-    assert run(photo, large, "--out", tmp_path / "out", "--lr-size", 8, *FEW) == 0
+    options = ("--lr-size", 8, "--align", "off", *FEW)
+    assert run(photo, large, "--out", tmp_path / "out", *options) == 0
     assert sorted(opened) == sorted([photo, large])
 
 
