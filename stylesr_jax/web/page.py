@@ -135,7 +135,11 @@ class Page:
                     elem_id="editor",
                 )
                 self.side = gr.Slider(
-                    8, 256, 256, step=1, label="Longer side, px (the photo's own at most)"
+                    photos.SMALLEST,
+                    photos.MAX_LOW,
+                    photos.MAX_LOW,
+                    step=1,
+                    label="Longer side, px (the photo's own at most)",
                 )
                 with gr.Accordion("Or upload a mask (white: noise)", open=False):
                     self.mask = gr.File(label="Mask", file_types=["image"], elem_id="mask")
@@ -310,11 +314,8 @@ class Page:
     ) -> Values:
         session, photo = self._session(request), photos.open_photo(data, name)
         session.photo, session.choice, session.side = photo, photo.choices[0][1], side
-        text = photo.description
-        if side is not None:
-            text += f"; shrunk to {side} px, to have something to find"
         choices = gr.update(choices=photo.choices, value=session.choice)
-        return {**self._views(session), self.faces: choices, self.status: said(text)}
+        return {**self._views(session), self.faces: choices}
 
     def _views(self, session: Session) -> Values:
         """What the part for the photo shows."""
@@ -325,8 +326,11 @@ class Page:
         return {
             self.shown: photos.with_faces(photo, session.choice),
             self.faces: session.choice,
-            self.side: gr.update(value=side, maximum=largest, minimum=min(8, largest - 1)),
+            self.side: gr.update(
+                value=side, maximum=largest, minimum=min(photos.SMALLEST, largest - 1)
+            ),
             self.editor: {"background": ground, "layers": [], "composite": None},
+            self.status: said(photo.description(session.choice, session.side)),
         }
 
     @_errors_said
@@ -347,7 +351,8 @@ class Page:
     def resize(self, side: float, request: gr.Request) -> Values:
         """The observation at another size."""
         session = self._session(request)
-        session.side = int(side)
+        largest = session.brought.largest(session.choice)
+        session.side = int(side) if side < largest else None
         return self._views(session)
 
     # --- the search
@@ -398,7 +403,7 @@ class Page:
                 self.models,
                 observation,
                 request,
-                name=photo.sha256,
+                name=photo.content(choice),
                 start=start,
                 stop=session.stop,
             ):

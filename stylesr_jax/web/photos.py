@@ -12,11 +12,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stylesr_jax.degradations import resize, scaled_size
 from stylesr_jax.errors import UserError, printable
-from stylesr_jax.faces.align import Face, Transform, align, observation_size, taken_as_it_is
+from stylesr_jax.faces.align import (
+    SMALLEST,
+    Face,
+    Transform,
+    align,
+    observation_size,
+    taken_as_it_is,
+)
 from stylesr_jax.faces.detect import MAX_PIXELS, find_faces
 from stylesr_jax.images.decoding import decode
 from stylesr_jax.images.files import to_uint8
-from stylesr_jax.solver.observation import MAX_LOW, MIN_LOW, Observation, place_on_canvas
+from stylesr_jax.runs.alignment import notes_of_face
+from stylesr_jax.solver.observation import (
+    MAX_LOW,
+    MIN_LOW,
+    Observation,
+    place_on_canvas,
+    reduced,
+)
 
 MAX_BYTES = 64 << 20  # of an uploaded file
 SHOWN = 640  # px: longer side of the picture that shows where the faces are
@@ -54,13 +68,6 @@ class Photo:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     @property
-    def description(self) -> str:
-        """The photo in a line."""
-        count = f"{len(self.faces)} face{'' if len(self.faces) == 1 else 's'} found"
-        size = f"{self.name}: {self.size[1]}x{self.size[0]} px"
-        return "; ".join([f"{size}, {count}", *self.notes])
-
-    @property
     def image(self) -> np.ndarray:
         """(H, W, 3) float32 in [-1, 1]."""
         image = np.divide(self.pixels, 127.5, dtype=np.float32)
@@ -72,7 +79,7 @@ class Photo:
         """What can be picked, best first: a line for each, and what names it."""
         whole = (f"the picture as it is ({self.size[1]}x{self.size[0]} px)", WHOLE)
         sides = [observation_size(face.transform) for face in self.faces]
-        faces = [(f"face {i + 1} ({side} px)", str(i + 1)) for i, side in enumerate(sides)]
+        faces = [(f"face {i} ({side} px)", str(i)) for i, side in enumerate(sides)]
         return [whole, *faces] if self.whole or not faces else [*faces, whole]
 
     def transform(self, choice: str) -> Transform | None:
@@ -85,12 +92,28 @@ class Photo:
             return None
         if choice not in [name for _, name in self.choices]:
             raise UserError("pick one of the faces first")
-        return self.faces[int(choice) - 1].transform
+        return self.faces[int(choice)].transform
+
+    def content(self, choice: str) -> str:
+        """What seeds are drawn from: as `upsample` does."""
+        return self.sha256 if choice == WHOLE else f"{self.sha256} face {choice}"
 
     def largest(self, choice: str) -> int:
         """Pixels of the longer side that the photo holds of a choice, 256 at most."""
         transform = self.transform(choice)
         return min(max(self.size), MAX_LOW) if transform is None else observation_size(transform)
+
+    def description(self, choice: str, side: int | None = None) -> str:
+        """The photo, and what is super-resolved of it, in a line."""
+        count = f"{len(self.faces)} face{'' if len(self.faces) == 1 else 's'} found"
+        parts = [f"{self.name}: {self.size[1]}x{self.size[0]} px, {count}", *self.notes]
+        if self.transform(choice) is not None:
+            parts += notes_of_face(self.faces[int(choice)], self.pixels)
+        elif max(self.size) > MAX_LOW and side is None:
+            parts.append(f"the picture is reduced to {MAX_LOW} px")
+        if side is not None:
+            parts.append(f"shrunk to {side} px")
+        return "; ".join(parts)
 
 
 def open_photo(data: bytes, name: str) -> Photo:
@@ -106,7 +129,7 @@ def open_photo(data: bytes, name: str) -> Photo:
     picture = decode(data, name)
     if min(picture.pixels.shape[:2]) < MIN_LOW:
         raise UserError(f"{shown}: sides of {MIN_LOW} px are the least; give a larger picture")
-    faces = find_faces(picture.pixels)
+    faces = [face for face in find_faces(picture.pixels) if face.size >= SMALLEST]
     whole = not faces or taken_as_it_is(picture.pixels, faces)
     notes = picture.notes if faces else (*picture.notes, NO_FACE)
     pixels = to_uint8(picture.pixels)
@@ -154,11 +177,13 @@ def observe(photo: Photo, choice: str, side: int | None = None) -> Observation:
         UserError: there is no such choice.
     """
     transform, most = photo.transform(choice), photo.largest(choice)
-    side = int(np.clip(most if side is None else side, min(8, most), most))
+    side = int(np.clip(most if side is None else side, min(SMALLEST, most), most))
     if transform is not None:
-        return place_on_canvas(align(photo.image, photo.faces[int(choice) - 1].points, side)[0])
+        return place_on_canvas(*align(photo.image, photo.faces[int(choice)].points, side))
     if side == max(photo.size):
         return place_on_canvas(photo.image)
+    if side == MAX_LOW:
+        return place_on_canvas(reduced(photo.image))
     size = scaled_size((*photo.size, 3), side)
     return place_on_canvas(np.clip(np.asarray(resize(jnp.asarray(photo.image), size)), -1.0, 1.0))
 
@@ -184,8 +209,8 @@ def with_faces(photo: Photo, choice: str = "") -> np.ndarray:
     picture = Image.fromarray(photo.pixels).resize(size, how)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=18)
     for i, face in enumerate(photo.faces):
-        colour = PICKED if choice == str(i + 1) else COLOUR
-        _outline(draw, face.transform.corners * scale, str(i + 1), colour, font)
+        colour = PICKED if choice == str(i) else COLOUR
+        _outline(draw, face.transform.corners * scale, str(i), colour, font)
     return np.asarray(picture)
 
 
@@ -209,7 +234,7 @@ def face_at(photo: Photo, x: float, y: float) -> str:
     """The choice at a point of `with_faces`'s picture: the smallest face there, or the whole."""
     point = np.array([x, y]) / shown_scale(photo)
     inside = [i for i, face in enumerate(photo.faces) if _within(face.transform.to_crop(point))]
-    return str(inside[-1] + 1) if inside else WHOLE  # faces are sorted, largest first
+    return str(inside[-1]) if inside else WHOLE  # faces are sorted, largest first
 
 
 def _within(fractions: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """A photo that is brought to the page: its faces, what is picked, what is shown."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import read_image
+from stylesr_jax.runs.worker import Source
 from stylesr_jax.web import photos
 from stylesr_jax.web.photos import WHOLE, face_at, observe, open_photo, portrait, with_faces
 from where import PORTRAIT
@@ -31,20 +33,21 @@ def wide():
 def test_the_shipped_portrait_is_framed_and_taken_whole():
     photo = open_photo(*portrait())
     assert photo.choices[0][1] == WHOLE and len(photo.faces) == 1
-    assert "1 face found" in photo.description
+    assert photo.description(WHOLE).endswith("1 face found; the picture is reduced to 256 px")
+    assert "shrunk to 32 px" in photo.description(WHOLE, 32)
     assert observe(photo, WHOLE).image.shape == (256, 256, 3)
 
 
 def test_a_face_in_a_photo_comes_first_at_the_size_that_it_has(wide):
     (line, choice), *others = wide.choices
     side = photos.observation_size(wide.faces[0].transform)
-    assert choice == "1" and f"{side} px" in line and [name for _, name in others] == [WHOLE]
-    assert observe(wide, "1").image.shape == (side, side, 3)
+    assert choice == "0" and f"{side} px" in line and [name for _, name in others] == [WHOLE]
+    assert observe(wide, "0").image.shape == (side, side, 3)
 
 
 def test_observations_are_shrunk_but_never_enlarged(wide):
-    assert observe(wide, "1", 16).image.shape == (16, 16, 3)
-    assert observe(wide, "1", 256).image.shape[0] == wide.largest("1") < 256
+    assert observe(wide, "0", 16).image.shape == (16, 16, 3)
+    assert observe(wide, "0", 256).image.shape[0] == wide.largest("0") < 256
     assert observe(wide, WHOLE, 64).image.shape == (32, 64, 3)
 
 
@@ -52,30 +55,43 @@ def test_a_small_picture_is_taken_as_it_is():
     pixels = np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8)
     photo = open_photo(_bytes(pixels), "small.png")
     assert photo.choices == [("the picture as it is (7x9 px)", WHOLE)]
-    assert photos.NO_FACE in photo.description
+    assert photos.NO_FACE in photo.description(WHOLE)
     np.testing.assert_allclose(observe(photo, WHOLE).image, pixels / 127.5 - 1.0, atol=1e-6)
 
 
 def test_no_other_choice_is_taken(wide):
-    for choice in ("", "0", "2", "../1"):
+    for choice in ("", "1", "-1", "../0"):
         with pytest.raises(UserError, match="pick one"):
             observe(wide, choice)
 
 
+def test_what_the_photo_does_not_show_is_unknown():
+    edge = Image.open(PORTRAIT).convert("RGB").crop((0, 60, 300, 384))
+    photo = open_photo(_bytes(np.asarray(edge)), "edge.png")
+    mask = observe(photo, "0").mask
+    assert 0.5 < mask.mean() < 1.0 and mask[mask.shape[0] // 2, mask.shape[1] // 2] == 1.0
+    assert "of its frame lies in the photo" in photo.description("0")
+
+
+def test_seeds_are_those_of_the_command(wide):
+    assert wide.content(WHOLE) == wide.sha256
+    assert wide.content("0") == Source(Path("x.png"), wide.sha256, face=0).content
+
+
 def test_clicks_pick_faces(wide):
     scale = photos.shown_scale(wide)
-    assert face_at(wide, *(wide.faces[0].transform.center * scale)) == "1"
+    assert face_at(wide, *(wide.faces[0].transform.center * scale)) == "0"
     assert face_at(wide, 5, 5) == WHOLE
 
 
 def test_crops_are_drawn_where_the_faces_are(wide):
     plain = photos.with_faces(photos.Photo("", "", wide.pixels, (), (), True))
-    changed = (with_faces(wide, "1") != plain).any(-1)
+    changed = (with_faces(wide, "0") != plain).any(-1)
     corners = np.clip(wide.faces[0].transform.corners * photos.shown_scale(wide), 0, None)
     rows, columns = np.nonzero(changed)
     assert changed.any() and rows.min() > corners[:, 1].min() - 4
     assert columns.min() > corners[:, 0].min() - 4
-    assert (with_faces(wide, "1") != with_faces(wide)).any()
+    assert (with_faces(wide, "0") != with_faces(wide)).any()
 
 
 @pytest.mark.parametrize(

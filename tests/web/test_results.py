@@ -107,7 +107,7 @@ def test_latents_redraw_the_solutions(result, models, photo, tmp_path):
 
 def test_pictures_carry_nothing_of_the_photo(result, photo, tmp_path):
     solution = result.solutions[0].image.repeat(16, axis=0).repeat(16, axis=1)
-    pasted = results.pasted_back(photo, "1", solution)
+    pasted = results.pasted_back(photo, "0", solution)
     path = results.write_picture(tmp_path, "photo_0", pasted)
     with Image.open(path) as image:
         assert image.size[0] >= 600 and image.size[0] % 300 == 0 and not image.getexif()
