@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,20 @@ def _variants(args: argparse.Namespace) -> tuple[Variant, ...]:
         own = changes.get(plain.method.name)
         if own:
             plain = variant(text, preset=args.preset, changes=own, evaluations=budget)
+        plain = _with_share(plain, text, args.fidelity.share)
         variants.append(plain)
     unused = set(changes) - {one.method.name for one in variants}
     if unused:
         raise UserError(f"--set {sorted(unused)[0]}.…: that method is not among --methods")
     _check_preset(args.preset, variants)
     return tuple(variants)
+
+
+def _with_share(plain: Variant, text: str, share: float | None) -> Variant:
+    """With --fidelity, unless the variant says its own."""
+    if share is None or "fidelity" not in plain.settings or "fidelity=" in text:
+        return plain
+    return replace(plain, method=plain.method.changed({"fidelity": share}))
 
 
 def _check_preset(preset: str, variants: Sequence[Variant]) -> None:
@@ -126,6 +135,7 @@ def _plan(args: argparse.Namespace, console: Console) -> tuple[EvaluationPlan, i
         reference=Path(args.reference) if args.reference else None,
         reference_tile=args.reference_tile,
         inception=args.inception,
+        noise_std=args.fidelity.std,
         noise_mask=read_mask(args.noise_mask) if args.noise_mask else None,
         figure_images=args.figure_images,
         **parts,

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from stylesr_jax.errors import UserError, printable
 
@@ -96,6 +96,28 @@ def alignment(text: str) -> str:
     return file(text)
 
 
+class Fidelity(NamedTuple):
+    """What --fidelity says: a share of the correction, or the inputs' noise in [-1, 1]."""
+
+    share: float | None = None
+    std: float | None = None
+
+
+def fidelity(text: str) -> Fidelity:
+    """ "auto", a share from 0 to 1, or "sigma=LEVELS" of 255."""
+    if text == "auto":
+        return Fidelity()
+    name, sign, value = text.rpartition("=")
+    high = 255.0 if sign else 1.0
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if name not in ("", "sigma") or not 0.0 <= number <= high:
+        raise argparse.ArgumentTypeError("auto, a number from 0 to 1, or sigma=LEVELS of 255")
+    return Fidelity(std=number / 127.5) if sign else Fidelity(share=number)
+
+
 def file(text: str) -> str:
     """Parses the path of a file or folder; shells leave the ~ in --out=~/x alone."""
     if not text:
@@ -154,6 +176,19 @@ def _add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
     add("--prior", type=file, metavar="FILE", help="flow prior; default: the generator's own")
 
 
+def _add_fidelity(add: Callable[..., Any], *, setting: bool = False) -> None:
+    """How exact the inputs are."""
+    which = "; for single methods, the setting fidelity" if setting else ""
+    add(
+        "--fidelity",
+        type=fidelity,
+        default=Fidelity(),
+        metavar="auto|F|sigma=LEVELS",
+        help="how exactly solutions shrink to the input: auto reads a JPEG's tables and visible "
+        f"noise (default), F from 0 to 1 is a share, sigma the noise of 255 levels{which}",
+    )
+
+
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     """How work is spread over a device, devices and processes."""
     add = parser.add_argument
@@ -206,6 +241,7 @@ def upsample_parser() -> argparse.ArgumentParser:
         help="what the search assumes of --degradation: plain bicubic (default), or the truth; "
         "small inputs too may be said to have come about so",
     )
+    _add_fidelity(add)
     add("--noise-std", metavar="STD", help="Gaussian noise on each solution's reference in [-1, 1]")
     add(
         "--noise-mask",
@@ -303,6 +339,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         default="bicubic",
         help="what the search assumes of --degradation (default: plain bicubic)",
     )
+    _add_fidelity(add, setting=True)
     add("--noise-mask", type=file, metavar="FILE", help="white where setting noise_std adds noise")
     _add_model(parser, default="mobile-ffhq-1024")
     budget = parser.add_mutually_exclusive_group()

@@ -91,6 +91,8 @@ def _changes(args: argparse.Namespace) -> dict[str, Value]:
         changes["inject_noise"], at, layers = args.inject_noise.partition("@")
         if at:
             changes["inject_layers"] = layers
+    if args.fidelity.share is not None:
+        changes["fidelity"] = args.fidelity.share
     for text in args.set:
         method, setting, value = change(text)
         if method != args.method:
@@ -157,6 +159,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         mesh=device_mesh(args.devices),
         shard=shard_of(args),
         noise_mask=read_mask(mask) if mask else None,
+        noise_std=args.fidelity.std,
         noise_mask_sha256=files.sha256(mask) if mask else None,
         start=start,
         resume=args.resume,

@@ -36,11 +36,6 @@ class Degradation(PyTreeNode):
         """The degradation with these arguments."""
         return cls(**values)
 
-    @property
-    def exact(self) -> bool:
-        """Whether A is linear and data suffer nothing but A."""
-        return self.linear
-
     def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """A(x): (H, W, C) -> (h, w, c), deterministic and differentiable."""
         raise NotImplementedError
@@ -70,9 +65,9 @@ class Noise(Degradation):
     """A stage that only data see: calling it, as a search does, changes nothing."""
 
     @property
-    def exact(self) -> bool:
-        """Data suffer noise."""
-        return False
+    def variance(self) -> float | None:
+        """Of what `sample` adds to each value; None where it adds nothing like that."""
+        return None
 
     def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """x, unchanged."""
@@ -100,11 +95,6 @@ class Compose(Degradation):
     def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether every stage of A is linear."""
         return all(stage.linear for stage in self.stages)
-
-    @property
-    def exact(self) -> bool:
-        """Whether every stage is."""
-        return all(stage.exact for stage in self.stages)
 
     def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "h w c"]:
         """A(x): (H, W, C) -> (h, w, c)."""

@@ -33,6 +33,11 @@ def _quantisation(table: str, quality: int) -> np.ndarray:
     return np.clip((base * scale + 50) // 100, 1, 255).astype(np.float32)
 
 
+def quantisation_tables(quality: int) -> tuple[np.ndarray, np.ndarray]:
+    """The steps (8, 8) of luminance and chrominance that Pillow writes at a quality."""
+    return _quantisation(_LUMINANCE, quality), _quantisation(_CHROMINANCE, quality)
+
+
 def _dct_matrix() -> np.ndarray:
     k, n = np.arange(8)[:, None], np.arange(8)[None, :]
     matrix = 0.5 * np.cos((2 * n + 1) * k * np.pi / 16.0)

@@ -36,6 +36,11 @@ class GaussianNoise(Noise):
         """x (H, W, C) + 2 sigma N(0, 1): [-1, 1] is two wide."""
         return x + 2.0 * self.sigma * jax.random.normal(key, x.shape, jnp.float32)
 
+    @property
+    def variance(self) -> float:
+        """(2 sigma)^2, in images in [-1, 1]."""
+        return (2.0 * self.sigma) ** 2
+
     def __str__(self) -> str:
         return f"noise({self.sigma:g})"
 
@@ -56,6 +61,11 @@ class LaplaceNoise(Noise):
     def sample(self, key: Key[Array, ""], x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """x (H, W, C) + 2 b Laplace(0, 1): [-1, 1] is two wide."""
         return x + 2.0 * self.scale * jax.random.laplace(key, x.shape, jnp.float32)
+
+    @property
+    def variance(self) -> float:
+        """2 (2 b)^2, in images in [-1, 1]."""
+        return 2.0 * (2.0 * self.scale) ** 2
 
     def __str__(self) -> str:
         return f"laplace({self.scale:g})"

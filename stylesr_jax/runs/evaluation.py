@@ -118,6 +118,7 @@ def _prepare(plan: EvaluationPlan, source: Source, data: bytes) -> Subject:
             lr_size=plan.lr_size,
             degradation=plan.degradation,
             truth=plan.truth,
+            noise=plan.told_noise,
         )
     except UserError as error:
         raise UserError(f"{source.shown}: {error}") from error
@@ -154,6 +155,7 @@ def fingerprint(plan: EvaluationPlan, image: Source, variant: Variant) -> str:
         "lr_size": plan.lr_size,
         "degradation": plan.degradation_identity,
         "truth": plan.truth,
+        "input_noise_std": plan.noise_std,
         "solutions": plan.solutions,
         "seed": plan.seed,
         "sizes": dataclasses.asdict(plan.sizes),

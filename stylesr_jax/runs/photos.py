@@ -39,6 +39,7 @@ from stylesr_jax.runs.records import content_key, write_json
 from stylesr_jax.runs.worker import Job, Source, Subject
 from stylesr_jax.runtime.machine import versions
 from stylesr_jax.runtime.program_cache import kept_jit
+from stylesr_jax.solver.covariance import Covariance, of_picture
 from stylesr_jax.solver.observation import (
     DATA_KEY,
     MAX_LOW,
@@ -52,6 +53,7 @@ from stylesr_jax.solver.observation import (
 )
 from stylesr_jax.solver.result import Result, Solution
 
+SAID = 1.0  # levels of 255: what inputs are not known to is said from here on
 COMPARED = 256  # px: longer side at which solutions are compared with an original
 NOTICE = "These faces are imagined; they do not identify anyone."
 
@@ -103,6 +105,7 @@ class PhotosPlan(Plan):
             "settings": self.variant.settings,
             "seed": self.seed,
             "noise_mask_sha256": self.noise_mask_sha256,
+            "input_noise_std": self.noise_std,
             "lr_size": self.lr_size,
             "degradation": self.degradation_identity,
             "search_degradation": "truth" if self.truth else "bicubic",
@@ -275,7 +278,8 @@ class PhotosJob(Job[PhotosPlan]):
                 notes.append(
                     f"reduced from {width}x{height} to {image.shape[1]}x{image.shape[0]} px"
                 )
-            subject = self._observed(source, image, notes)
+            noise = of_picture(picture, image)
+            subject = self._observed(source, image, noise, notes)
         self._say_notes(source, subject.notes[len(picture.notes) :])
         return subject
 
@@ -286,7 +290,7 @@ class PhotosJob(Job[PhotosPlan]):
         notes = [*picture.notes, *notes_of_face(face, picture.pixels)]
         if self.plan.degrades(crop, picture.pixels):
             return self._degraded(source, crop, notes)
-        return self._observed(source, crop, notes, seen)
+        return self._observed(source, crop, of_picture(picture, crop), notes, seen)
 
     def _degraded(self, source: Source, image: np.ndarray, notes: Iterable[str]) -> Subject:
         """An original, of which solutions are compared with a small version."""
@@ -298,6 +302,7 @@ class PhotosJob(Job[PhotosPlan]):
             lr_size=plan.lr_size or MAX_LOW,
             degradation=plan.degradation,
             truth=plan.truth,
+            noise=plan.told_noise,
         )
         original = np.asarray(at_shape(image, compared_size(*image.shape[:2])))
         height, width = observation.image.shape[:2]
@@ -311,18 +316,21 @@ class PhotosJob(Job[PhotosPlan]):
         self,
         source: Source,
         image: np.ndarray,
+        noise: Covariance,
         notes: Iterable[str],
         seen: np.ndarray | None = None,
     ) -> Subject:
         """A picture or face at the size that it has."""
-        plan, observation = self.plan, place_on_canvas(image, seen)
+        plan, noise = self.plan, self.plan.told_noise or noise
+        observation = replace(place_on_canvas(image, seen), noise=noise)
+        if (levels := 127.5 * noise.std) >= SAID:
+            notes = (*notes, f"its values are taken as known to {levels:.1f} of 255 levels")
         if plan.degradation is None:
             assumed = default_degradation(observation)
         elif plan.truth:
             key = jax.random.fold_in(key_of(plan.seed, source.content), DATA_KEY)
             resolution = plan.generator.resolution
             assumed = realised_for_search(observation, plan.degradation, key, resolution=resolution)
-            observation = replace(observation, exact=plan.degradation.exact)
         else:
             raise UserError(
                 f"it is small already, and --degradation damages inputs of over {MAX_LOW} px; "
@@ -552,6 +560,7 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         "host": platform.node(),
         "versions": versions(),
         "seconds": result.seconds,
+        "input_noise_levels": _noise_levels(result.observation),
         "solutions": solutions,
         "history": {
             f"solution_{i}": {name: values.tolist() for name, values in solution.history.items()}
@@ -559,6 +568,11 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         },
         "notice": NOTICE,
     }
+
+
+def _noise_levels(observation: Observation) -> float | None:
+    """To how many of 255 levels the input's values are known; None: it was not read."""
+    return None if observation.noise is None else round(127.5 * observation.noise.std, 3)
 
 
 def _solution_entry(number: int, solution: Solution, format: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.priors.flow import flow_sha256, load_prior
 from stylesr_jax.runtime import files
 from stylesr_jax.runtime.weights import DEFAULT
+from stylesr_jax.solver.covariance import Covariance
 
 EVALUATIONS = 100  # default budget of a variant's solution, in gradient steps
 
@@ -124,6 +125,7 @@ class Plan:
         batch: starts searched together on a device; None is as many as fit, 1 on CPUs.
         mesh: devices to spread starts over, see `solve.device_mesh`; None takes the first one.
         shard: number of this run and how many there are; it does its part of the images.
+        noise_std: of the inputs, in [-1, 1]; None reads it from each input.
         start: (num_ws, w_dim) styles that all searches begin from, or None.
         noise_mask: (h, w) in [0, 1], where the setting "noise_std" adds noise; None: everywhere.
     """
@@ -144,6 +146,7 @@ class Plan:
     mesh: Mesh | None = None
     shard: Shard | None = None
     noise_mask: np.ndarray | None = None
+    noise_std: float | None = None
     start: np.ndarray | None = None
 
     @cached_property
@@ -155,6 +158,11 @@ class Plan:
     def own_truths(self) -> bool:
         """Whether each image's search inverts a degradation of its own."""
         return self.truth and self.degradation is not None
+
+    @property
+    def told_noise(self) -> Covariance | None:
+        """Sigma of every input, where it was told."""
+        return None if self.noise_std is None else Covariance(variance=self.noise_std**2)
 
     def part(self, paths: Sequence[Path]) -> Sequence[Path]:
         """The images that this run is to do."""

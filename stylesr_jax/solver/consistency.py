@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
+from stylesr_jax.solver.covariance import Covariance
 
 ROUNDS = 8  # of corrections, as clipping to [-1, 1] undoes a little of each
 ITERATIONS = 60  # of conjugate gradients at most
@@ -32,7 +33,7 @@ def correction(
     image: Float[Array, "H W C"],
     target: Float[Array, "h w c"],
     degradation: Degradation,
-    variance: Float[Array, "..."] | float = 0.0,
+    noise: Covariance = Covariance(),  # noqa: B008
     fidelity: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "grid_h grid_w C"]:
     """What `corrected` adds to an image so that `degradation` takes it to `target`.
@@ -41,7 +42,7 @@ def correction(
         image: G, (H, W, C) in [-1, 1].
         target: y, (h, w, c) in [-1, 1].
         degradation: A, linear, from (H, W, C) to (h, w, c).
-        variance: Sigma, of each value of the target: a scalar or (h, w, 1).
+        noise: Sigma, of the target.
         fidelity: F in [0, 1].
 
     Returns:
@@ -53,16 +54,16 @@ def correction(
     observe = Compose((Bicubic(size=(height, width)), *stages))  # A B
     adjoint = jax.linear_transpose(observe, jax.ShapeDtypeStruct(grid, image.dtype))
 
-    variance = variance + FLOOR
+    noise = noise.replace(variance=noise.variance + FLOOR)
 
     def once(c: Array, _: None) -> tuple[Array, None]:
         (z,) = adjoint(c)
-        residual = target - degradation(corrected(image, z)) - variance * c
+        residual = target - degradation(corrected(image, z)) - noise(c)
         more, _ = jax.scipy.sparse.linalg.cg(system, residual, maxiter=ITERATIONS)
         return c + more, None
 
     def system(c: Array) -> Array:
-        return observe(adjoint(c)[0]) + variance * c
+        return observe(adjoint(c)[0]) + noise(c)
 
     c = jax.lax.scan(once, jnp.zeros_like(target), None, length=ROUNDS)[0]
     return fidelity * adjoint(c)[0]

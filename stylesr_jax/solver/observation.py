@@ -1,7 +1,7 @@
 """Low-resolution observations: placed on a canvas, or made from originals."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Key
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.degradations.resize import resize_matrix
 from stylesr_jax.errors import UserError
+from stylesr_jax.solver.covariance import Covariance, of_degraded
 
 MAX_LOW = 256  # px: what is larger is no low-resolution observation
 MIN_LOW = 4
@@ -27,13 +28,14 @@ class Observation:
         target: (s, s, 3) float32 in [-1, 1], s the longer side; padding repeats the edge.
         mask: (s, s, 1), 1 on the image and 0 on the padding, which no term looks at.
         box: (top, left, height, width) of the image in the canvas.
-        exact: whether the search's A is known to have made it, without noise.
+        noise: Sigma, how far the image may be off; None where a search's A has no linear part,
+            so that solutions cannot be corrected.
     """
 
     target: np.ndarray
     mask: np.ndarray
     box: tuple[int, int, int, int]
-    exact: bool = True
+    noise: Covariance | None = field(default_factory=Covariance)
 
     @property
     def image(self) -> np.ndarray:
@@ -102,6 +104,7 @@ def degrade_original(
     lr_size: int,
     degradation: Degradation | None = None,
     truth: bool = False,
+    noise: Covariance | None = None,
 ) -> tuple[Observation, Degradation]:
     """What a method sees of an original, and the A that its search inverts.
 
@@ -113,6 +116,7 @@ def degrade_original(
         lr_size: px of the longer side where `degradation` is None, which is plain bicubic.
         degradation: of the data.
         truth: whether the search knows the degradation; else it assumes plain bicubic.
+        noise: Sigma; None reads it from the degraded image.
 
     Raises:
         UserError: the degradation does not fit the image.
@@ -122,8 +126,8 @@ def degrade_original(
     key = jax.random.fold_in(key, DATA_KEY)
     applied = degradation or Bicubic(size=scaled_size(original.shape, lr_size))
     observation = place_on_canvas(np.clip(np.asarray(applied.degrade(key, large)), -1.0, 1.0))
-    exact = degradation is None or (truth and degradation.exact)
-    observation = replace(observation, exact=exact)
+    noise = of_degraded(applied, observation.image, told=truth) if noise is None else noise
+    observation = replace(observation, noise=noise)
     if not truth or degradation is None:
         return observation, default_degradation(observation)
     return observation, realised_for_search(observation, degradation, key, resolution=resolution)

@@ -22,6 +22,7 @@ from stylesr_jax.runtime.memory import release_memory
 from stylesr_jax.runtime.program_cache import kept_jit
 from stylesr_jax.search import engine
 from stylesr_jax.search.engine import STARTS, SearchResult, SearchState
+from stylesr_jax.solver.covariance import linear_part
 from stylesr_jax.solver.observation import (
     Observation,
     check_fit,
@@ -45,8 +46,6 @@ from stylesr_jax.solver.starts import begin, draw, draw_choices, nearest_keys, t
 Progress = Callable[[int, int, int, int, dict[str, float]], None]
 # image, solution, a function that draws the best so far: (H, W, 3) in [-1, 1]
 Preview = Callable[[int, int, Callable[[], np.ndarray]], None]
-
-UNKNOWN = 100.0  # variance of what was not observed: far above that of images in [-1, 1]
 
 _latents = jax.jit(lambda stage, *args: stage.latents(*args))
 _advance = kept_jit(engine.advance, static_argnames=("length", "mesh"))
@@ -338,14 +337,15 @@ def _solution(
     latents, generated = _generated(search, stage, job, b, starts, variables)
     degradation = on_crop(search.context.degradation, observation)
     correction, known = None, observation.crop(observation.mask)
-    if fidelity := observation.exact * float(search.method.fidelity):
-        noise = search.method.noise_std * mask_on_canvas(search.noise_mask, observation)
-        variance = jnp.square(observation.crop(noise)) + UNKNOWN * (1.0 - known)
+    fidelity, part = float(search.method.fidelity), linear_part(degradation)
+    if fidelity and part is not None and observation.noise is not None:
+        drawn = search.method.noise_std * mask_on_canvas(search.noise_mask, observation)
+        noise = observation.noise.unknown_where(known)
         correction = correction_of(
             jnp.asarray(generated),
             observation.crop(starts.target[b]),
-            degradation,
-            variance,
+            part,
+            noise.replace(variance=noise.variance + jnp.square(observation.crop(drawn))),
             jnp.float32(fidelity),
         )
         correction = np.asarray(correction)

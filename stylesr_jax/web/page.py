@@ -255,9 +255,9 @@ class Page:
         """Which events call which methods."""
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         views = [self.status, self.shown, self.faces, self.side, self.editor]
-        opened = [*views, self.file]
-        self.file.upload(self.open_file, self.file, opened, **hidden)
-        self.shipped.click(self.open_shipped, None, opened, **hidden)
+        emptied = {"fn": lambda: None, "outputs": self.file, **hidden}
+        self.file.upload(self.open_file, self.file, views, **hidden).then(**emptied)
+        self.shipped.click(self.open_shipped, None, views, **hidden)
         self.faces.input(self.pick, self.faces, views, **hidden)
         self.shown.select(self.pick_at, None, views, **hidden)
         self.side.release(self.resize, self.side, views, **hidden)
@@ -299,15 +299,14 @@ class Page:
             return {self.status: said("Drop a photo, or take the shipped one.")}
         path = Path(file)
         try:
-            return {**self._open(read_bytes(path), path.name, request), self.file: None}
+            return self._open(read_bytes(path), path.name, request)
         finally:
             path.unlink(missing_ok=True)
 
     @_errors_said
     def open_shipped(self, request: gr.Request) -> Values:
         """The portrait that comes with the project."""
-        values = self._open(*photos.portrait(), request, side=PORTRAIT_SIDE)
-        return {**values, self.file: None}
+        return self._open(*photos.portrait(), request, side=PORTRAIT_SIDE)
 
     def _open(
         self, data: bytes, name: str, request: gr.Request, *, side: int | None = None
@@ -323,6 +322,7 @@ class Page:
         largest = photo.largest(session.choice)
         side = max(observation.image.shape[:2])
         ground = photos.enlarged(observation.image, EDITED)
+        described = photo.description(session.choice, session.side)
         return {
             self.shown: photos.with_faces(photo, session.choice),
             self.faces: session.choice,
@@ -330,7 +330,7 @@ class Page:
                 value=side, maximum=largest, minimum=min(photos.SMALLEST, largest - 1)
             ),
             self.editor: {"background": ground, "layers": [], "composite": None},
-            self.status: said(photo.description(session.choice, session.side)),
+            self.status: said("; ".join([described, *photos.notes_of_noise(observation)])),
         }
 
     @_errors_said

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from stylesr_jax.faces.align import (
     taken_as_it_is,
 )
 from stylesr_jax.faces.detect import MAX_PIXELS, find_faces
-from stylesr_jax.images.decoding import decode
+from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.files import to_uint8
 from stylesr_jax.runs.alignment import notes_of_face
+from stylesr_jax.runs.photos import SAID
+from stylesr_jax.solver.covariance import of_picture
 from stylesr_jax.solver.observation import (
     MAX_LOW,
     MIN_LOW,
@@ -50,6 +52,7 @@ class Photo:
         name: of its file, printable.
         sha256: of the file's bytes.
         pixels: (H, W, 3) uint8, sRGB, upright.
+        picture: what is known of the file; its own `pixels` are kept of small pictures alone.
         faces: largest first.
         notes: what is to be said of the file.
         whole: whether the picture needs no alignment: it is small, or framed already.
@@ -58,6 +61,7 @@ class Photo:
     name: str
     sha256: str
     pixels: np.ndarray
+    picture: Picture
     faces: tuple[Face, ...]
     notes: tuple[str, ...]
     whole: bool
@@ -132,8 +136,9 @@ def open_photo(data: bytes, name: str) -> Photo:
     faces = [face for face in find_faces(picture.pixels) if face.size >= SMALLEST]
     whole = not faces or taken_as_it_is(picture.pixels, faces)
     notes = picture.notes if faces else (*picture.notes, NO_FACE)
-    pixels = to_uint8(picture.pixels)
-    return Photo(shown, picture.sha256, pixels, tuple(faces), notes, whole)
+    pixels, small = to_uint8(picture.pixels), max(picture.pixels.shape) <= MAX_LOW
+    kept = picture if small else replace(picture, pixels=np.zeros((0, 0, 3), np.float32))
+    return Photo(shown, picture.sha256, pixels, kept, tuple(faces), notes, whole)
 
 
 def _refuse_large(data: bytes, name: str) -> None:
@@ -176,16 +181,29 @@ def observe(photo: Photo, choice: str, side: int | None = None) -> Observation:
     Raises:
         UserError: there is no such choice.
     """
+    image, seen = _observed(photo, choice, side)
+    noise = of_picture(photo.picture, image)
+    return replace(place_on_canvas(image, seen), noise=noise)
+
+
+def _observed(photo: Photo, choice: str, side: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image (h, w, 3) that is super-resolved, and what of it the photo shows."""
     transform, most = photo.transform(choice), photo.largest(choice)
     side = int(np.clip(most if side is None else side, min(SMALLEST, most), most))
     if transform is not None:
-        return place_on_canvas(*align(photo.image, photo.faces[int(choice)].points, side))
+        return align(photo.image, photo.faces[int(choice)].points, side)
     if side == max(photo.size):
-        return place_on_canvas(photo.image)
+        return photo.picture.pixels, None
     if side == MAX_LOW:
-        return place_on_canvas(reduced(photo.image))
+        return reduced(photo.image), None
     size = scaled_size((*photo.size, 3), side)
-    return place_on_canvas(np.clip(np.asarray(resize(jnp.asarray(photo.image), size)), -1.0, 1.0))
+    return np.clip(np.asarray(resize(jnp.asarray(photo.image), size)), -1.0, 1.0), None
+
+
+def notes_of_noise(observation: Observation) -> list[str]:
+    """What is to be said of an observation that is not exact."""
+    levels = 127.5 * (observation.noise.std if observation.noise is not None else 0.0)
+    return [f"its values are taken as known to {levels:.1f} of 255 levels"] * (levels >= SAID)
 
 
 # --- pictures of it -------------------------------------------------------------------------

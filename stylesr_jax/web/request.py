@@ -11,7 +11,7 @@ from stylesr_jax.methods.base import Method
 
 MAX_SOLUTIONS = 8
 LEVERS = {  # settings that the page shows of the methods that have them
-    "fidelity": "Fidelity to the input",
+    "fidelity": "Fidelity to the input, 0 to 1",
     "lambda_w": "Weight of the prior",
     "diversity": "Diversity of the solutions",
     "inject_noise": "Noise injected in the layers",
@@ -25,7 +25,7 @@ class Request:
 
     Attributes:
         method, preset: by their names.
-        changes: settings that differ from the preset's, as text.
+        changes: settings that differ from the preset's, as text; "" and "auto" change nothing.
         solutions: how many.
         seed: of the starts and their noise.
         noise: of the reference where `mask` says so, as text.
@@ -74,7 +74,8 @@ def method_of(request: Request) -> Method:
         UserError: a field does not say what its setting takes.
     """
     kind = method_named(request.method)
-    changes = {name: text.strip() for name, text in request.changes.items() if text.strip()}
+    texts = {name: text.strip() for name, text in request.changes.items()}
+    changes = {name: text for name, text in texts.items() if text not in ("", "auto")}
     method = kind.resolve(request.preset, {k: v for k, v in changes.items() if _has(kind, k)})
     if request.mask is not None and _has(kind, "noise_std"):
         method = method.changed({"noise_std": request.noise.strip() or str(NOISE)})

@@ -101,7 +101,7 @@ def test_the_degradation_recipe_is_a_degradation(write, with_line, tiny, target)
     assert "pixelate(4)" in parsing.available()
     text = "pixelate(4)|bicubic(8)"
     degradation = parsing.parse(text)
-    assert str(degradation) == text and degradation.exact
+    assert str(degradation) == text and degradation.linear
     with pytest.raises(UserError, match="side must be a whole number of pixels"):
         parsing.parse("pixelate(wide)")
 

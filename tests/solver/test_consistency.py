@@ -7,6 +7,7 @@ import pytest
 
 from stylesr_jax.degradations import Bicubic, Compose, Mask, parse
 from stylesr_jax.solver.consistency import corrected, correction
+from stylesr_jax.solver.covariance import Covariance
 
 SIZE = 64
 BOX = np.zeros((16, 16), np.float32)
@@ -67,7 +68,7 @@ def test_it_is_as_the_formula_says():
     residual = (target - degradation(image)).reshape(36, 3)
     gain = smooth @ seen.T @ np.linalg.inv(seen @ seen.T + (variance + 1e-5) * np.eye(36))
     expected = image + (gain @ residual).reshape(24, 24, 3)
-    z = correction(image, target, degradation, variance)
+    z = correction(image, target, degradation, Covariance(variance=variance))
     np.testing.assert_allclose(corrected(image, z), jnp.clip(expected, -1, 1), atol=1e-4)
 
 
@@ -96,10 +97,12 @@ def test_fidelity_and_noise_say_how_much_is_taken():
     assert left() < 1e-3 * whole
     assert left(fidelity=0.0) == pytest.approx(whole)
     assert left(fidelity=0.5) == pytest.approx(0.5 * whole, rel=0.02)
-    assert 0.02 * whole < left(variance=0.1) < whole
+    assert 0.02 * whole < left(noise=Covariance(variance=0.1)) < whole
     # Where a value is noise, it is left alone.
     noisy = jnp.zeros((16, 16, 1)).at[:, :8].set(1e6)
-    error = degradation(corrected(image, correction(image, target, degradation, noisy)))
+    error = degradation(
+        corrected(image, correction(image, target, degradation, Covariance(variance=noisy)))
+    )
     error = jnp.abs(error - target)
     assert error[:, 10:].max() < 5e-3 and error[:, :6].mean() > 0.5 * whole
 

@@ -1,6 +1,7 @@
 """A photo that is brought to the page: its faces, what is picked, what is shown."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,21 @@ def test_what_the_photo_does_not_show_is_unknown():
     assert "of its frame lies in the photo" in photo.description("0")
 
 
+def test_observations_are_as_exact_as_their_file_says():
+    portrait = Image.open(PORTRAIT).convert("RGB").resize((64, 64))
+    file = io.BytesIO()
+    portrait.save(file, "JPEG", quality=40)
+    jpeg = open_photo(file.getvalue(), "small.jpg")
+    noise = observe(jpeg, WHOLE).noise
+    assert noise is not None and len(noise.blocks) == 2  # as it was saved
+    (note,) = photos.notes_of_noise(observe(jpeg, WHOLE))
+    assert "of 255 levels" in note
+    resampled = observe(jpeg, WHOLE, 32).noise
+    assert resampled is not None and not resampled.blocks and resampled.std > 0.0
+    lossless = open_photo(_bytes(np.asarray(portrait)), "small.png")
+    assert photos.notes_of_noise(observe(lossless, WHOLE)) == []
+
+
 def test_seeds_are_those_of_the_command(wide):
     assert wide.content(WHOLE) == wide.sha256
     assert wide.content("0") == Source(Path("x.png"), wide.sha256, face=0).content
@@ -85,7 +101,7 @@ def test_clicks_pick_faces(wide):
 
 
 def test_crops_are_drawn_where_the_faces_are(wide):
-    plain = photos.with_faces(photos.Photo("", "", wide.pixels, (), (), True))
+    plain = photos.with_faces(replace(wide, faces=()))
     changed = (with_faces(wide, "0") != plain).any(-1)
     corners = np.clip(wide.faces[0].transform.corners * photos.shown_scale(wide), 0, None)
     rows, columns = np.nonzero(changed)

@@ -43,6 +43,9 @@ def test_fields_change_settings():
         0.02,
     )
     assert settings["diversity"] == 0.0 and settings["steps"] == 20
+    own = METHODS["rls"].resolve("paper").fidelity
+    request = Request(method="rls", preset="paper", changes={"fidelity": "auto"})
+    assert method_of(request).settings["fidelity"] == own
 
 
 def test_fields_that_say_nothing_are_refused():
