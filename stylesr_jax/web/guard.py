@@ -140,7 +140,7 @@ class Guard:
         host = host_of(headers.get("host", ""))
         if not is_known(host, self.names):
             return 403, "the page is not known by this name; see --allow-host"
-        if "origin" in headers and host_of(headers["origin"]) != host:
+        if "origin" in headers and host_of(headers["origin"]) not in {host, *self.names}:
             return 403, "pages of other sites may not use this one"
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return 405, "only GET and POST"

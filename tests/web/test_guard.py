@@ -81,7 +81,9 @@ def test_the_page_is_served_under_its_names_only(ask):
 def test_pages_of_other_sites_are_refused(ask):
     own = (b"origin", b"http://127.0.0.1:7860")
     assert ask("/", own)[0] == 200
-    for other in (b"http://evil.example", b"null"):
+    proxied = (b"origin", b"https://faces.example")  # a proxy that passes on its own Host
+    assert ask("/", proxied)[0] == 200
+    for other in (b"http://evil.example", b"null", b"http://192.168.1.9"):
         assert ask("/", (b"origin", other))[0] == 403
 
 
