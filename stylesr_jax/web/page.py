@@ -55,6 +55,7 @@ CSS = """
 """
 FONT = ["system-ui", "sans-serif"]
 FONT_MONO = ["ui-monospace", "monospace"]
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}  # of events
 Values = dict[Any, Any]  # component -> value or update
 
 
@@ -96,7 +97,8 @@ class Page:
             self._settings_part()
             self._search_part()
             self._results_part()
-            self._connect()
+            self._connect_photo()
+            self._connect_search()
             self.blocks.unload(self._unload)
 
     # --- components
@@ -251,38 +253,35 @@ class Page:
 
     # --- events
 
-    def _connect(self) -> None:
-        """Which events call which methods."""
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    def _connect_photo(self) -> None:
+        """Which events change the photo and the settings."""
         views = [self.status, self.shown, self.faces, self.side, self.editor]
-        emptied = {"fn": lambda: None, "outputs": self.file, **hidden}
-        self.file.upload(self.open_file, self.file, views, **hidden).then(**emptied)
-        self.shipped.click(self.open_shipped, None, views, **hidden)
-        self.faces.input(self.pick, self.faces, views, **hidden)
-        self.shown.select(self.pick_at, None, views, **hidden)
-        self.side.release(self.resize, self.side, views, **hidden)
+        uploaded = self.file.upload(self.open_file, self.file, views, **QUIET)
+        uploaded.then(lambda: None, None, self.file, **QUIET)
+        self.shipped.click(self.open_shipped, None, views, **QUIET)
+        self.faces.input(self.pick, self.faces, views, **QUIET)
+        self.shown.select(self.pick_at, None, views, **QUIET)
+        self.side.release(self.resize, self.side, views, **QUIET)
         chosen = [self.method, self.preset, *self.levers]
-        self.method.input(self.choose_method, self.method, chosen, **hidden)
-        self.preset.input(self.choose_preset, [self.method, self.preset], self.levers, **hidden)
+        self.method.input(self.choose_method, self.method, chosen, **QUIET)
+        self.preset.input(self.choose_preset, [self.method, self.preset], self.levers, **QUIET)
+
+    def _connect_search(self) -> None:
+        """Which events search, and look at solutions."""
         asked = [self.editor, self.mask, self.method, self.preset, self.solutions, self.seed]
         asked += [self.noise, *self.levers]
-        looked_at = [self.about, self.slider, self.low, self.residual, self.png, self.go_on]
         pasted = [self.pasted, self.pasted_file]
-        found = [self.gallery, self.uncertainty, self.npz, self.paste, *looked_at, *pasted]
-        searching = [self.run, self.stop, self.go_on, self.status, self.preview, self.curve]
-        one: dict[str, Any] = {
-            "api_visibility": "private",
-            "show_progress": "minimal",
-            "show_progress_on": self.status,
-            "concurrency_id": "search",
-            "concurrency_limit": 1,
-        }
-        outputs = list(dict.fromkeys([*searching, *found]))
-        self.run.click(self.search, asked, outputs, **one)
-        self.go_on.click(self.search_on, asked, outputs, **one)
-        self.stop.click(self.halt, None, [self.stop, self.status], concurrency_limit=None, **hidden)
-        self.gallery.select(self.look_at, None, [self.status, *looked_at, *pasted], **hidden)
-        self.paste.click(self.paste_back, None, [self.status, *pasted], **hidden)
+        looked_at = [self.about, self.slider, self.low, self.residual, self.png, self.go_on]
+        looked_at += [self.status, *pasted]
+        found = [self.run, self.stop, self.preview, self.curve, self.gallery, self.uncertainty]
+        found += [self.npz, self.paste, *looked_at]
+        one: dict[str, Any] = {"concurrency_id": "search", "concurrency_limit": 1, **QUIET}
+        one["show_progress_on"] = self.status  # where a place in the queue is shown
+        self.run.click(self.search, asked, found, **one)
+        self.go_on.click(self.search_on, asked, found, **one)
+        self.stop.click(self.halt, None, [self.stop, self.status], concurrency_limit=None, **QUIET)
+        self.gallery.select(self.look_at, None, looked_at, **QUIET)
+        self.paste.click(self.paste_back, None, [self.status, *pasted], **QUIET)
 
     def _session(self, request: gr.Request) -> Session:
         return self.sessions.get(request.session_hash or "")
