@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,22 @@ from stylesr_jax.generators.mapping import Mapping
 Noise = tuple[Array, ...]
 DRAWN_TOGETHER = 256 * 256  # random noise maps of up to so many pixels
 PULSE_SLOPE = 5.0  # PULSE's transform is leaky ReLU with this slope: it undoes M's last layer
+
+
+class StyledLayer(NamedTuple):
+    """Where a modulated convolution's parameters lie in "synthesis".
+
+    Attributes:
+        path: keys of its parameters.
+        style: number of its style among `num_ws`.
+        modulation: key of the affine map from the style to a scale of each input channel.
+        weight: key of its weight (..., inputs, filters).
+    """
+
+    path: tuple[str, ...]
+    style: int
+    modulation: str
+    weight: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +71,11 @@ class Config:
     def image_resolutions(self) -> tuple[int, ...]:
         """Resolutions at which synthesis can stop with an image, the full one last."""
         return (self.resolution,)
+
+    @property
+    def styled_layers(self) -> "tuple[StyledLayer, ...]":
+        """The convolutions whose inputs are scaled by a style, in order."""
+        return ()
 
     def on_this_machine(self) -> "Config":
         """The configuration with what depends on the machine decided, for a generator in use."""

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.base import Config, Noise
+from stylesr_jax.generators.base import Config, Noise, StyledLayer
 from stylesr_jax.generators.layers import (
     SQRT2,
     conv3x3,
@@ -74,6 +74,19 @@ class StyleGAN2Config(Config):
     def image_resolutions(self) -> tuple[int, ...]:
         sizes = self.block_resolutions
         return sizes if self.skeleton == "skip" else sizes[-1:]
+
+    @property
+    def styled_layers(self) -> tuple[StyledLayer, ...]:
+        layers = []
+        for k in range(len(self.channels)):
+            styles = {"conv0": 2 * k - 1, "conv1": 2 * k, "torgb": 2 * k + 1}
+            if k == 0:
+                del styles["conv0"]
+            if self.skeleton == "resnet" and k < len(self.channels) - 1:
+                del styles["torgb"]
+            block = f"b{4 << k}"
+            layers += [StyledLayer((block, n), i, "affine", "weight") for n, i in styles.items()]
+        return tuple(layers)
 
     def synthesis_module(self) -> nn.Module:
         return StyleGAN2Synthesis(self)

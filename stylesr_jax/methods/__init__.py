@@ -13,6 +13,7 @@ from stylesr_jax.methods.rls_plus import RLSPlus as RLSPlus
 from stylesr_jax.methods.pulse import PULSE as PULSE
 from stylesr_jax.methods.brgm import BRGM as BRGM
 from stylesr_jax.methods.ilo import ILO as ILO
+from stylesr_jax.methods.robust import Robust as Robust
 from stylesr_jax.methods.csgm import CSGM as CSGM
 from stylesr_jax.methods.multimodal import MultiModal as MultiModal
 from stylesr_jax.methods.langevin import Langevin as Langevin

@@ -26,6 +26,7 @@ from stylesr_jax.search.optimisers import ADAM
 from stylesr_jax.search.schedules import Constant, Schedule
 
 Value = float | int | str | bool
+SMALL = 64  # px of small images
 Rate = Literal["cosine", "constant", "ramped_cosine", "one_cycle_with_drop", "warm_up_and_down"]
 
 
@@ -181,12 +182,16 @@ class Search(Method):
         raise NotImplementedError
 
 
-def stages_of(method: Method) -> tuple["Stage", ...]:
+def stages_of(method: Method, generator: Generator | None = None) -> tuple["Stage", ...]:
     """A method's stages, with the solutions of an image tied together if `diversity` is on.
 
-    Chains that sample stay apart: what ties them would change their density as others move.
+    Chains that sample stay apart: what ties them would change their density as others move. With
+    a generator, coarse stages get the size of its small images.
     """
     stages = tuple(method.make_stages())
+    if generator is not None:
+        small = small_size(generator)
+        stages = tuple(stage.replace(stop=small) if stage.coarse else stage for stage in stages)
     if not getattr(method, "diversity", 0.0):
         return stages
     return tuple(stage if stage.samples else stage.replace(tied=True) for stage in stages)
@@ -202,6 +207,8 @@ class Stage(Problem):
         method: its settings.
         rate, schedule: the learning rate, and its factor along the search.
         block: which block `Latents.activation` enters.
+        coarse: whether it searches with small images, which a generator makes at a fraction of
+            the cost; `stop`, their resolution, is then set by `stages_for`.
         stop: resolution of small images to search with; None renders in full.
     """
 
@@ -209,6 +216,7 @@ class Stage(Problem):
     rate: Array | float = 0.0
     schedule: Schedule = Constant()
     block: int = static(0)
+    coarse: bool = static(False)
     stop: int | None = static(None)
 
     def start(
@@ -303,11 +311,8 @@ def render(
     return generator.synthesise(latents.ws[None], latents.noise, start=start, stop=stop)[0]
 
 
-def small_size(generator: Generator, size: int) -> int | None:
-    """The resolution of small images for observations of `size` px; None where there are none.
-
-    Synthesis stops early with such an image, twice the observation's size at least and half the
-    generator's at most.
-    """
+def small_size(generator: Generator) -> int | None:
+    """The resolution of a generator's small images: 64 px or the next size; None: it has none."""
+    half = generator.resolution // 2
     sizes = generator.config.image_resolutions
-    return min((s for s in sizes if 2 * size <= s <= generator.resolution // 2), default=None)
+    return min((s for s in sizes if min(SMALL, half) <= s <= half), default=None)

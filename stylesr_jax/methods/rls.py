@@ -2,8 +2,8 @@
 
 Source: Gheisari & Genovesio, "Super-Resolution through StyleGAN Regularized Latent Search",
 NeurIPS 2022 workshop. The default searches in phases, first one style for all layers and then one
-for each, along normalised gradients: Poirier-Ginter & Lalonde, "Robust Unsupervised StyleGAN Image
-Restoration", CVPR 2023.
+for each: Poirier-Ginter & Lalonde, "Robust Unsupervised StyleGAN Image Restoration", CVPR 2023. All
+phases but the last do with small images.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,17 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from stylesr_jax.methods.base import Rate, Search, Stage, Value, static
-from stylesr_jax.methods.terms import cross, gaussian_norm, l1_mean, l1_sum, negative_log_prior
+from stylesr_jax.generators.base import Generator
+from stylesr_jax.methods.base import Rate, Search, Stage, Value, small_size, static
+from stylesr_jax.methods.terms import (
+    cross,
+    gaussian_norm,
+    l1_mean,
+    l1_sum,
+    negative_log_prior,
+    whitened_norm,
+    whitened_spread,
+)
 from stylesr_jax.methods.view import Context, Latents, Start, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import ADAM, NORMALISED
@@ -34,6 +43,8 @@ PAPER: Mapping[str, Value] = {
     "learning_rate": 0.5,
     "optimiser": "adam",
     "rate": "constant",
+    "coarse": False,
+    "coarse_steps": 0,
     "space": "w+",
     "coordinates": "raw",
     "reduction": "sum",
@@ -41,6 +52,8 @@ PAPER: Mapping[str, Value] = {
     "lambda_w": 1e-4,
     "lambda_g": 2e-4,
     "lambda_c": 0.01,
+    "lambda_n": 0.0,
+    "lambda_s": 0.0,
     "tries": 1,
     "noise": "stored",
     "spread": 1.0,
@@ -55,11 +68,11 @@ class RLS(Search):
     name = "rls"
     summary = "regularised latent search: L1 likelihood and a normalising-flow prior on W+"
     source = "Gheisari & Genovesio, NeurIPS 2022 workshop (RLS)"
-    step_fields = ("style_steps", "steps")
+    step_fields = ("style_steps", "coarse_steps", "steps")
     needs_prior = True
     presets: ClassVar = {
-        "fast": {"style_steps": 15, "steps": 20},
-        "best": {"style_steps": 100, "steps": 150},
+        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 10},
+        "best": {"style_steps": 200, "coarse_steps": 300, "steps": 200},
         "diverse": {"spread": 1.0},  # starts further from the mean
         "paper": PAPER,
         # The ablations of the published method.
@@ -69,31 +82,39 @@ class RLS(Search):
         "paper-w": {**PAPER, "space": "w"},
     }
 
-    style_steps: int = 40  # in W, from where each layer has a style of its own
-    style_rate: float = 0.16
+    coarse: bool = static(True)  # phases with small images, if the generator makes them
+    style_steps: int = 150  # in W, from where each layer has a style of its own
+    coarse_steps: int = 200  # in the space of the last phase
     steps: int = 60
     learning_rate: float = 0.05
-    optimiser: Literal["normalised", "adam"] = static("normalised")
+    optimiser: Literal["normalised", "adam"] = static("adam")
     rate: Rate = static("cosine")
     space: Space = static("w+")
-    coordinates: Literal["raw", "whitened"] = static("raw")
+    coordinates: Literal["raw", "whitened"] = static("whitened")
     reduction: Literal["sum", "mean"] = static("mean")
     lambda_l1: float = 1.0
     lambda_w: float = 0.0
     lambda_g: float = 0.0
     lambda_c: float = 0.0
+    lambda_n: float = 0.02
+    lambda_s: float = 0.05
     tries: int = static(32)  # starts drawn for a solution; the nearest to the input is searched
     spread: float = 0.5  # how far from the mean style solutions begin: 1 is a drawn style
     spread_first: float = 0.0  # the same for an image's first solution
     noise: Literal["own", "stored"] = static("own")  # of further solutions: their own maps, or not
 
     def objective(self, view: View) -> dict[str, Float[Array, ""]]:
-        """Equation 4: ||y - A(G(w))||_1 - [lambda_w P_w + lambda_g P_gauss + lambda_c P_cross]."""
+        """Equation 4: ||y - A(G(w))||_1 - [lambda_w P_w + lambda_g P_gauss + lambda_c P_cross].
+
+        In the default, P_w is a Gaussian's, and P_cross of whitened styles.
+        """
         return {
             "l1": self.lambda_l1 * self.distance(view),
             "prior": self.lambda_w * negative_log_prior(view),
             "gauss": self.lambda_g * gaussian_norm(view),
             "cross": self.lambda_c * cross(view),
+            "norm": self.lambda_n * whitened_norm(view),
+            "spread": self.lambda_s * whitened_spread(view),
         }
 
     def distance(self, view: View) -> Float[Array, ""]:
@@ -104,12 +125,31 @@ class RLS(Search):
         """Without the phase in W, in which the layers' styles would be one."""
         return self.replace(style_steps=0)
 
+    def fitted(self, generator: Generator) -> "RLS":
+        """Without small images where the generator makes none."""
+        return self.replace(coarse=self.coarse and small_size(generator) is not None)
+
     def make_stages(self) -> Iterator[Stage]:
-        """Steps in W, then in the space that was chosen."""
+        """Steps in W, then in the space that was chosen; the last phase has full images."""
         if self.style_steps:
-            yield StyleStage.of(self, self.style_steps, self.style_rate, space="w")
-        if self.steps or not self.style_steps:
-            yield StyleStage.of(self, self.steps, self.learning_rate, space=self.space)
+            steps = self.style_steps if self.coarse else min(self.style_steps, self.steps)
+            yield self.stage(steps, space="w", coarse=self.coarse)
+        if self.coarse and self.coarse_steps:
+            yield self.stage(self.coarse_steps, space=self.space, coarse=True)
+        yield self.stage(self.steps, space=self.space, coarse=False)
+
+    def stage(self, steps: int, *, space: Space, coarse: bool) -> "StyleStage":
+        """A phase."""
+        return StyleStage(
+            method=self,
+            steps=steps,
+            rate=self.learning_rate,
+            schedule=schedule(self.rate),
+            space=space,
+            coarse=coarse,
+            whitened=self.coordinates == "whitened",
+            normalised=self.optimiser == "normalised",
+        )
 
 
 class StyleStage(Stage):
@@ -118,19 +158,6 @@ class StyleStage(Stage):
     space: Space = static("w+")
     whitened: bool = static(False)
     normalised: bool = static(False)
-
-    @classmethod
-    def of(cls, method: RLS, steps: int, rate: float, *, space: Space = "w+") -> "StyleStage":
-        """A stage with the choices of a method."""
-        return cls(
-            method=method,
-            steps=steps,
-            rate=rate,
-            schedule=schedule(method.rate),
-            space=space,
-            whitened=method.coordinates == "whitened",
-            normalised=method.optimiser == "normalised",
-        )
 
     def optimiser(self) -> optax.GradientTransformation:
         """Descent along gradients of unit length, each style's by itself; or Adam."""

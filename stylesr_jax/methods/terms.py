@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from stylesr_jax.degradations import resize
 from stylesr_jax.methods.view import View
 from stylesr_jax.metrics.lpips import lpips
 
@@ -38,6 +39,16 @@ def gaussian_norm(view: View) -> Float[Array, ""]:
     """-P_gauss = (1/L) sum_i (||F(w_i)||_2 - sqrt(d))^2. Source: RLS, equation 6."""
     norms = jnp.sqrt(jnp.sum(jnp.square(view.flow[0]), axis=-1) + 1e-12)
     return jnp.mean(jnp.square(norms - jnp.sqrt(float(view.latents.ws.shape[-1]))))
+
+
+def whitened_norm(view: View) -> Float[Array, ""]:
+    """Mean square of u = whiten(w): -log of a Gaussian fitted to W, up to a factor."""
+    return jnp.mean(jnp.square(view.whitened))
+
+
+def whitened_spread(view: View) -> Float[Array, ""]:
+    """Mean square of u_i - mean u: P_cross where all directions are of one scale."""
+    return jnp.mean(jnp.square(view.whitened - jnp.mean(view.whitened, axis=0)))
 
 
 def cross(view: View) -> Float[Array, ""]:
@@ -79,13 +90,43 @@ def perceptual(view: View) -> Float[Array, ""]:
 
     Images of less than 16 px are enlarged to that.
     """
+    return _lpips_of(view, *_observed_pair(view))
+
+
+def perceptual_pyramid(view: View) -> Float[Array, ""]:
+    """The sum of LPIPS-VGG of A(G) and y at y's size and at every halving to 16 px or more.
+
+    Source: Poirier-Ginter & Lalonde 2023, section 3.3.
+    """
+    return sum(_lpips_of(view, *pair) for pair in _pyramid(view))  # type: ignore[return-value]
+
+
+def l1_coarsest(view: View) -> Float[Array, ""]:
+    """Mean |A(G) - y| at the coarsest size of the pyramid; images in [-1, 1]."""
+    degraded, target = _pyramid(view)[-1]
+    return jnp.mean(jnp.abs(degraded - target))
+
+
+def _observed_pair(view: View) -> tuple[Array, Array]:
+    """A(G), with y where nothing was observed, and y."""
     target, mask = view.start.target, view.start.mask
-    pair = (target, view.low * mask + target * (1.0 - mask))
+    return view.low * mask + target * (1.0 - mask), target
+
+
+def _pyramid(view: View) -> list[tuple[Array, Array]]:
+    """The observed pair at its size and at every halving to `SMALLEST` px or more."""
+    pairs = [_observed_pair(view)]
+    while (size := pairs[-1][1].shape[0] // 2) >= SMALLEST:
+        pairs.append(tuple(resize(image, (size, size)) for image in pairs[-1]))  # type: ignore
+    return pairs
+
+
+def _lpips_of(view: View, degraded: Array, target: Array) -> Float[Array, ""]:
     height, width, channels = target.shape
     if min(height, width) < SMALLEST:
         shape = (max(height, SMALLEST), max(width, SMALLEST), channels)
-        pair = tuple(jax.image.resize(image, shape, "linear") for image in pair)
-    return lpips(pair[1], pair[0], net="vgg16", params=view.context.perceptual)
+        degraded, target = (jax.image.resize(x, shape, "linear") for x in (degraded, target))
+    return lpips(degraded, target, net="vgg16", params=view.context.perceptual)
 
 
 # --- Styles ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from stylesr_jax.degradations import Bicubic, Compose, Degradation
+from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
 from stylesr_jax.generators.base import Generator, Noise
 
 
@@ -67,14 +67,30 @@ class View:
         return degraded(self.context, self.image)
 
     @cached_property
+    def compared_size(self) -> int:
+        """Pixels of a side at which A(G) and y are compared: fewer than y's by small images."""
+        size, image = self.start.target.shape[0], self.image.shape[0]
+        small = image < self.context.generator.resolution
+        return min(size, image // 2) if small else size
+
+    @cached_property
     def residual(self) -> Float[Array, "h w c"]:
-        """A(G(ws)) - y where y was observed, else 0: (h, w, c)."""
-        return (self.low - self.start.target) * self.start.mask
+        """A(G(ws)) - y where y was observed, else 0: (h, w, c), or shrunk to `compared_size`."""
+        residual = (self.low - self.start.target) * self.start.mask
+        size = self.compared_size
+        return residual if size == residual.shape[0] else resize(residual, (size, size))
 
     @cached_property
     def observed(self) -> Float[Array, ""]:
-        """How many numbers were observed."""
-        return jnp.sum(self.start.mask) * self.start.target.shape[-1]
+        """How many of the compared numbers were observed."""
+        height, _, channels = self.start.target.shape
+        share = (self.compared_size / height) ** 2
+        return jnp.sum(self.start.mask) * (channels * share)
+
+    @cached_property
+    def whitened(self) -> Float[Array, "num_ws w_dim"]:
+        """u = whiten(w)."""
+        return self.context.prior.whiten(self.latents.ws)
 
     @cached_property
     def flow(self) -> tuple[Float[Array, "num_ws w_dim"], Float[Array, " num_ws"]]:

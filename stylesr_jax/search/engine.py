@@ -107,7 +107,7 @@ class SearchResult(NamedTuple):
 Progress = Callable[[int, int, dict[str, np.ndarray]], None]  # step, total, terms of the last step
 
 
-def _select(chosen: Array, a: Any, b: Any) -> Any:
+def select(chosen: Array | np.ndarray, a: Any, b: Any) -> Any:
     """Per start: a where chosen (B,), else b."""
 
     def pick(x: Array, y: Array) -> Array:
@@ -153,7 +153,7 @@ def evaluate(
     if problem.tied:
         sound = jnp.isfinite(losses)
         zeros = jax.tree.map(jnp.zeros_like, outputs)
-        ties = problem.batch_terms(context, starts, _select(sound, outputs, zeros))
+        ties = problem.batch_terms(context, starts, select(sound, outputs, zeros))
         terms = {**terms, **ties}
         losses = losses + sum(ties.values())
     return losses, terms  # type: ignore[return-value]
@@ -202,12 +202,12 @@ def step(
     return (
         SearchState(
             step=state.step + 1,
-            variables=_select(going, moved, state.variables),
+            variables=select(going, moved, state.variables),
             anchor=state.anchor,
-            optimiser=_select(going, optimiser_state, state.optimiser),
-            best=_select(better, state.variables, state.best),
+            optimiser=select(going, optimiser_state, state.optimiser),
+            best=select(better, state.variables, state.best),
             best_loss=jnp.where(better, losses, state.best_loss),
-            best_terms=_select(better, terms, state.best_terms),
+            best_terms=select(better, terms, state.best_terms),
             best_step=jnp.where(better, state.step, state.best_step),
             failed_at=jnp.where(running & ~finite, state.step, state.failed_at),
         ),

@@ -29,7 +29,8 @@ class Solution:
         generated_psnr: dB, of A(G) against y, before the correction.
         best_step: the step whose variables were kept.
         failed_at: step at which the search met a NaN or infinity, or -1.
-        diagnostics: what a sampler says of its chain, e.g. its acceptance rate.
+        diagnostics: what a sampler says of its chain, e.g. its acceptance rate; and whether the
+            phases with small images were kept, as they made the full image's objective less.
     """
 
     image: np.ndarray
@@ -48,6 +49,11 @@ class Solution:
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     @property
+    def is_sound(self) -> bool:
+        """Whether its loss is a number."""
+        return bool(np.isfinite(self.loss))
+
+    @property
     def status(self) -> str:
         """ "ok", or what went wrong."""
         if self.failed_at < 0:
@@ -57,7 +63,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Result:
-    """All solutions of one image, in the order of their numbers."""
+    """All solutions of one image, the best by the objective first; draws as they were drawn."""
 
     observation: Observation
     solutions: tuple[Solution, ...]

@@ -225,7 +225,7 @@ def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
     return [
         Result(
             observation=search.observations[i],
-            solutions=tuple(found[i]),
+            solutions=_in_order(search.method, found[i]),
             method=search.method.name,
             settings=search.method.settings,
             seconds=seconds[i],
@@ -234,6 +234,13 @@ def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
         for i in found
         if found[i]
     ]
+
+
+def _in_order(method: Any, solutions: Sequence[Solution]) -> tuple[Solution, ...]:
+    """The best by the objective first; a sampler's draws as they were drawn."""
+    if method.draws:
+        return tuple(solutions)
+    return tuple(sorted(solutions, key=lambda solution: (not solution.is_sound, solution.loss)))
 
 
 def _draw_batch(search: _Search, jobs: Sequence[_Job]) -> tuple[Start, Array, Array, Array]:
@@ -259,13 +266,13 @@ def _draw_batch(search: _Search, jobs: Sequence[_Job]) -> tuple[Start, Array, Ar
 
 def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[list[Solution], bool]:
     """Run every stage for one batch of starts and render the first `count`."""
-    stages = stages_of(search.method)
+    stages = stages_of(search.method, search.context.generator)
     starts, start_keys, search_keys, indices = _draw_batch(search, jobs)
     tries = tries_of(search.method)
     if (
         tries > 1 and search.start is None and bool(indices.any())
     ):  # an image's first start is the only one there is
-        size = small_size(search.context.generator, starts.target.shape[1])
+        size = small_size(search.context.generator)
         args = (stages[0].replace(stop=size), start_keys, indices, search.context, starts)
         start_keys = nearest_keys(*args, tries=tries, mesh=search.mesh)
         if search.mesh is not None:
@@ -289,28 +296,36 @@ def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[lis
 
     for number, stage in enumerate(stages):
         release_memory()
-        args = (stage, start_keys, indices, search.context, starts, variables, search_keys)
-        variables, keys = begin(*args, jnp.uint32(number))
+        args = (stage, start_keys, indices, search.context, starts)
+        variables, keys = begin(*args, variables, search_keys, jnp.uint32(number))
         if result is not None and result.interrupted:
             continue  # later stages only carry over what was found, for `latents` to read
-        done = sum(int(earlier.steps) for earlier in stages[:number])
-        result = engine.search(
+        run = partial(
+            engine.search,
             stage,
             context=search.context,
             starts=starts,
-            variables=variables,
             keys=keys,
-            steps=int(stage.steps),
             chunk=search.chunk,
             mesh=search.mesh,
             advance=_advance,
+        )
+        if number and stages[number - 1].coarse and not stage.coarse:
+            first, _ = begin(*args, None, search_keys, jnp.uint32(number))
+            better = run(variables=variables, steps=0).loss < run(variables=first, steps=0).loss
+            variables = engine.select(better, variables, first)
+            diagnostics["coarse_phases_kept"] = better
+        done = sum(int(earlier.steps) for earlier in stages[:number])
+        result = run(
+            variables=variables,
+            steps=int(stage.steps),
             on_progress=lambda step, _, terms, done=done: report(done, step, terms),
             on_state=partial(show, stage),
         )
         variables = jax.device_get(result.variables) if search.mesh else result.variables
         histories.append(result.history)
         if stage.samples:
-            diagnostics = jax.device_get(jax.vmap(stage.diagnostics)(result.optimiser))
+            diagnostics |= jax.device_get(jax.vmap(stage.diagnostics)(result.optimiser))
     assert result is not None
     release_memory()
     history = _join(histories)

@@ -42,7 +42,7 @@ def _upsample(image, tiny, tiny_prior, **options):
 
 
 def test_solutions_approach_the_input(tiny, tiny_prior, target):
-    settings = {"style_steps": 40, "steps": 40, "style_rate": 0.5, "learning_rate": 0.5}
+    settings = {"style_steps": 40, "steps": 40, "learning_rate": 0.5}
     result = _upsample(target, tiny, tiny_prior, settings=settings)
     assert result.images.shape == (2, 32, 32, 3) and not result.interrupted
     assert np.abs(result.images).max() <= 1.0

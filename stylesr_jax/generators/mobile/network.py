@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.base import Config, Noise
+from stylesr_jax.generators.base import Config, Noise, StyledLayer
 from stylesr_jax.generators.mobile.blocks import compute_blocks, image_rows
 from stylesr_jax.generators.mobile.layers import Block, ImageHead, InputLayer, ToWavelets
 from stylesr_jax.generators.mobile.native import library
@@ -60,6 +60,16 @@ class MobileConfig(Config):
     @property
     def image_resolutions(self) -> tuple[int, ...]:
         return (*(2 * size for size in self.heads), self.resolution)
+
+    @property
+    def styled_layers(self) -> tuple[StyledLayer, ...]:
+        layers = [StyledLayer(("input",), 0, "modulation", "weight")]
+        for k in range(1, len(self.channels)):
+            for name, style in (("conv1", 3 * k - 2), ("conv2", 3 * k - 1)):
+                path = (f"block{k - 1}", name)
+                layers.append(StyledLayer(path, style, "modulation", "pointwise"))
+        layers.append(StyledLayer(("to_image",), self.num_ws - 2, "modulation", "weight"))
+        return tuple(layers)
 
     def strips(self, block: int) -> int:
         """In how many strips block `block` (1 is the first after the input) is computed."""
