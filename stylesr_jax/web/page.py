@@ -229,6 +229,7 @@ class Page:
                 self.uncertainty = gr.Image(
                     label="Where the solutions differ (white: most)",
                     image_mode="L",
+                    height=320,
                     elem_id="uncertainty",
                     **options,
                 )
@@ -442,8 +443,6 @@ class Page:
             f"Solution {update.solution + 1} of {request.solutions}: "
             f"step {update.step} of {update.steps}"
         )
-        if update.seconds_left is not None:
-            text += f", about {update.seconds_left:.0f} s left for this one"
         values: Values = {
             self.status: said(text),
             self.curve: results.loss_curve(update.losses, update.step, update.steps),

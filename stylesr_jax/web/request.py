@@ -13,6 +13,8 @@ MAX_SOLUTIONS = 8
 LEVERS = {  # settings that the page shows of the methods that have them
     "fidelity": "Fidelity to the input, 0 to 1",
     "lambda_w": "Weight of the prior",
+    "lambda_n": "Weight of the styles' norm",
+    "lambda_s": "Weight of the styles' spread",
     "diversity": "Diversity of the solutions",
     "inject_noise": "Noise injected in the layers",
 }

@@ -58,7 +58,6 @@ class Update:
         solution: counts from 0.
         step, steps: done and in all.
         losses: after each message's step, of this solution.
-        seconds_left: of this solution's search; None before two messages.
         preview: (H, W, 3) in [-1, 1], the best so far, if one was drawn.
         result: at the end.
     """
@@ -67,7 +66,6 @@ class Update:
     step: int = 0
     steps: int = 0
     losses: tuple[float, ...] = ()
-    seconds_left: float | None = None
     preview: np.ndarray | None = None
     result: Result | None = None
 
@@ -80,7 +78,6 @@ class _Listener:
     heard: "queue.SimpleQueue[Update | BaseException | None]"
     pause: float
     latest: Update = field(default_factory=Update)
-    first: tuple[int, float] = (0, 0.0)  # step and time of this solution's first message
     drawn: float = 0.0  # when the last preview was
 
     def on_progress(
@@ -88,14 +85,9 @@ class _Listener:
     ) -> None:
         if self.stop.is_set():
             raise KeyboardInterrupt  # ends the search with the best so far
-        now = time.monotonic()
-        if solution != self.latest.solution or step <= self.latest.step or not self.latest.steps:
-            self.latest, self.first = Update(), (step, now)
-        losses = (*self.latest.losses, sum(terms.values()))
-        left = None
-        if done := step - self.first[0]:
-            left = (now - self.first[1]) / done * (steps - step)
-        self.latest = Update(solution, step, steps, losses, left)
+        same = solution == self.latest.solution and step > self.latest.step
+        losses = (*(self.latest.losses if same else ()), sum(terms.values()))
+        self.latest = Update(solution, step, steps, losses)
         self.heard.put(self.latest)
 
     def on_preview(self, _: int, __: int, draw: Callable[[], np.ndarray]) -> None:

@@ -275,7 +275,9 @@ def test_the_best_so_far_can_be_drawn_along_the_way(tiny, tiny_prior, target):
         [jax.random.key(3)],
         generator=tiny,
         prior=tiny_prior,
-        method=method_named("rls").resolve(changes={"style_steps": 10, "steps": 20}),
+        method=method_named("rls").resolve(
+            changes={"style_steps": 10, "coarse_steps": 0, "steps": 20}
+        ),
         solutions=1,
         on_preview=look,
     )

@@ -42,7 +42,10 @@ def test_fields_change_settings():
         0.1,
         0.02,
     )
-    assert settings["diversity"] == 0.0 and settings["steps"] == 20
+    assert (
+        settings["diversity"] == 0.0
+        and settings["steps"] == METHODS["rls"].presets["fast"]["steps"]
+    )
     own = METHODS["rls"].resolve("paper").fidelity
     request = Request(method="rls", preset="paper", changes={"fidelity": "auto"})
     assert method_of(request).settings["fidelity"] == own

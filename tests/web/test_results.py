@@ -22,7 +22,9 @@ from stylesr_jax.web.searches import Models, updates
 from where import PORTRAIT
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
-REQUEST = Request(method="rls", changes={"style_steps": "10", "steps": "20"}, solutions=2)
+REQUEST = Request(
+    method="rls", changes={"style_steps": "10", "coarse_steps": "0", "steps": "20"}, solutions=2
+)
 
 
 @pytest.fixture(scope="module")
