@@ -20,7 +20,7 @@ from stylesr_jax.solver.rendering import add_correction, degrade, redraw
 from where import ROOT
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no browser to test in: {MISSING}")
-SOON, LATER = 30_000, 180_000  # ms: an answer, a search with its compiling
+SOON, LATER = 120_000, 600_000  # ms: an answer, a search with its compiling
 
 
 @pytest.fixture(scope="module")
