@@ -51,7 +51,7 @@ class Robust(Search):
         """Equation 3: LPIPS at every size, and the L1 at the coarsest, images in [0, 1]."""
         return {
             "lpips": self.lambda_lpips * perceptual_pyramid(view),
-            "l1": 0.5 * self.lambda_l1 * l1_coarsest(view),
+            "l1": self.lambda_l1 * l1_coarsest(view),
         }
 
     def from_styles(self) -> "Robust":

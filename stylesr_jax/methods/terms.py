@@ -102,9 +102,9 @@ def perceptual_pyramid(view: View) -> Float[Array, ""]:
 
 
 def l1_coarsest(view: View) -> Float[Array, ""]:
-    """Mean |A(G) - y| at the coarsest size of the pyramid; images in [-1, 1]."""
+    """Mean |A(G) - y| at the coarsest size of the pyramid; images in [0, 1]."""
     degraded, target = _pyramid(view)[-1]
-    return jnp.mean(jnp.abs(degraded - target))
+    return 0.5 * jnp.mean(jnp.abs(degraded - target))
 
 
 def _observed_pair(view: View) -> tuple[Array, Array]:

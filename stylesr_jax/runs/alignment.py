@@ -27,6 +27,7 @@ Points = tuple[tuple[float, float], ...]  # (5, 2): eyes, nose, corners of the m
 
 MAX_BYTES = 1 << 26  # of a file of points
 LOOKED_AT = 32  # px: no face within a smaller picture is large enough to be found
+REDUCED = 1.1  # how much larger than its observation a face is when this is said
 # Distance of the eyes over that from eyes to mouth: about 1 from the front, and the cosine of the
 # angle by which a head is turned.
 PROFILE = 0.6
@@ -80,8 +81,8 @@ class Alignment:
             return None
         if not found:
             raise UserError(
-                "no face was found in it; mark the faces with --align FILE.json, or take the "
-                "picture as it is with --align off"
+                "no face was found in it; turn it upright, mark the faces with --align FILE.json, "
+                "or take it as it is with --align off"
             )
         return found
 
@@ -108,7 +109,7 @@ def _by_hand(points: Points, number: int, shape: tuple[int, ...]) -> Face:
 def notes_of_face(face: Face, image: np.ndarray) -> list[str]:
     """What is to be said of a face that will not come out well, or not at its own size."""
     notes, size = [], observation_size(face.transform)
-    if round(face.size) > size:
+    if face.size > REDUCED * size:
         notes.append(f"reduced from {face.size:.0f} to {size} px")
     seen = seen_fraction(image, face.transform)
     if seen < SHOWN:

@@ -34,7 +34,7 @@ def _read() -> dict[str, float]:
     try:
         values = json.loads(_file().read_text())
         return {str(kind): float(seconds) for kind, seconds in values.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # none was written, or another program's
 
 

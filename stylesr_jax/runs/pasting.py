@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,25 +91,25 @@ def _entry(face: Face, image: np.ndarray) -> dict[str, Any]:
 
 
 def paste(
-    photo: Photo, place: Place, faces: Sequence[Place], *, solutions: int, format: Format
+    photo: Photo, pictures: Sequence[Sequence[Path]], place: Place, format: Format
 ) -> dict[str, Any]:
     """Write photo_i.png (or jpg, webp) for each solution; what the report says of them.
 
     Args:
+        pictures: the files of the solutions, for each face.
         place: of the photo's results.
-        faces: the places of the faces' results, whose pictures are read.
+
+    Raises:
+        UserError: a picture is missing, or the folder cannot be written.
     """
     assert photo.pixels is not None
     pixels = photo.pixels / np.float32(127.5) - np.float32(1.0)
-    order = range(len(faces))[::-1]  # where faces overlap the largest is on top
+    transforms = [face.transform for face in photo.faces]
     names, agreement = [], []
-    for i in range(solutions):
-        picture = paste_back(
-            pixels,
-            [photo.faces[k].transform for k in order],
-            [read_image(faces[k].file(f"solution_{i}.{format}")) for k in order],
-            photo.scale,
-        )
+    for i, ith in enumerate(zip(*pictures, strict=True)):
+        solutions = [read_image(path) for path in ith]
+        # Where faces overlap the last one is on top: the largest.
+        picture = paste_back(pixels, transforms[::-1], solutions[::-1], photo.scale)
         path = place.file(f"photo_{i}.{format}")
         write_image(path, picture, format=format)
         names.append(path.name)

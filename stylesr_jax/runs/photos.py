@@ -15,15 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from stylesr_jax.degradations import Degradation
 from stylesr_jax.errors import UserError, in_a_line
-from stylesr_jax.faces.align import align
+from stylesr_jax.faces.align import Face
 from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.kinds import printable
-from stylesr_jax.metrics.image import at_shape, scores
+from stylesr_jax.metrics.image import scores
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.runs import pace
-from stylesr_jax.runs.alignment import Alignment, note_of_shape, notes_of_face
+from stylesr_jax.runs.alignment import Alignment, note_of_shape
 from stylesr_jax.runs.folder import Format, Place, place_in, write_result
 from stylesr_jax.runs.pasting import Photo, paste, photo_of
 from stylesr_jax.runs.places import (
@@ -36,25 +35,13 @@ from stylesr_jax.runs.places import (
 )
 from stylesr_jax.runs.plan import Plan, Variant
 from stylesr_jax.runs.records import content_key, write_json
+from stylesr_jax.runs.subjects import COMPARED, face_of, whole
 from stylesr_jax.runs.worker import Job, Source, Subject
 from stylesr_jax.runtime.machine import versions
 from stylesr_jax.runtime.program_cache import kept_jit
-from stylesr_jax.solver.covariance import Covariance, of_picture
-from stylesr_jax.solver.observation import (
-    DATA_KEY,
-    MAX_LOW,
-    Observation,
-    default_degradation,
-    degrade_original,
-    key_of,
-    place_on_canvas,
-    realised_for_search,
-    reduced,
-)
+from stylesr_jax.solver.observation import Observation
 from stylesr_jax.solver.result import Result, Solution
 
-SAID = 1.0  # levels of 255: what inputs are not known to is said from here on
-COMPARED = 256  # px: longer side at which solutions are compared with an original
 NOTICE = "These faces are imagined; they do not identify anyone."
 
 _score = kept_jit(scores)
@@ -123,19 +110,15 @@ class PhotosPlan(Plan):
     def place_of(self, name: str, face: int | None = None) -> Place:
         """Where a result of this name lies, or that of a face in the photo of this name."""
         part = "" if face is None else f"face_{face}"
-        place = place_in(self.out / name / part)
+        folder = self.out / name
+        place = place_in(folder / part if part else folder)
         if self.flat:
             place = Place(self.out, self.out, f"{name}_", part and f"_{part}")
             place = replace(place, report=place.file("report.json"))
         if self.only_images:
-            place = replace(place, report=self.reports / part / f"{name}.json")
+            reports = self.reports / part if part else self.reports
+            place = replace(place, report=reports / f"{name}.json")
         return place
-
-    def degrades(self, image: np.ndarray, photo: np.ndarray) -> bool:
-        """Whether an image (H, W, 3) of a photo is an original: a small version is made of it."""
-        if self.degradation is not None:
-            return max(photo.shape[:2]) > MAX_LOW
-        return self.lr_size is not None and max(image.shape[:2]) > self.lr_size
 
 
 def _sha256(array: np.ndarray) -> str:
@@ -231,7 +214,10 @@ class PhotosJob(Job[PhotosPlan]):
             why = f"the same picture as {printable(owner)}"
         self.say("skip", f"{source.shown}: {why}", input=str(source.path))
         if source.face is not None:
-            self._finish(source.of_face(None))
+            try:
+                self._finish(source.of_face(None))
+            except Exception as error:  # of one photo; the others are done
+                self.fail(source.path, variant, error)
 
     # --- reading
 
@@ -241,102 +227,40 @@ class PhotosJob(Job[PhotosPlan]):
         try:
             faces = self.plan.alignment.faces(picture.pixels, source.path)
             if faces is None:
-                return [self._as_it_is(source, picture)]
-            photo = photo_of(
-                picture.pixels,
-                faces,
-                most=self.plan.alignment.most,
-                resolution=self.plan.generator.resolution,
-                scale=self.plan.scale,
-                pasted=self.plan.paste_back,
-            )
-            subjects = [self._face(source, picture, photo, k) for k in range(len(photo.faces))]
+                subjects = [whole(self.plan, source, picture, self._doubts(picture))]
+            else:
+                photo = self._photo(picture, faces)
+                chosen = enumerate(photo.faces)
+                subjects = [face_of(self.plan, source, picture, *one) for one in chosen]
+                self._begin(source, photo)
         except UserError as error:
             raise UserError(f"{source.shown}: {error}") from error
-        self._begin(source, photo)
         for subject in subjects:
             self._say_notes(subject, subject.notes[len(picture.notes) :])
         return subjects
 
+    def _doubts(self, picture: Picture) -> list[str]:
+        """What is to be said of a picture that is taken as it is."""
+        notes = note_of_shape(picture.pixels) if self.plan.alignment.mode == "off" else []
+        if self.plan.paste_back:
+            notes.append("taken as it is: there is no photo to put its solutions back into")
+        return notes
+
+    def _photo(self, picture: Picture, faces: Sequence[Face]) -> Photo:
+        plan = self.plan
+        return photo_of(
+            picture.pixels,
+            faces,
+            most=plan.alignment.most,
+            resolution=plan.generator.resolution,
+            scale=plan.scale,
+            pasted=plan.paste_back,
+        )
+
     def _say_notes(self, source: Source, notes: Iterable[str]) -> None:
         for note in notes:
-            self.say("note", f"{source.shown}: {note}", input=str(source.path), note=note)
-
-    def _as_it_is(self, source: Source, picture: Picture) -> Subject:
-        """A picture as a whole; unless it is an original, it is reduced to 256 px."""
-        plan, image, notes = self.plan, picture.pixels, list(picture.notes)
-        height, width = image.shape[:2]
-        if plan.alignment.mode == "off":
-            notes += note_of_shape(image)
-        if plan.paste_back:
-            notes.append("taken as it is: there is no photo to put its solutions back into")
-        if plan.degrades(image, image):
-            subject = self._degraded(source, image, notes)
-        else:
-            if max(height, width) > MAX_LOW:
-                image = reduced(image)
-                notes.append(
-                    f"reduced from {width}x{height} to {image.shape[1]}x{image.shape[0]} px"
-                )
-            noise = of_picture(picture, image)
-            subject = self._observed(source, image, noise, notes)
-        self._say_notes(source, subject.notes[len(picture.notes) :])
-        return subject
-
-    def _face(self, source: Source, picture: Picture, photo: Photo, number: int) -> Subject:
-        """A face of a photo, aligned."""
-        source, face = source.of_face(number), photo.faces[number]
-        crop, seen = align(picture.pixels, face.points)
-        notes = [*picture.notes, *notes_of_face(face, picture.pixels)]
-        if self.plan.degrades(crop, picture.pixels):
-            return self._degraded(source, crop, notes)
-        return self._observed(source, crop, of_picture(picture, crop), notes, seen)
-
-    def _degraded(self, source: Source, image: np.ndarray, notes: Iterable[str]) -> Subject:
-        """An original, of which solutions are compared with a small version."""
-        plan = self.plan
-        observation, assumed = degrade_original(
-            image,
-            key_of(plan.seed, source.content),
-            resolution=plan.generator.resolution,
-            lr_size=plan.lr_size or MAX_LOW,
-            degradation=plan.degradation,
-            truth=plan.truth,
-            noise=plan.told_noise,
-        )
-        original = np.asarray(at_shape(image, compared_size(*image.shape[:2])))
-        height, width = observation.image.shape[:2]
-        notes = (
-            *notes,
-            f"degraded to {width}x{height} px; solutions are compared with the original",
-        )
-        return _subject(source, observation, assumed, original, notes)
-
-    def _observed(
-        self,
-        source: Source,
-        image: np.ndarray,
-        noise: Covariance,
-        notes: Iterable[str],
-        seen: np.ndarray | None = None,
-    ) -> Subject:
-        """A picture or face at the size that it has."""
-        plan, noise = self.plan, self.plan.told_noise or noise
-        observation = replace(place_on_canvas(image, seen), noise=noise)
-        if (levels := 127.5 * noise.std) >= SAID:
-            notes = (*notes, f"its values are taken as known to {levels:.1f} of 255 levels")
-        if plan.degradation is None:
-            assumed = default_degradation(observation)
-        elif plan.truth:
-            key = jax.random.fold_in(key_of(plan.seed, source.content), DATA_KEY)
-            resolution = plan.generator.resolution
-            assumed = realised_for_search(observation, plan.degradation, key, resolution=resolution)
-        else:
-            raise UserError(
-                f"it is small already, and --degradation damages inputs of over {MAX_LOW} px; "
-                "if that is how it came about, add --search-degradation truth"
-            )
-        return _subject(source, observation, assumed, None, notes)
+            values = {"input": str(source.path), "face": source.face, "note": note}
+            self.say("note", f"{source.shown}: {note}", **values)
 
     # --- photos with faces
 
@@ -355,8 +279,8 @@ class PhotosJob(Job[PhotosPlan]):
         of = "" if len(faces) == photo.found else f" of {photo.found}"
         self.say(
             "faces",
-            f"{source.shown}: {len(faces)}{of} face(s), {_listed(sizes)} px; "
-            f"{solutions} solution(s) to search for{time}",
+            f"{source.shown}: {_count(len(faces), 'face')}{of}, {_listed(sizes)} px; "
+            f"{_count(solutions, 'solution')} to search for{time}",
             input=str(source.path),
             found=photo.found,
             sizes=sizes,
@@ -394,12 +318,17 @@ class PhotosJob(Job[PhotosPlan]):
             del self._photos[source.path]
         pasted = None
         if photo.pixels is not None:
-            places = [self._place(face) for face in faces]
-            options: Any = {"solutions": self.plan.solutions, "format": self.plan.format}
-            pasted = paste(photo, self._place(source), places, **options)
+            pictures = [self._pictures(face) for face in faces]
+            pasted = paste(photo, pictures, self._place(source), self.plan.format)
         self._write_photo(source, photo, "ok", pasted)
         if pasted is not None:
             self._say_pasted(source, pasted)
+
+    def _pictures(self, source: Source) -> list[Path]:
+        """The solutions of a face that is finished."""
+        place = self._place(source)
+        report = _read_report(place) or {"solutions": []}
+        return [place.file(one["file"]) for one in report["solutions"]]
 
     def _say_pasted(self, source: Source, pasted: Mapping[str, Any]) -> None:
         folder, agreement = self._place(source).folder, pasted["downscaled_psnr"]
@@ -590,12 +519,6 @@ def _solution_entry(number: int, solution: Solution, format: str) -> dict[str, A
     }
 
 
-def compared_size(height: int, width: int) -> tuple[int, int]:
-    """The size, longer side COMPARED px, at which solutions are compared with an original."""
-    scale = COMPARED / max(height, width)
-    return max(round(height * scale), 16), max(round(width * scale), 16)
-
-
 def _scores(result: Result, reference: np.ndarray) -> list[dict[str, float]]:
     """PSNR, SSIM and LPIPS of each solution to the small original."""
     network = load_features("vgg16")
@@ -611,15 +534,8 @@ def device_line() -> str:
     return f"{device.platform} ({device.device_kind or kind}{cores}) x {jax.local_device_count()}"
 
 
-def _subject(
-    source: Source,
-    observation: Observation,
-    assumed: Degradation,
-    original: np.ndarray | None,
-    notes: Iterable[str],
-) -> Subject:
-    own = (source.path, source.sha256, observation, assumed, original, tuple(notes))
-    return Subject(*own, face=source.face)
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(sizes: Sequence[int], most: int = 6) -> str:

@@ -81,7 +81,7 @@ def variant(
     changes: Mapping[str, Value] | None = None,
     evaluations: int | None = EVALUATIONS,
 ) -> Variant:
-    """A variant from [LABEL=]NAME[@PRESET][:SETTING=VALUE]...; `changes` come after its own.
+    """A variant from `[LABEL=]NAME[@PRESET][:SETTING=VALUE]...`; `changes` come after its own.
 
     A `preset` that the method does not have leaves it "balanced", unless the text names it.
 

@@ -29,6 +29,7 @@ class Solution:
         generated_psnr: dB, of A(G) against y, before the correction.
         best_step: the step whose variables were kept.
         failed_at: step at which the search met a NaN or infinity, or -1.
+        number: of its start among the image's; 0 begins at the mean style where a method does.
         diagnostics: what a sampler says of its chain, e.g. its acceptance rate; and whether the
             phases with small images were kept, as they made the full image's objective less.
     """
@@ -46,6 +47,7 @@ class Solution:
     generated_psnr: float
     best_step: int
     failed_at: int
+    number: int = 0
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     @property

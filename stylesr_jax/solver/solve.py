@@ -379,6 +379,7 @@ def _solution(
         history={name: values[:, b] for name, values in history.items()},
         best_step=int(result.best_step[b]),
         failed_at=int(result.failed_at[b]),
+        number=job.solution,
         diagnostics={name: float(value[b]) for name, value in diagnostics.items()},
         residual_l1=residual_l1,
         residual_psnr=residual_psnr,

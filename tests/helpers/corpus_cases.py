@@ -692,7 +692,10 @@ def _mask_cases() -> Iterator[Case]:
 
 NUMBERS = ("nan", "inf", "-inf", "1e999", "-1", "0", "1e-400", "9" * 400, "", "x", "0x10", "1_0")
 NUMERIC = ("--noise-std", "--inject-noise", "--diversity")
-WHOLE = ("--solutions", "--steps", "--seed", "--lr-size", "--batch", "--devices", "--class")
+WHOLE = (
+    "--solutions", "--steps", "--seed", "--lr-size", "--batch", "--devices", "--class", "--faces",
+    "--scale",
+)  # fmt: skip
 SPECS = (
     "", "|", "()", "bicubic", "bicubic(", "bicubic(0)", "bicubic(-3)", "bicubic(nan)",
     "bicubic(99999999999)", "bicubic(x0)", "bicubic(x-1)", "bicubic(1x1)", "bicubic(8,8,8,8)",
@@ -723,7 +726,8 @@ def _searched(option: str, text: str, files: Files) -> Arguments:
 def _option_cases() -> Iterator[Case]:
     for option in WHOLE:
         for text in NUMBERS:
-            if (option, text) in {("--seed", "0"), ("--seed", "1_0"), ("--lr-size", "1_0")}:
+            valid = {("--seed", "0"), *((o, "1_0") for o in ("--seed", "--lr-size", "--faces"))}
+            if (option, text) in valid:
                 continue
             make = partial(_option_is, option, text)
             yield Case(f"option: {option} {text[:12]!r}", "upsample", make)
@@ -739,7 +743,14 @@ def _option_cases() -> Iterator[Case]:
         yield Case(f"option: --set {text[:30]!r}", "upsample", make, (2,))
     for spec in SPECS:
         yield Case(f"option: --degradation {spec[:24]!r}", "upsample", partial(_truth, spec))
-    for option in ("--method", "--preset", "--format", "--search-degradation", "--nonsense"):
+    for option in (
+        "--method",
+        "--preset",
+        "--format",
+        "--search-degradation",
+        "--align",
+        "--nonsense",
+    ):
         for text in ("", "magic", "two\nlines", "x" * 3000):
             make = partial(_option_is, option, text)
             yield Case(f"option: {option} {text[:12]!r}", "upsample", make, (2,))

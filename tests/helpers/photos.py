@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from stylesr_jax.faces.align import Transform
+from stylesr_jax.faces.align import Face, Transform
 from where import PORTRAIT
 
 
@@ -33,9 +33,21 @@ def paste(canvas: Image.Image, photo: Image.Image, transform: Transform) -> None
     canvas.paste(shrunk.transform(canvas.size, affine, matrix, bicubic), mask=mask)
 
 
-def photo_of(size: tuple[int, int], *faces: tuple[float, float, float, float]) -> Image.Image:
+def photo_of(
+    size: tuple[int, int], *faces: tuple[float, float, float, float], seed: int = 0
+) -> Image.Image:
     """A photo with the portrait at each (x, y, side, degrees)."""
-    canvas = background(size)
+    canvas = background(size, seed)
     for x, y, side, degrees in faces:
         paste(canvas, portrait(), Transform(np.array([x, y]), side, np.radians(degrees)))
     return canvas
+
+
+# Points in the unit frame of which FFHQ's crop is the whole frame.
+FRAMED = np.array([[0.375, 0.4756], [0.625, 0.4756], [0.5, 0.62], [0.4, 0.7196], [0.6, 0.7196]])
+
+
+def face_at(x: float, y: float, side: float, degrees: float = 0.0) -> Face:
+    """A face whose crop is that square."""
+    points = Transform(np.array([x, y]), side, np.radians(degrees)).to_photo(FRAMED)
+    return Face(points, np.concatenate([points.min(0), points.max(0)]), 0.9)

@@ -370,7 +370,7 @@ def test_pulse_stays_on_its_spheres(small):
 
 @pytest.mark.slow
 def test_weights_of_rls_plus_stay_in_their_ball_and_help(small, prior):
-    settings = {"radius": 1e-3, "weights_rate": 0.1}
+    settings = {"radius": 1e-3, "weights_rate": 0.1, "coarse": False}
     result = _upsample(small, "rls+", prior, solutions=1, steps=12, settings=settings)
     moved, originals = result.solutions[0].latents.synthesis, small.params["synthesis"]
     for new, old in zip(jax.tree.leaves(moved), jax.tree.leaves(originals), strict=True):

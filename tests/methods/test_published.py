@@ -37,6 +37,8 @@ PUBLISHED = {
         "lambda_w": 1e-4,
         "lambda_g": 2e-4,
         "lambda_c": 0.01,
+        "lambda_n": 0.0,  # of the default alone
+        "lambda_s": 0.0,
         "spread_first": 0.0,  # the first solution starts at the mean
         **NO_LEVERS,
     },
@@ -109,7 +111,10 @@ TERMS = {
         "lambda_w": "negative_log_prior",
         "lambda_g": "gaussian_norm",
         "lambda_c": "cross",
+        "lambda_n": "whitened_norm",
+        "lambda_s": "whitened_spread",
     },
+    "robust": {"lambda_lpips": "perceptual_pyramid", "lambda_l1": "l1_coarsest"},
     "pulse": {"lambda_l2": "floored_mse", "lambda_geocross": "geodesic_cross"},
     "brgm": {
         "lambda_lpips": "perceptual",

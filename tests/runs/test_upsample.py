@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from conftest import KEPT
 from PIL import Image
 
+from commands import upsample_command
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import read_image
 from stylesr_jax.runs import worker
@@ -34,19 +34,8 @@ def _cache(monkeypatch):
 
 @pytest.fixture
 def run(tiny_files, monkeypatch):
-    """Runs the command as `python -m` would; returns its exit code."""
-
-    def call(*arguments, generator=True):
-        own = ["--generator", tiny_files["generator"], "--prior", tiny_files["prior"]]
-        argv = ["upsample", *map(str, arguments), *(map(str, own) if generator else ())]
-        monkeypatch.setattr(sys, "argv", argv)
-        # Another test's import would make runpy warn that the module runs twice.
-        monkeypatch.delitem(sys.modules, "stylesr_jax.upsample", raising=False)
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_module("stylesr_jax.upsample", run_name="__main__")
-        return stop.value.code
-
-    return call
+    """Runs the command with the tiny generator; returns its exit code."""
+    return upsample_command(monkeypatch, tiny_files)
 
 
 @pytest.fixture
