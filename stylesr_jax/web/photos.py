@@ -24,7 +24,7 @@ from stylesr_jax.faces.detect import MAX_PIXELS, find_faces
 from stylesr_jax.images.decoding import Picture, decode
 from stylesr_jax.images.files import to_uint8
 from stylesr_jax.runs.alignment import notes_of_face
-from stylesr_jax.runs.photos import SAID
+from stylesr_jax.runs.subjects import SAID
 from stylesr_jax.solver.covariance import of_picture
 from stylesr_jax.solver.observation import (
     MAX_LOW,
