@@ -244,7 +244,7 @@ def test_a_second_tab_waits_and_sees_its_place(tab, small):
     first.fill("#solutions input[type=number]", "4")
     first.press("#solutions input[type=number]", "Enter")
     first.click("#run")
-    _wait(first, "Preparing")
+    _wait(first, "of 4: step")
     second.fill("#solutions input[type=number]", "1")
     second.press("#solutions input[type=number]", "Enter")
     second.click("#run")
