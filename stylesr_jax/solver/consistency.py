@@ -91,11 +91,12 @@ def coloured(grid: Float[Array, "h w C"]) -> Float[Array, "h w C"]:
     The power of S falls as 1/f^3 with frequency f: a little more steeply than that of images
     (1/f^2, Field 1987), as generators miss fine detail less. So smooth a K tells noise from it.
     """
-    total, size, weight = grid, grid.shape[:2], 1.0
-    while min(size) >= 2 * COARSEST:
-        size, weight = (size[0] // 2, size[1] // 2), 2.0 * weight
-        shape = jax.ShapeDtypeStruct((*size, grid.shape[2]), grid.dtype)
-        enlarge = partial(resize, size=grid.shape[:2])
+    height, width, channels = grid.shape
+    enlarge = partial(resize, size=(height, width))
+    total, rows, columns, weight = grid, height, width, 1.0
+    while min(rows, columns) >= 2 * COARSEST:
+        rows, columns, weight = rows // 2, columns // 2, 2.0 * weight
+        shape = jax.ShapeDtypeStruct((rows, columns, channels), grid.dtype)
         total = total + weight * enlarge(jax.linear_transpose(enlarge, shape)(grid)[0])
     return total
 

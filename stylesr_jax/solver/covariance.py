@@ -7,6 +7,8 @@ which hold little of a scene's finest detail, by the median of a second differen
 salt and pepper are unknown.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -49,8 +51,8 @@ class Covariance(PyTreeNode):
             (rows, columns) of a block in pixels; (Y,) for a grey file, () for no JPEG.
     """
 
-    variance: Array | np.ndarray | float = 0.0
-    blocks: tuple[Array | np.ndarray, ...] = ()
+    variance: Any = 0.0
+    blocks: tuple[Any, ...] = ()
 
     def __call__(self, values: Float[Array, "h w C"]) -> Float[Array, "h w C"]:
         """Sigma times values."""
@@ -94,7 +96,7 @@ def _dct(size: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def _scaled(planes: Array, variances: Array | np.ndarray) -> Array:
+def _scaled(planes: Array, variances: Any) -> Array:
     """Planes (h, w, C) with every block's coefficients multiplied."""
     height, width, channels = planes.shape
     rows, columns = variances.shape
