@@ -2,12 +2,12 @@
 
 import sys
 
-from stylesr_jax.cli.options import evaluate_parser
+from stylesr_jax.cli.options import parse_evaluate
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code, see `errors.exit_code`."""
-    args = evaluate_parser().parse_args(argv)
+    args = parse_evaluate(argv)
     from stylesr_jax.cli.start import evaluate  # no module is loaded for --help
 
     return evaluate(args)

@@ -2,19 +2,41 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from stylesr_jax.cli.console import Console
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import find_pictures
+from stylesr_jax.runs import cluster
 from stylesr_jax.runs.places import distinct
 from stylesr_jax.runs.plan import Shard
+from stylesr_jax.runs.worker import Job
 
 
 def shard_of(args: argparse.Namespace) -> Shard | None:
     """The part of the images that --shard names."""
     return None if args.shard is None else Shard(*args.shard)
+
+
+def say_nothing(*_: Any, **__: Any) -> None:
+    """Instead of what tells the user something."""
+
+
+def on_cluster(
+    args: argparse.Namespace,
+    paths: Sequence[Path],
+    job: Job[Any],
+    make_job: Callable[[], Job[Any]],
+    console: Console,
+) -> None:
+    """Do a job's work on the cluster that --cluster names."""
+
+    def show(done: int, total: int) -> None:
+        console.progress("inputs", done, total, {})
+
+    cluster.work(paths, job, make_job, address=args.cluster, workers=args.workers, on_progress=show)
 
 
 def images_named(

@@ -2,34 +2,44 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, shard_of
+from stylesr_jax.cli.common import images_named, on_cluster, say_nothing, shard_of
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import change
 from stylesr_jax.degradations import parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import read_mask
 from stylesr_jax.metrics.scorer import Sizes
-from stylesr_jax.runs.evaluation import EvaluationPlan, Say
+from stylesr_jax.runs.evaluation import EvaluationJob, EvaluationPlan, Say
 from stylesr_jax.runs.evaluation import run as run_plan
 from stylesr_jax.runs.plan import Variant, load_parts, variant
 from stylesr_jax.runs.tables import write_report
+from stylesr_jax.runs.worker import work
 from stylesr_jax.runtime.machine import describe_machine
+from stylesr_jax.runtime.storage import Url, path_of
 from stylesr_jax.solver.solve import device_mesh
 
+Do = Callable[[Sequence[Path], EvaluationJob], None]  # all that is left of a job
 
-def evaluate(plan: EvaluationPlan, *, say: Say = print) -> dict[str, Any]:
-    """Run an evaluation, or what is left of it, and write its report.
+
+def evaluate(
+    plan: EvaluationPlan,
+    *,
+    say: Say = print,
+    do: Do = work,
+) -> dict[str, Any]:
+    """Run an evaluation, or what is left of it, and write its report; see `evaluation.run`.
 
     Raises:
         UserError: OUT cannot be written or the plan contradicts itself.
         KeyboardInterrupt: Ctrl-C, after the report of what was finished is written.
     """
-    outcome = run_plan(plan, say=say)
+    outcome = run_plan(plan, say=say, do=do)
     summary = write_report(plan, outcome)
     if outcome.interrupted:
         raise KeyboardInterrupt
@@ -38,22 +48,44 @@ def evaluate(plan: EvaluationPlan, *, say: Say = print) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate as the options say; the exit code."""
-    plan, mistaken = _plan(args, console)
+    found, mistaken = images_named(args.images, console)
+    plan = _plan(args, found[: args.limit])
     images = len(plan.part(plan.images))
+    device = "a Ray cluster" if args.cluster else describe_machine()["device"]
     console.line(
-        f"{describe_machine()['device']}; {plan.generator.name}; {images} image(s), "
+        f"{device}; {plan.generator.name}; {images} image(s), "
         f"{plan.solutions} solution(s) each; generator evaluations for a solution: "
         + ", ".join(f"{one.label} {one.evaluations}" for one in plan.variants)
     )
-    failed = _evaluate_part(plan, console) if plan.shard else _evaluate_all(plan, console)
+    if plan.shard is not None:
+        failed = _evaluate_part(plan, console)
+    else:
+        failed = _evaluate_all(plan, console, _doer(args, plan, console))
     for image, method, message in failed:
         console.error(f"{image}, {method}: {message}")
     return 2 if mistaken or failed else 0
 
 
-def _evaluate_all(plan: EvaluationPlan, console: Console) -> Sequence[tuple[str, str, str]]:
+def _doer(args: argparse.Namespace, plan: EvaluationPlan, console: Console) -> Do:
+    """What does the work: the loop in this process, or a cluster."""
+    if args.cluster is None:
+        return work
+    make_job = partial(_job_on_worker, args, plan.images)
+
+    def do(paths: Sequence[Path], job: EvaluationJob) -> None:
+        on_cluster(args, paths, job, make_job, console)
+
+    return do
+
+
+def _job_on_worker(args: argparse.Namespace, images: tuple[Path, ...]) -> EvaluationJob:
+    """The command's job in a worker of a cluster, which sees to what is said."""
+    return EvaluationJob(_plan(args, images), say_nothing)
+
+
+def _evaluate_all(plan: EvaluationPlan, console: Console, do: Do) -> Sequence[tuple[str, str, str]]:
     """Evaluate and print the table; (image, label, message) of what failed."""
-    summary = evaluate(plan, say=console.line)
+    summary = evaluate(plan, say=console.line, do=do)
     console.line("\n" + (plan.out / "table.md").read_text(encoding="utf-8"))
     return [(one["image"], one["method"], one["message"]) for one in summary["failed"]]
 
@@ -111,18 +143,17 @@ def _check_preset(preset: str, variants: Sequence[Variant]) -> None:
         )
 
 
-def _plan(args: argparse.Namespace, console: Console) -> tuple[EvaluationPlan, int]:
-    """The plan, and how many of --images named no image."""
-    images, mistaken = images_named(args.images, console)
+def _plan(args: argparse.Namespace, images: tuple[Path, ...]) -> EvaluationPlan:
     variants = _variants(args)
     degradation = parse(args.degradation) if args.degradation else None
     if args.reference is not None and not os.path.exists(args.reference):
         raise UserError(f"--reference {args.reference}: no such file or folder; check the path")
     parts = load_parts(variants, generator=args.generator, label=args.label, prior=args.prior)
-    plan = EvaluationPlan(
-        images=images[: args.limit],
+    out = path_of(args.out)
+    return EvaluationPlan(
+        images=images,
         variants=variants,
-        out=Path(args.out),
+        out=out,
         lr_size=args.lr_size,
         degradation=degradation,
         truth=args.search_degradation == "truth",
@@ -138,6 +169,6 @@ def _plan(args: argparse.Namespace, console: Console) -> tuple[EvaluationPlan, i
         noise_std=args.fidelity.std,
         noise_mask=read_mask(args.noise_mask) if args.noise_mask else None,
         figure_images=args.figure_images,
+        apart=args.shard is not None or args.cluster is not None or isinstance(out, Url),
         **parts,
     )
-    return plan, mistaken

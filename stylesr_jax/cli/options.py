@@ -199,12 +199,29 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         help="starts searched together on a device (auto: what fits its memory; 1 on CPUs)",
     )
     add("--devices", type=whole(1, 1024), metavar="N", help="devices to use; default: all")
-    add(
+    division = parser.add_mutually_exclusive_group()
+    division.add_argument(
         "--shard",
         type=shard,
         metavar="I/N",
         help="do part I of N of the inputs, counted from 0; --resume without it does the rest",
     )
+    division.add_argument(
+        "--cluster",
+        metavar="auto|HOST:PORT",
+        help="divide the inputs over a Ray cluster's machines, skipping those that are finished",
+    )
+    add(
+        "--workers",
+        type=whole(1, 10**6),
+        metavar="N",
+        help="of --cluster; default: one for each GPU, or on CPUs for each machine",
+    )
+
+
+def _check_scale(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.workers is not None and args.cluster is None:
+        parser.error("--workers are a cluster's: add --cluster auto")
 
 
 def upsample_parser() -> argparse.ArgumentParser:
@@ -296,6 +313,7 @@ def parse_upsample(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give at least one INPUT, or --from solutions.npz")
     if args.source is None and not args.out:
         parser.error("--out DIR is missing")
+    _check_scale(parser, args)
     if args.source is not None:
         unused = sorted(_given(parser, argv) - set(REDRAWING))
         if unused:
@@ -368,6 +386,14 @@ def evaluate_parser() -> argparse.ArgumentParser:
     _add_scale(parser)
     add("--quiet", action="store_true", help="print errors only")
     return parser
+
+
+def parse_evaluate(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of `evaluate`; those that do not go together end the process with code 2."""
+    parser = evaluate_parser()
+    args = parser.parse_args(argv)
+    _check_scale(parser, args)
+    return args
 
 
 def fit_heads_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,8 @@ OTHERS = (
     "json",
     "resume",
     "shard",
+    "cluster",
+    "workers",
     "faces",
     "paste_back",
     "scale",
@@ -67,7 +69,11 @@ def _started(args: argparse.Namespace) -> Iterator[None]:
     facts = {name: value for name, value in vars(args).items() if name not in OTHERS}
     try:
         with gc_paused():
-            from stylesr_jax.runtime.startup import prefetched
+            from stylesr_jax.runtime.startup import configure_beside_workers, prefetched
+        if args.cluster is not None:
+            configure_beside_workers()
+            yield
+            return
         with prefetched(facts):
             yield
     finally:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, shard_of
+from stylesr_jax.cli.common import images_named, on_cluster, say_nothing, shard_of
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import ALIGNMENTS, change
 from stylesr_jax.degradations import parse
@@ -30,6 +30,7 @@ from stylesr_jax.runs.plan import Variant, load_parts
 from stylesr_jax.runs.worker import work
 from stylesr_jax.runtime import files
 from stylesr_jax.runtime.memory import gc_paused
+from stylesr_jax.runtime.storage import path_of
 from stylesr_jax.runtime.weights import DEFAULT
 from stylesr_jax.solver.rendering import add_correction, redraw, redraw_direct
 from stylesr_jax.solver.solve import device_mesh
@@ -40,16 +41,25 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.source is not None:
         return _redraw(args, console)
     photos, mistaken = images_named(args.inputs, console, recursive=args.recursive)
-    make_ready(Path(args.out), depth=2)
+    make_ready(path_of(args.out), depth=2)
     with gc_paused():
         plan = _plan(args, photos, console)
-    _announce(plan, console)
+    _announce(plan, console, device_line() if args.cluster is None else "a Ray cluster's")
     job = PhotosJob(plan, say=console.say, error=console.error)
     job.progress = partial(_show_progress, console, plan.solutions)
-    work(plan.part(photos), job)
+    if args.cluster is None:
+        work(plan.part(photos), job)
+    else:
+        on_cluster(args, photos, job, partial(_job_on_worker, args, photos), console)
     if len(photos) > 1:
         job.write_summary()
     return 2 if mistaken or job.failed else 0
+
+
+def _job_on_worker(args: argparse.Namespace, photos: tuple[Path, ...]) -> PhotosJob:
+    """The command's job in a worker of a cluster, which sees to what is said."""
+    plan = _plan(args, photos, Console(quiet=True))
+    return PhotosJob(plan, say=say_nothing, error=say_nothing)
 
 
 def _show_progress(
@@ -58,16 +68,16 @@ def _show_progress(
     console.progress(f"{subject.shown} {index + 1}/{solutions}", *values)
 
 
-def _announce(plan: PhotosPlan, console: Console) -> None:
+def _announce(plan: PhotosPlan, console: Console, device: str) -> None:
     steps, generator = plan.variant.evaluations, plan.generator
     inputs, seconds = len(plan.part(plan.photos)), pace.seconds_of_a_solution(plan)
     console.say(
         "start",
-        f"device {device_line()}; generator {generator.name} ({generator.resolution} px); "
+        f"device {device}; generator {generator.name} ({generator.resolution} px); "
         f"{plan.variant.label}, {plan.variant.preset}: {inputs} input(s) x "
         f"{plan.solutions} solution(s) x {steps} steps"
         + ("" if seconds is None else f", about {duration(seconds)} each"),
-        device=device_line(),
+        device=device,
         generator=generator.name,
         method=plan.variant.label,
         preset=plan.variant.preset,
@@ -145,7 +155,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
     return PhotosPlan(
         photos=photos,
         variants=(variant,),
-        out=Path(args.out),
+        out=path_of(args.out),
         generator_name=args.generator or DEFAULT,
         alignment=alignment,
         paste_back=args.paste_back,
@@ -162,7 +172,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         noise_std=args.fidelity.std,
         noise_mask_sha256=files.sha256(mask) if mask else None,
         start=start,
-        resume=args.resume,
+        resume=args.resume or args.cluster is not None,
         uncertainty=args.uncertainty,
         only_images=args.only_images,
         format=args.format,

@@ -21,6 +21,7 @@ from stylesr_jax.images.kinds import (
     unreadable_by_name,
 )
 from stylesr_jax.runtime import files
+from stylesr_jax.runtime.storage import Url, path_of
 
 MAX_BYTES = 2**30  # of an image file; 100 million pixels of four 16-bit channels are less
 MAX_NAMED = 10  # skipped files of a kind whose names are given
@@ -43,12 +44,14 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """
     shown = printable(path)
     try:
+        if isinstance(path, Url):
+            _check_size(path.size(), shown)
+            return path.read_bytes()
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{shown}: a device or pipe, not an image; give a file")
-            if status.st_size > MAX_BYTES:
-                raise UserError(f"{shown}: over {MAX_BYTES >> 20} MB; save a smaller image")
+            _check_size(status.st_size, shown)
             return file.read()
     except FileNotFoundError:
         raise UserError(f"{shown}: no such file; check the path") from None
@@ -59,7 +62,13 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     except ValueError:
         raise UserError(f"{shown}: not a name that a file can have") from None
     except OSError as error:
-        raise UserError(f"{shown} cannot be read ({error.strerror}); check the file") from error
+        reason = error.strerror or error
+        raise UserError(f"{shown} cannot be read ({reason}); check the file") from error
+
+
+def _check_size(size: int, shown: str) -> None:
+    if size > MAX_BYTES:
+        raise UserError(f"{shown}: over {MAX_BYTES >> 20} MB; save a smaller image")
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -184,8 +193,10 @@ def find_pictures(inputs: Sequence[str], *, recursive: bool = False) -> Found:
 
 
 def _pictures_of(text: str, *, recursive: bool) -> Found:
-    path, shown = Path(text), printable(text)
+    path, shown = path_of(text), printable(text)
     try:
+        if isinstance(path, Url):
+            return _pictures_at(path, recursive=recursive)
         if path.is_dir():
             return _chosen(_files_of(path, recursive), shown, suffixes=readable_suffixes())
         if path.exists() or not glob.has_magic(text):
@@ -193,7 +204,16 @@ def _pictures_of(text: str, *, recursive: bool) -> Found:
         matches = sorted(glob.glob(text, recursive=True))
         return _chosen((Path(m) for m in matches if os.path.isfile(m)), shown, suffixes=None)
     except OSError as error:
-        raise UserError(f"{shown} cannot be read ({error.strerror}); check its rights") from error
+        reason = error.strerror or error
+        raise UserError(f"{shown} cannot be read ({reason}); check its rights") from error
+
+
+def _pictures_at(url: Url, *, recursive: bool) -> Found:
+    if url.is_dir():
+        return _chosen(url.files(recursive=recursive), printable(url), suffixes=readable_suffixes())
+    if not glob.has_magic(str(url)) or url.is_file():
+        return Found([url], [])
+    return _chosen(url.matches(), printable(url), suffixes=None)
 
 
 def _files_of(folder: Path, recursive: bool) -> Iterator[Path]:

@@ -7,6 +7,7 @@ that a killed run goes on where it stopped and nothing is taken over that is not
 
 import dataclasses
 import hashlib
+import io
 import json
 import re
 import threading
@@ -54,6 +55,7 @@ class EvaluationPlan(Plan):
         reference_tile: pixels of a tile of the sheet.
         inception: file or address of Inception weights, without which no FID is given.
         figure_images: how many images the figure of examples shows.
+        apart: whether rows are files of their own, see `records.Rows`.
     """
 
     images: tuple[Path, ...]
@@ -63,6 +65,7 @@ class EvaluationPlan(Plan):
     reference_tile: int = 128
     inception: str | None = None
     figure_images: int = 6
+    apart: bool = False
 
     @cached_property
     def inception_identity(self) -> str | None:
@@ -186,6 +189,12 @@ def save_features(path: Path, features: Sequence[Mapping[str, np.ndarray]]) -> N
         np.savez(file, **stacked)  # type: ignore[arg-type]
 
 
+def read_features(path: Path) -> dict[str, np.ndarray]:
+    """What `save_features` wrote."""
+    with np.load(io.BytesIO(path.read_bytes())) as file:
+        return dict(file)
+
+
 # --- The run --------------------------------------------------------------------------------
 
 
@@ -206,12 +215,19 @@ class Outcome:
     examples: Mapping[str, Example] = field(default_factory=dict, compare=False)
 
 
-def run(plan: EvaluationPlan, *, say: Say = print, job: "EvaluationJob | None" = None) -> Outcome:
+def run(
+    plan: EvaluationPlan,
+    *,
+    say: Say = print,
+    job: "EvaluationJob | None" = None,
+    do: Callable[[Sequence[Path], "EvaluationJob"], None] = work,
+) -> Outcome:
     """Do what is left of an evaluation; rows are kept in OUT as they come.
 
     Args:
         say: called with a line for each piece of work.
         job: of the plan, where results are scored in another way.
+        do: does all that is left of a job, here or elsewhere.
 
     Raises:
         UserError: OUT cannot be written, or two images or variants share a name.
@@ -223,7 +239,7 @@ def run(plan: EvaluationPlan, *, say: Say = print, job: "EvaluationJob | None" =
     make_ready(plan.out, depth=2)
     job, interrupted = job or EvaluationJob(plan, say), False
     try:
-        work(plan.part(plan.images), job)
+        do(plan.part(plan.images), job)
     except KeyboardInterrupt:
         interrupted = True
     rows = {name: job.rows[name] for name in names if name in job.rows}
@@ -239,11 +255,14 @@ def _check_distinct(kind: str, names: Sequence[str]) -> None:
 class EvaluationJob(Job[EvaluationPlan]):
     """Scores of every variant's solutions against the original, in rows."""
 
+    voices = ("say", "report")
+
     def __init__(self, plan: EvaluationPlan, say: Say) -> None:
         super().__init__(plan)
         self.say = say
+        self.report = self._report
         self.scorer = scorer_of(plan)
-        self.finished = Rows(plan.out, apart=plan.shard is not None)
+        self.finished = Rows(plan.out, apart=plan.apart)
         self.rows: dict[str, dict[str, Row]] = {}
         self.examples: dict[str, Example] = {}
         self.failed: list[tuple[str, str, str]] = []
@@ -274,7 +293,7 @@ class EvaluationJob(Job[EvaluationPlan]):
         row = self._row(source, variant)
         if row is not None and variant.label not in self._rows_of(source):
             self._rows_of(source)[variant.label] = row
-            self._report(source.name, variant, "already done")
+            self.report(source.name, variant.label, "already done")
 
     def write(self, subject: Subject, variant: Variant, result: Result) -> None:
         """Score a result, unless it was interrupted, and append its row."""
@@ -282,15 +301,26 @@ class EvaluationJob(Job[EvaluationPlan]):
             return
         row = self.finished.append(self._scored(subject, variant, result))
         self._rows_of(subject)[variant.label] = row
-        with self._lock:
-            self.worked += 1
-            self.spent += result.seconds
-        self._report(subject.name, variant, f"{result.seconds:.0f} s; {_in_short(row)}")
+        text = f"{result.seconds:.0f} s; {_in_short(row)}"
+        self.report(subject.name, variant.label, text, result.seconds)
 
     def fail(self, path: Path, variant: Variant, error: Exception) -> None:
         message = in_a_line(error)
         self.failed.append((path.name, variant.label, message))
-        self._report(path.name, variant, f"FAILED: {message}")
+        self.report(path.name, variant.label, f"FAILED: {message}")
+
+    def note(self, text: str) -> None:
+        self.say(text)
+
+    def collect(self, path: Path) -> tuple[dict[str, Row], list[tuple[str, str, str]]]:
+        failed = [one for one in self.failed if one[0] == path.name]
+        return self.rows.get(path.name, {}), failed
+
+    def receive(self, path: Path, found: tuple[dict[str, Row], list[tuple[str, str, str]]]) -> None:
+        rows, failed = found
+        if rows:
+            self.rows[path.name] = rows
+        self.failed += failed
 
     def _rows_of(self, source: Source) -> dict[str, Row]:
         """The rows of an image so far, that of the original first."""
@@ -361,13 +391,17 @@ class EvaluationJob(Job[EvaluationPlan]):
             **(scorer.diversity(images) if len(images) > 1 else {}),
         }
 
-    def _report(self, image: str, variant: Variant, text: str) -> None:
+    def _report(self, image: str, label: str, text: str, seconds: float | None = None) -> None:
+        """Say what became of a piece of work, which took so long; None: nothing was searched."""
         with self._lock:
             self.done += 1
+            if seconds is not None:
+                self.worked += 1
+                self.spent += seconds
             left = self.total - self.done
             if self.worked and left:
                 text += f"; about {self.spent / self.worked * left / 60:.1f} min left"
-            self.say(f"[{self.done}/{self.total}] {printable(image)} {variant.label}: {text}")
+            self.say(f"[{self.done}/{self.total}] {printable(image)} {label}: {text}")
 
 
 def _in_short(row: Row) -> str:

@@ -255,7 +255,8 @@ class Place:
 
 def place_in(folder: str | os.PathLike[str]) -> Place:
     """A folder for one result alone."""
-    return Place(Path(folder), Path(folder) / "report.json")
+    root = folder if isinstance(folder, Path) else Path(folder)  # an address stays one
+    return Place(root, root / "report.json")
 
 
 def write_result(

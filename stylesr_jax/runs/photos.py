@@ -128,10 +128,13 @@ def _sha256(array: np.ndarray) -> str:
 class PhotosJob(Job[PhotosPlan]):
     """Results of photos, as files."""
 
+    voices = ("say", "error")
+
     def __init__(self, plan: PhotosPlan, *, say: Say, error: Say) -> None:
         super().__init__(plan)
         self.say, self.error = say, error
         self.failed: dict[Path, str] = {}
+        self._entries: dict[Path, dict[str, Any]] = {}  # of the summary, from other processes
         self._first = firsts_of_stem(plan.photos)
         self._names: dict[Path, str] = {}
         self._owners: dict[tuple[str, str], Path] = {}  # (stem, content) -> first photo
@@ -417,7 +420,18 @@ class PhotosJob(Job[PhotosPlan]):
             with suppress(OSError):
                 self.plan.place_of(self._name_of(path)).folder.rmdir()  # if it is empty
 
+    def note(self, text: str) -> None:
+        self.say("note", text, note=text)
+
     # --- the end
+
+    def collect(self, path: Path) -> dict[str, Any]:
+        return self._entry(path)
+
+    def receive(self, path: Path, found: dict[str, Any]) -> None:
+        self._entries[path] = found
+        if found["status"] == "failed":
+            self.failed[path] = found["message"]
 
     def _name_of(self, path: Path) -> str:
         """The name of a photo's result, or the likely one of a photo that was never read."""
@@ -427,15 +441,15 @@ class PhotosJob(Job[PhotosPlan]):
         """summary.json: what became of each photo; that of a shard bears the shard's number."""
         plan = self.plan
         paths = sorted(plan.part(plan.photos))
-        entries = [self._entry(path, self.failed.get(path)) for path in paths]
+        entries = [self._entries.get(path) or self._entry(path) for path in paths]
         name = SUMMARY if plan.shard is None else f"summary-{plan.shard}.json"
         write_json(plan.reports / name, {"inputs": entries})
 
-    def _entry(self, path: Path, failure: str | None) -> dict[str, Any]:
+    def _entry(self, path: Path) -> dict[str, Any]:
         name = self._name_of(path)
         entry: dict[str, Any] = {"input": str(path), "folder": name}
-        if failure is not None:
-            return {**entry, "status": "failed", "message": failure}
+        if path in self.failed:
+            return {**entry, "status": "failed", "message": self.failed[path]}
         report = _read_report(self.plan.place_of(name)) or {}
         try:
             entry |= {key: report[key] for key in ("status", "host")}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stylesr_jax.runtime import files
+from stylesr_jax.runtime.storage import Url
 
 LONGEST = 200  # bytes of a name: file systems take 255, and names grow by endings
 SUMMARY = "summary.json"  # what else lies in the folder of results
@@ -84,4 +85,5 @@ def make_ready(out: Path, *, depth: int) -> None:
     with files.atomic_path(probe):
         pass
     probe.unlink(missing_ok=True)  # of another process, perhaps
-    files.remove_leftovers(out, depth=depth)
+    if not isinstance(out, Url):
+        files.remove_leftovers(out, depth=depth)

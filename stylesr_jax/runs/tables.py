@@ -25,6 +25,7 @@ from stylesr_jax.runs.evaluation import (
     features_path,
     picture_path,
     prepare,
+    read_features,
     save_features,
     scorer_of,
 )
@@ -99,8 +100,7 @@ def _reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()
     saved = plan.out / "features" / f"reference-{digest[:16]}.npz"
     if saved.is_file():
-        with np.load(saved) as file:
-            return dict(file)
+        return read_features(saved)
     scorer = scorer_of(plan)
     features = []
     for path in pictures:
@@ -122,9 +122,9 @@ def _frechet(
     """A label's Fréchet distances to the reference set."""
     parts: dict[str, list[np.ndarray]] = {kind: [] for kind in reference}
     for name in names:
-        with np.load(features_path(plan, label, name)) as file:
-            for kind, found in parts.items():
-                found.append(file[kind])
+        features_of = read_features(features_path(plan, label, name))
+        for kind, found in parts.items():
+            found.append(features_of[kind])
     features = {kind: np.concatenate(found) for kind, found in parts.items()}
     return {
         kind: {"mean": float(frechet_distance(own, reference[kind])), "std": 0.0, "n": len(own)}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from stylesr_jax.degradations import Degradation
 from stylesr_jax.images.files import read_bytes
@@ -99,9 +99,11 @@ class Job(ABC, Generic[P]):
     Attributes:
         plan: what decides its numbers.
         progress: called with (subject, solution, step, steps, terms) between chunks, or None.
+        voices: names of the callables, attributes of the job, that tell the user something.
     """
 
     progress: Callable[..., None] | None = None
+    voices: ClassVar[tuple[str, ...]]
 
     def __init__(self, plan: P) -> None:
         self.plan = plan
@@ -133,6 +135,18 @@ class Job(ABC, Generic[P]):
     @abstractmethod
     def fail(self, path: Path, variant: Variant, error: Exception) -> None:
         """This work cannot be done."""
+
+    @abstractmethod
+    def note(self, text: str) -> None:
+        """Tell the user something of the run."""
+
+    @abstractmethod
+    def collect(self, path: Path) -> Any:
+        """What is known of an image, for the same job in another process; pickled."""
+
+    @abstractmethod
+    def receive(self, path: Path, found: Any) -> None:
+        """Take over what the same job in another process has collected."""
 
 
 def work(paths: Sequence[Path], job: Job[Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.runtime.background import in_background
+from stylesr_jax.runtime.storage import Url
 
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 # A temporary file: the machine and the process that writes, and random characters.
@@ -27,9 +28,15 @@ _hashing: dict[tuple[Any, ...], Future[str]] = {}  # by `_version`
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends well.
 
+    What an address (`storage.Url`) is to hold is written to this machine first, and then sent.
+
     Raises:
         UserError: the folder cannot be written.
     """
+    if isinstance(path, Url):
+        with _sent(path) as temporary:
+            yield temporary
+        return
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +62,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {reason}; {elsewhere(path)}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sent(url: Url) -> Iterator[Path]:
+    """Yield a temporary path, and send the file there when the block ends well."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / f"file{url.suffix[-16:]}"
+        temporary.touch()
+        yield temporary
+        try:
+            url.upload(temporary)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write {url}: {reason}; check the address") from error
 
 
 def elsewhere(path: Path) -> str:

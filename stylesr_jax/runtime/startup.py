@@ -38,6 +38,13 @@ def configure() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
+def configure_beside_workers() -> None:
+    """`configure`, for a process that leaves the machine's accelerators to others."""
+    jax.config.update("jax_platforms", "cpu")
+    configure()
+    check_device()
+
+
 @contextmanager
 def prefetched(facts: Mapping[str, Any]) -> Iterator[None]:
     """`configure`, then load in the background what the last such process called.

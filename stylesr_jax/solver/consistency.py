@@ -7,13 +7,18 @@ of the observation's pixels, with covariance K:
     x = G + F K A^T (A K A^T + Sigma)^-1 (y - A G)
 
 Sigma is the variance of the observation's noise, F in [0, 1] how much of the correction is taken.
-K = B B^T, with B bicubic interpolation from a grid of twice the observation's resolution, so that
-all the linear algebra happens on small images.
+K = k B S B^T, with B bicubic interpolation from a grid of twice the observation's resolution, so
+that all the linear algebra happens on small images, and S smooth, see `coloured`. The scale k is
+such that r has the power that it has: E |r|^2 = k tr(A B S B^T A^T) + tr(Sigma). It decides nothing
+where the observation is exact.
 
 Sources: Bahat & Michaeli, "Explorable Super Resolution", CVPR 2020 (consistency enforcing
 module); Wang et al., "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model",
 ICLR 2023; the formula is the Kalman filter's gain.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +26,13 @@ from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
-from stylesr_jax.solver.covariance import Covariance
+from stylesr_jax.solver.covariance import UNKNOWN, Covariance
 
 ROUNDS = 8  # of corrections, as clipping to [-1, 1] undoes a little of each
 ITERATIONS = 60  # of conjugate gradients at most
-FLOOR = 1e-5  # of Sigma: 8-bit rounding's variance on [-1, 1] is 5e-6
+FLOOR = 1e-6  # of Sigma, as a share of k
+LEAST = 0.1  # share of the residual's power that is never noise
+COARSEST = 4  # pixels of the smallest grid
 GRID = 2  # the grid's pixels for each of the observation's
 
 
@@ -54,19 +61,65 @@ def correction(
     observe = Compose((Bicubic(size=(height, width)), *stages))  # A B
     adjoint = jax.linear_transpose(observe, jax.ShapeDtypeStruct(grid, image.dtype))
 
-    noise = noise.replace(variance=noise.variance + FLOOR)
+    def spread(c: Array) -> Array:
+        return coloured(adjoint(c)[0])
+
+    def explained(c: Array) -> Array:
+        return observe(spread(c))
+
+    residual = jax.lax.stop_gradient(target - degradation(image))
+    scale = power_scale(residual, explained, noise)
 
     def once(c: Array, _: None) -> tuple[Array, None]:
-        (z,) = adjoint(c)
-        residual = target - degradation(corrected(image, z)) - noise(c)
+        residual = target - degradation(corrected(image, scale * spread(c))) - sigma(c)
         more, _ = jax.scipy.sparse.linalg.cg(system, residual, maxiter=ITERATIONS)
         return c + more, None
 
     def system(c: Array) -> Array:
-        return observe(adjoint(c)[0]) + noise(c)
+        return scale * explained(c) + sigma(c)
+
+    def sigma(c: Array) -> Array:
+        return noise(c) + FLOOR * scale * c
 
     c = jax.lax.scan(once, jnp.zeros_like(target), None, length=ROUNDS)[0]
-    return fidelity * adjoint(c)[0]
+    return fidelity * scale * spread(c)
+
+
+def coloured(grid: Float[Array, "h w C"]) -> Float[Array, "h w C"]:
+    """S times values on the grid: interpolations from grids of all halvings, and their adjoints.
+
+    The power of S falls as 1/f^3 with frequency f: a little more steeply than that of images
+    (1/f^2, Field 1987), as generators miss fine detail less. So smooth a K tells noise from it.
+    """
+    total, size, weight = grid, grid.shape[:2], 1.0
+    while min(size) >= 2 * COARSEST:
+        size, weight = (size[0] // 2, size[1] // 2), 2.0 * weight
+        shape = jax.ShapeDtypeStruct((*size, grid.shape[2]), grid.dtype)
+        enlarge = partial(resize, size=grid.shape[:2])
+        total = total + weight * enlarge(jax.linear_transpose(enlarge, shape)(grid)[0])
+    return total
+
+
+def power_scale(
+    residual: Float[Array, "h w c"],
+    explained: Callable[[Array], Array],
+    noise: Covariance,
+) -> Float[Array, ""]:
+    """k by moments; traces are estimated with one fixed probe of +-1 (Hutchinson 1990).
+
+    Args:
+        residual: r = y - A G.
+        explained: multiplies by A B S B^T A^T.
+        noise: Sigma; what it says is unknown does not count.
+    """
+    seen = jnp.asarray(noise.variance < 0.5 * UNKNOWN, residual.dtype)
+    known = jnp.broadcast_to(seen, residual.shape)
+    probe = jax.random.rademacher(jax.random.key(0), residual.shape, residual.dtype) * known
+    count = jnp.maximum(jnp.sum(known), 1)
+    power = jnp.sum(jnp.square(residual) * known) / count
+    beside_noise = jnp.maximum(power - jnp.sum(probe * noise(probe)) / count, LEAST * power)
+    trace = jnp.sum(probe * explained(probe)) / count
+    return jnp.maximum(beside_noise, 1e-8) / jnp.maximum(trace, 1e-4)
 
 
 def corrected(

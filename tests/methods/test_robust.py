@@ -10,7 +10,6 @@ from stylesr_jax.methods.base import render
 from stylesr_jax.methods.robust import FilterStage, MeanStyleStage, Robust
 from stylesr_jax.methods.view import Context, Latents, Start
 
-
 BEGIN = (jax.random.key(0), jnp.asarray(0))
 START = Start(jnp.zeros((4, 4, 3)), jnp.ones((4, 4, 1)), jnp.asarray(0))
 
