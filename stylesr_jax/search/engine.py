@@ -309,6 +309,7 @@ def search(
     mesh: Mesh | None = None,
     advance: Callable[..., tuple[SearchState, Terms]] = advance,
     on_progress: Progress | None = None,
+    on_state: Callable[[SearchState], None] | None = None,
 ) -> SearchResult:
     """Run a search to its end, or to Ctrl-C, and return the best of each start.
 
@@ -324,6 +325,7 @@ def search(
             their number, and no tied problem may be spread.
         advance: `advance`, perhaps kept compiled in another way.
         on_progress: called after each chunk.
+        on_state: the same, with where the search stands.
 
     Returns:
         The result; a start that failed before its first finite loss has loss +inf.
@@ -346,6 +348,8 @@ def search(
             done += kept
             if on_progress is not None:
                 on_progress(done, steps, {name: v[-1] for name, v in records[-1].items()})
+            if on_state is not None:
+                on_state(state)
             if bool((state.failed_at >= 0).all()):
                 break
     except KeyboardInterrupt:

@@ -17,11 +17,11 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods import Method, method_named
 from stylesr_jax.methods.base import Stage, Value, small_size, stages_of
-from stylesr_jax.methods.view import Context, Start
+from stylesr_jax.methods.view import Context, Latents, Start
 from stylesr_jax.runtime.memory import release_memory
 from stylesr_jax.runtime.program_cache import kept_jit
 from stylesr_jax.search import engine
-from stylesr_jax.search.engine import STARTS, SearchResult
+from stylesr_jax.search.engine import STARTS, SearchResult, SearchState
 from stylesr_jax.solver.covariance import linear_part
 from stylesr_jax.solver.observation import (
     Observation,
@@ -44,6 +44,8 @@ from stylesr_jax.solver.starts import begin, draw, draw_choices, nearest_keys, t
 
 # image, solution, step, steps, terms of the step
 Progress = Callable[[int, int, int, int, dict[str, float]], None]
+# image, solution, a function that draws the best so far: (H, W, 3) in [-1, 1]
+Preview = Callable[[int, int, Callable[[], np.ndarray]], None]
 
 _latents = jax.jit(lambda stage, *args: stage.latents(*args))
 _advance = kept_jit(engine.advance, static_argnames=("length", "mesh"))
@@ -104,6 +106,7 @@ def solve(
     mesh: Mesh | None = None,
     chunk: int = 10,
     on_progress: Progress | None = None,
+    on_preview: Preview | None = None,
 ) -> list[Result]:
     """Search `solutions` starts for each observation, `batch` starts at a time on each device.
 
@@ -125,6 +128,8 @@ def solve(
             noise; None: where the method begins.
         mesh: (see `device_mesh`) spreads starts, of all images, over devices; None takes the
             first one. Which start lands on which device does not change it.
+        on_progress: called between chunks; a KeyboardInterrupt that it raises ends the search.
+        on_preview: the same, for those who want to see the first start of a batch.
 
     Returns:
         A result for each observation; after Ctrl-C those of the starts made so far.
@@ -155,6 +160,7 @@ def solve(
         mesh=mesh,
         chunk=chunk,
         on_progress=on_progress,
+        on_preview=on_preview,
     )
     return _solve_all(search, solutions, batch * (1 if mesh is None else mesh.size))
 
@@ -193,6 +199,7 @@ class _Search(NamedTuple):
     mesh: Mesh | None
     chunk: int
     on_progress: Progress | None
+    on_preview: Preview | None
 
 
 def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
@@ -281,6 +288,12 @@ def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[lis
             means = {name: float(np.mean(value)) for name, value in terms.items()}
             search.on_progress(*jobs[0], before + step, total, means)
 
+    def show(stage: Stage, state: SearchState) -> None:
+        if search.on_preview is not None:
+            best = jax.device_get(state.best) if search.mesh else state.best
+            draw = partial(_generated, search, stage, jobs[0], 0, starts, best)
+            search.on_preview(*jobs[0], lambda: draw()[1])
+
     for number, stage in enumerate(stages):
         release_memory()
         args = (stage, start_keys, indices, search.context, starts)
@@ -307,6 +320,7 @@ def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[lis
             variables=variables,
             steps=int(stage.steps),
             on_progress=lambda step, _, terms, done=done: report(done, step, terms),
+            on_state=partial(show, stage),
         )
         variables = jax.device_get(result.variables) if search.mesh else result.variables
         histories.append(result.history)
@@ -334,12 +348,8 @@ def _solution(
     diagnostics: Mapping[str, np.ndarray],
 ) -> Solution:
     """Start `b` of a batch, rendered and corrected."""
-    generator, observation = search.context.generator, search.observations[job.image]
-    start, own = jax.tree.map(lambda x: x[b], (starts, variables))
-    latents = _latents(stage, search.context, start, own)
-    if latents.noise is None:
-        latents = latents._replace(noise=generator.stored_noise)
-    generated = observation.crop(redraw(generator, latents, block=stage.block))
+    observation = search.observations[job.image]
+    latents, generated = _generated(search, stage, job, b, starts, variables)
     degradation = on_crop(search.context.degradation, observation)
     correction, known = None, observation.crop(observation.mask)
     fidelity, part = float(search.method.fidelity), linear_part(degradation)
@@ -348,7 +358,7 @@ def _solution(
         noise = observation.noise.unknown_where(known)
         correction = correction_of(
             jnp.asarray(generated),
-            observation.crop(start.target),
+            observation.crop(starts.target[b]),
             part,
             noise.replace(variance=noise.variance + jnp.square(observation.crop(drawn))),
             jnp.float32(fidelity),
@@ -375,6 +385,18 @@ def _solution(
         residual_psnr=residual_psnr,
         generated_psnr=generated_psnr,
     )
+
+
+def _generated(
+    search: _Search, stage: Stage, job: _Job, b: int, starts: Start, variables: Any
+) -> tuple[Latents, np.ndarray]:
+    """Latents of start `b` of a batch, noise included, and what is drawn from them: (H, W, 3)."""
+    generator, observation = search.context.generator, search.observations[job.image]
+    start, own = jax.tree.map(lambda x: x[b], (starts, variables))
+    latents = _latents(stage, search.context, start, own)
+    if latents.noise is None:
+        latents = latents._replace(noise=generator.stored_noise)
+    return latents, observation.crop(redraw(generator, latents, block=stage.block))
 
 
 def _direct(

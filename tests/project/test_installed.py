@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from where import ROOT
+from where import PORTRAIT, ROOT
 
 pytestmark = pytest.mark.slow  # builds an archive of all weights
 
@@ -88,6 +88,12 @@ def test_every_weight_file_is_found(run, target):
     lines = run("-c", FILES, target, *shipped).splitlines()
     sizes = dict(line.split() for line in lines)
     assert sizes == {name: str((ROOT / "weights" / name).stat().st_size) for name in shipped}
+
+
+def test_the_page_has_its_portrait(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        portrait = archive.read("stylesr_jax/web/astronaut.png")
+    assert portrait == PORTRAIT.read_bytes()
 
 
 def test_the_default_generator_loads_with_its_heads_and_prior(run):

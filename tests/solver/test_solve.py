@@ -273,6 +273,30 @@ def test_options_of_the_process_change_nothing(tiny, tiny_prior, target, option)
     np.testing.assert_array_equal(found, expected)
 
 
+def test_the_best_so_far_can_be_drawn_along_the_way(tiny, tiny_prior, target):
+    seen = []
+
+    def look(image, solution, draw):
+        seen.append((image, solution, draw()))
+
+    (result,) = solve(
+        [place_on_canvas(target)],
+        [jax.random.key(3)],
+        generator=tiny,
+        prior=tiny_prior,
+        method=method_named("rls").resolve(
+            changes={"style_steps": 10, "coarse_steps": 0, "steps": 20}
+        ),
+        solutions=1,
+        on_preview=look,
+    )
+    assert [pair[:2] for pair in seen] == [(0, 0)] * 3
+    generated = result.solutions[0].generated
+    far = [np.abs(drawn - generated).mean() for *_, drawn in seen]
+    assert all(drawn.shape == generated.shape for *_, drawn in seen)
+    assert far[-1] < 0.1 * far[0]
+
+
 def test_what_was_not_observed_decides_nothing(tiny, target):
     known = np.ones(target.shape[:2], np.float32)
     known[:, :3] = 0.0

@@ -1,0 +1,42 @@
+"""The command line of the page."""
+
+import subprocess
+import sys
+
+import pytest
+
+from stylesr_jax.web.__main__ import main
+from stylesr_jax.web.options import parse
+from where import ROOT
+
+
+def test_help_comes_without_jax_and_gradio():
+    script = (
+        "import runpy, sys; sys.argv = ['web', '--help']\n"
+        "try: runpy.run_module('stylesr_jax.web', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print({'jax', 'gradio', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: python -m stylesr_jax.web")
+    assert done.stdout.endswith("set()\n")
+
+
+def test_a_missing_extra_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install" in line and ".[web]" in line
+
+
+def test_it_listens_on_this_machine_alone_unless_told():
+    args = parse([])
+    assert (args.host, args.port, args.allow_host) == ("127.0.0.1", 7860, [])
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_ports_are_checked(port, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--port", port])
+    assert "whole number 0 to 65535" in capsys.readouterr().err
