@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Key
 
 from stylesr_jax.generators.base import StyledLayer
 from stylesr_jax.methods.base import Search, Stage
-from stylesr_jax.methods.rls import StyleStage
+from stylesr_jax.methods.rls import Space, StyleStage
 from stylesr_jax.methods.terms import l1_coarsest, perceptual_pyramid
 from stylesr_jax.methods.view import Context, Latents, Start, View
 from stylesr_jax.search.engine import Variables
@@ -60,19 +60,9 @@ class Robust(Search):
 
     def make_stages(self) -> Iterator[Stage]:
         """W, W+, W++, each from where the last one ended."""
-        for space, steps, rate in (
-            ("w", self.style_steps, self.style_rate),
-            ("w+", self.layer_steps, self.layer_rate),
-        ):
-            if steps or space == "w+":
-                yield MeanStyleStage(
-                    method=self,
-                    steps=steps,
-                    rate=rate,
-                    schedule=Constant(),
-                    space=space,
-                    normalised=True,
-                )
+        if self.style_steps:
+            yield self.stage("w", self.style_steps, self.style_rate)
+        yield self.stage("w+", self.layer_steps, self.layer_rate)
         if self.filter_steps:
             yield FilterStage(
                 method=self,
@@ -80,6 +70,12 @@ class Robust(Search):
                 rate=self.filter_rate,
                 schedule=Constant(),
             )
+
+    def stage(self, space: Space, steps: int, rate: float) -> "MeanStyleStage":
+        """A phase of styles."""
+        return MeanStyleStage(
+            method=self, steps=steps, rate=rate, schedule=Constant(), space=space, normalised=True
+        )
 
 
 class MeanStyleStage(StyleStage):
