@@ -13,16 +13,17 @@ from stylesr_jax.methods.rls import RLS
 TERMS = {"lambda_w": "P_w", "lambda_g": "P_gauss", "lambda_c": "P_cross"}
 NOTE = """\
 Each row but the first has one part of the default preset taken away, replaced or added. Terms are
-added at their published weights, with the published sum as likelihood: normalised gradients do not
-depend on the scale of a loss. Adam has rates of its own."""
+added at their published weights, with the published sum as likelihood."""
 
 PARTS = {
     "RLS": "rls",
     "without the phase in W": "rls:style_steps=0",
     "without the phase in W+": "rls:space=w",
     "without the correction": "rls:fidelity=0",
-    "Adam": "rls:optimiser=adam:style_rate=0.03:learning_rate=0.015",
-    "whitened coordinates": "rls:coordinates=whitened",
+    "without small images": "rls:coarse=false",
+    "without the norm of styles": "rls:lambda_n=0",
+    "without their spread": "rls:lambda_s=0",
+    "normalised gradients": "rls:optimiser=normalised:coordinates=raw",
     **{
         f"with {term}": f"rls:reduction=sum:{setting}={RLS.presets['paper'][setting]}"
         for setting, term in TERMS.items()

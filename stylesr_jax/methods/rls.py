@@ -96,8 +96,8 @@ class RLS(Search):
     lambda_w: float = 0.0
     lambda_g: float = 0.0
     lambda_c: float = 0.0
-    lambda_n: float = 0.02
-    lambda_s: float = 0.05
+    lambda_n: float = 0.02  # of the mean square of whitened styles
+    lambda_s: float = 0.05  # of that of their differences from their mean
     tries: int = static(32)  # starts drawn for a solution; the nearest to the input is searched
     spread: float = 0.5  # how far from the mean style solutions begin: 1 is a drawn style
     spread_first: float = 0.0  # the same for an image's first solution

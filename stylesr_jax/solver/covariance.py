@@ -25,6 +25,7 @@ from stylesr_jax.runtime.pytrees import PyTreeNode
 UNKNOWN = 100.0  # variance of what was not observed: far above that of images in [-1, 1]
 VISIBLE = 0.028  # standard deviation of noise; what is estimated of clean photographs is below
 VISIBLE_GREY = 0.09  # the same of grey images, whose finest detail counts as noise
+SMALLEST = 16  # px of a side of images whose noise is estimated
 LOSSY = 0.03  # standard deviation of what a codec other than JPEG changes, as WebP's at 75
 LUMINANCE, CHROMINANCE = 0.5, 0.012  # power of faces at one wave in a block, in [-1, 1]
 OUTLIER = 0.5  # an extreme value that differs so much from its neighbours' median
@@ -132,7 +133,12 @@ def of_jpeg(tables: JpegTables) -> Covariance:
 
 
 def noise_std(pixels: Float[np.ndarray, "h w 3"]) -> float:
-    """The standard deviation of visible noise in [-1, 1], 0 where none is seen."""
+    """The standard deviation of visible noise in [-1, 1], 0 where none is seen.
+
+    Images of less than `SMALLEST` px have too little that is smooth to tell noise from detail.
+    """
+    if min(pixels.shape[:2]) < SMALLEST:
+        return 0.0
 
     def spread(planes: np.ndarray) -> float:
         return float(np.median(np.abs(convolve(planes, _LAPLACIAN, mode="reflect")))) / 0.6745

@@ -28,7 +28,7 @@ from stylesr_jax.runs.evaluation import picture_path
 from untrained import untrained_files
 
 STUDIES = {
-    ablation: [9],
+    ablation: [11],
     diversity: [3],
     methods: [len(METHODS)],
     multimodal: [1, 4, 1],
@@ -138,8 +138,10 @@ def test_each_ablation_changes_one_part_of_the_default():
         "without the phase in W": {"style_steps": 0},
         "without the phase in W+": {"space": "w"},
         "without the correction": {"fidelity": 0.0},
-        "Adam": {"optimiser": "adam", "style_rate": 0.03, "learning_rate": 0.015},
-        "whitened coordinates": {"coordinates": "whitened"},
+        "without small images": {"coarse": False},
+        "without the norm of styles": {"lambda_n": 0.0},
+        "without their spread": {"lambda_s": 0.0},
+        "normalised gradients": {"optimiser": "normalised", "coordinates": "raw"},
         **terms,
     }
     assert all(0.0 not in term.values() for term in terms.values())

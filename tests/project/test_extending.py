@@ -171,7 +171,7 @@ def test_the_recipe_for_the_loss_of_rls_searches(write, tiny, tiny_prior, target
     )
     (solution,) = result.solutions
     assert solution.status == "ok" and solution.terms["lpips"] > 0.0
-    assert set(solution.terms) == {"l1", "prior", "gauss", "cross", "lpips"}
+    assert set(solution.terms) == {"l1", "prior", "gauss", "cross", "norm", "spread", "lpips"}
 
 
 def test_wrong_shapes_are_errors_in_the_tests():

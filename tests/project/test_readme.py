@@ -52,7 +52,8 @@ def _help(module: str) -> tuple[object, str]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(sys, "argv", [module, "--help"])
         # Another test's import would make runpy warn that the module runs twice.
-        patch.delitem(sys.modules, module, raising=False)
+        for name in (module, f"{module}.__main__"):
+            patch.delitem(sys.modules, name, raising=False)
         patch.setenv("COLUMNS", "100")
         with pytest.raises(SystemExit) as stop:
             runpy.run_module(module, run_name="__main__")

@@ -45,7 +45,7 @@ def test_what_is_corrected_degrades_to_the_target(name):
     assert jnp.abs(error).max() < 3.9e-3  # half a level of 255
     # Again, there is next to nothing to correct.
     twice = corrected(once, correction(once, target, degradation))
-    assert jnp.abs(twice - once).max() < 5e-3
+    assert jnp.abs(twice - once).max() < 7.8e-3  # a level
 
 
 @pytest.mark.parametrize("name", LINEAR)
