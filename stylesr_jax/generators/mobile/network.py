@@ -151,14 +151,14 @@ class MobileSynthesis(nn.Module):
         """See `Generator.synthesise`."""
         first, x = start or (0, None)
         if stop is not None and stop != self.config.resolution:
-            return self._sketch(x, ws, noise, first, stop)
+            return self._small_image(x, ws, noise, first, stop)
         style, weights = self.to_image(ws[:, self.config.num_ws - 2])
         blocks = len(self.config.channels)
         if first == blocks:
             return jax.vmap(lambda x, style: image_rows(x, style, weights))(x, style)
         return self._run(x, ws, noise, first, blocks, (style, weights))
 
-    def _sketch(self, x: Array | None, ws: Array, noise: Noise, first: int, stop: int) -> Array:
+    def _small_image(self, x: Array | None, ws: Array, noise: Noise, first: int, stop: int) -> Array:
         """The image that a head makes of the features of half its resolution."""
         sizes = self.config.image_resolutions
         if stop not in sizes:
