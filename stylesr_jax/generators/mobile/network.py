@@ -158,7 +158,9 @@ class MobileSynthesis(nn.Module):
             return jax.vmap(lambda x, style: image_rows(x, style, weights))(x, style)
         return self._run(x, ws, noise, first, blocks, (style, weights))
 
-    def _small_image(self, x: Array | None, ws: Array, noise: Noise, first: int, stop: int) -> Array:
+    def _small_image(
+        self, x: Array | None, ws: Array, noise: Noise, first: int, stop: int
+    ) -> Array:
         """The image that a head makes of the features of half its resolution."""
         sizes = self.config.image_resolutions
         if stop not in sizes:
