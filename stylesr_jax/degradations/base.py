@@ -129,6 +129,11 @@ class Compose(Degradation):
         return "|".join(str(stage) for stage in self.stages)
 
 
+def stages_in(degradation: Degradation) -> tuple[Degradation, ...]:
+    """The stages of a composition; a degradation that is none is its only stage."""
+    return degradation.stages if isinstance(degradation, Compose) else (degradation,)
+
+
 def degradation_identity(degradation: Degradation | None) -> str:
     """What a degradation is, with a hash of what it holds: two masks of one name differ."""
     if degradation is None:

@@ -38,9 +38,10 @@ def quantisation_tables(quality: int) -> tuple[np.ndarray, np.ndarray]:
     return _quantisation(_LUMINANCE, quality), _quantisation(_CHROMINANCE, quality)
 
 
-def _dct_matrix() -> np.ndarray:
-    k, n = np.arange(8)[:, None], np.arange(8)[None, :]
-    matrix = 0.5 * np.cos((2 * n + 1) * k * np.pi / 16.0)
+def dct_matrix(size: int = 8) -> np.ndarray:
+    """The orthonormal cosine transform (DCT-II), (size, size) float32."""
+    k, n = np.arange(size)[:, None], np.arange(size)[None, :]
+    matrix = np.sqrt(2.0 / size) * np.cos((2 * n + 1) * k * np.pi / (2 * size))
     matrix[0] /= np.sqrt(2.0)
     return matrix.astype(np.float32)
 
@@ -53,7 +54,7 @@ def _round(x: Array) -> Array:
 def _jpeg_plane(x: Array, table: np.ndarray) -> Array:
     """One plane (H, W), sides multiples of 8, in [-128, 127]: transform, quantise, and back."""
     height, width = x.shape
-    dct, steps = jnp.asarray(_dct_matrix()), jnp.asarray(table)
+    dct, steps = jnp.asarray(dct_matrix()), jnp.asarray(table)
     highest = jax.lax.Precision.HIGHEST
     blocks = x.reshape(height // 8, 8, width // 8, 8)
     terms = jnp.einsum("ui,aibj,vj->abuv", dct, blocks, dct, precision=highest)

@@ -176,10 +176,16 @@ class StyleStage(Stage):
             point = previous["latent"]
         else:
             own = start.styles
-            style = start_style(key, index, context, self.method) if own is None else own
+            style = self.first_style(key, index, context) if own is None else own
             point = context.prior.whiten(style) if self.whitened else style
         rows = context.generator.num_ws if self.space == "w+" else 1
         return {"latent": jnp.broadcast_to(point, (rows, point.shape[-1]))}
+
+    def first_style(
+        self, key: Key[Array, ""], index: Int[Array, ""], context: Context
+    ) -> Float[Array, " w_dim"]:
+        """w that the first stage begins from: (w_dim,)."""
+        return start_style(key, index, context, self.method)
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles (num_ws, w_dim)."""

@@ -81,25 +81,14 @@ class Robust(Search):
 class MeanStyleStage(StyleStage):
     """Styles from the mean; of further solutions from mapped latents half-way to it."""
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
-        """The mean style, a drawn one, or those that the stage before ended with."""
-        generator = context.generator
-        mean = generator.statistics["w_mean"]
-        drawn = generator.map_latents(jax.random.normal(key, (1, generator.z_dim)))[0]
-        style = jnp.where(index == 0, mean, 0.5 * (mean + drawn))
-        if previous is not None:
-            style = previous["latent"]
-        elif start.styles is not None:
-            style = start.styles
-        rows = generator.num_ws if self.space == "w+" else 1
-        return {"latent": jnp.broadcast_to(style, (rows, generator.w_dim))}
+    def first_style(
+        self, key: Key[Array, ""], index: Int[Array, ""], context: Context
+    ) -> Float[Array, " w_dim"]:
+        """The mean style, or one half-way to a drawn one: (w_dim,)."""
+        mean = context.generator.statistics["w_mean"]
+        z = jax.random.normal(key, (1, context.generator.z_dim))
+        drawn = context.generator.map_latents(z)[0]
+        return jnp.where(index == 0, mean, 0.5 * (mean + drawn))
 
 
 class FilterStage(Stage):

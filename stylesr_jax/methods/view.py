@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
+from stylesr_jax.degradations.base import stages_in
 from stylesr_jax.generators.base import Generator, Noise
 
 
@@ -102,6 +103,5 @@ def degraded(context: Context, image: Float[Array, "H W 3"]) -> Float[Array, "h 
     """A(image); a small image is enlarged first, so that A sees the pixels it expects."""
     resolution, degradation = context.generator.resolution, context.degradation
     if image.shape[0] != resolution:
-        stages = degradation.stages if isinstance(degradation, Compose) else (degradation,)
-        degradation = Compose((Bicubic(size=resolution), *stages))
+        degradation = Compose((Bicubic(size=resolution), *stages_in(degradation)))
     return degradation(image)

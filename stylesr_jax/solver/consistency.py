@@ -26,6 +26,7 @@ from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
+from stylesr_jax.degradations.base import stages_in
 from stylesr_jax.solver.covariance import UNKNOWN, Covariance
 
 ROUNDS = 8  # of corrections, as clipping to [-1, 1] undoes a little of each
@@ -57,8 +58,7 @@ def correction(
     """
     height, width, channels = image.shape
     grid = (min(GRID * target.shape[0], height), min(GRID * target.shape[1], width), channels)
-    stages = degradation.stages if isinstance(degradation, Compose) else (degradation,)
-    observe = Compose((Bicubic(size=(height, width)), *stages))  # A B
+    observe = Compose((Bicubic(size=(height, width)), *stages_in(degradation)))  # A B
     adjoint = jax.linear_transpose(observe, jax.ShapeDtypeStruct(grid, image.dtype))
 
     def spread(c: Array) -> Array:

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from scipy.ndimage import convolve, median_filter
 
 from stylesr_jax.degradations import Compose, Degradation
-from stylesr_jax.degradations.base import Noise
-from stylesr_jax.degradations.jpeg import Jpeg, quantisation_tables
+from stylesr_jax.degradations.base import Noise, stages_in
+from stylesr_jax.degradations.jpeg import Jpeg, dct_matrix, quantisation_tables
 from stylesr_jax.degradations.mask import LUMA
 from stylesr_jax.images.decoding import JpegTables, Picture
 from stylesr_jax.runtime.pytrees import PyTreeNode
@@ -89,21 +89,13 @@ class Covariance(PyTreeNode):
         return self.replace(variance=self.variance + UNKNOWN * (1.0 - known))
 
 
-def _dct(size: int) -> np.ndarray:
-    """The orthonormal cosine transform, (size, size)."""
-    k, n = np.arange(size)[:, None], np.arange(size)[None, :]
-    matrix = np.sqrt(2.0 / size) * np.cos((2 * n + 1) * k * np.pi / (2 * size))
-    matrix[0] /= np.sqrt(2.0)
-    return matrix.astype(np.float32)
-
-
 def _scaled(planes: Array, variances: Any) -> Array:
     """Planes (h, w, C) with every block's coefficients multiplied."""
     height, width, channels = planes.shape
     rows, columns = variances.shape
     padded = jnp.pad(planes, ((0, -height % rows), (0, -width % columns), (0, 0)))
     blocks = padded.reshape(padded.shape[0] // rows, rows, -1, columns, channels)
-    down, across = _dct(rows), _dct(columns)
+    down, across = dct_matrix(rows), dct_matrix(columns)
     terms = jnp.einsum("ui,aibjc,vj->aubvc", down, blocks, across)
     terms = terms * variances[:, None, :, None]
     blocks = jnp.einsum("ui,aubvc,vj->aibjc", down, terms, across)
@@ -190,7 +182,7 @@ def of_degraded(degradation: Degradation, pixels: np.ndarray, *, told: bool) -> 
     Args:
         told: whether the variance of noise at its end is known too.
     """
-    last = _stages(degradation)[-1]
+    last = stages_in(degradation)[-1]
     if isinstance(last, Jpeg):
         return of_pixels(pixels, JpegTables(*quantisation_tables(last.quality), (2, 2), 1))
     if told and isinstance(last, Noise) and last.variance is not None:
@@ -200,10 +192,6 @@ def of_degraded(degradation: Degradation, pixels: np.ndarray, *, told: bool) -> 
 
 def linear_part(degradation: Degradation) -> Degradation | None:
     """A without JPEG, whose rounding Sigma describes; None where what is left is not linear."""
-    stages = tuple(stage for stage in _stages(degradation) if not isinstance(stage, Jpeg))
-    part = degradation if stages == _stages(degradation) else Compose(stages)
+    stages = tuple(stage for stage in stages_in(degradation) if not isinstance(stage, Jpeg))
+    part = degradation if stages == stages_in(degradation) else Compose(stages)
     return part if part.linear else None
-
-
-def _stages(degradation: Degradation) -> tuple[Degradation, ...]:
-    return degradation.stages if isinstance(degradation, Compose) else (degradation,)
