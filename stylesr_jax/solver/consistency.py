@@ -19,18 +19,21 @@ ICLR 2023; the formula is the Kalman filter's gain.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
 from stylesr_jax.degradations.base import stages_in
+from stylesr_jax.degradations.jpeg import dct_matrix
 from stylesr_jax.solver.covariance import UNKNOWN, Covariance
 
 ROUNDS = 8  # of corrections, as clipping to [-1, 1] undoes a little of each
-ITERATIONS = 60  # of conjugate gradients at most
+ITERATIONS = 100  # of conjugate gradients at most
 FLOOR = 1e-6  # of Sigma, as a share of k
 LEAST = 0.1  # share of the residual's power that is never noise
 COARSEST = 4  # pixels of the smallest grid
@@ -68,11 +71,17 @@ def correction(
         return observe(spread(c))
 
     residual = jax.lax.stop_gradient(target - degradation(image))
-    scale = power_scale(residual, explained, noise)
+    powers = powers_of(residual, explained, noise)
+    scale = powers.scale
+    known = jax.lax.rsqrt(1.0 + noise.variance / (scale * powers.explained))
+    gains = scale * (powers.explained * smooth_gains(*target.shape[:2]) + FLOOR) + powers.noise
+
+    def inverse(c: Array) -> Array:
+        return known * divided(known * c, gains)
 
     def once(c: Array, _: None) -> tuple[Array, None]:
         residual = target - degradation(corrected(image, scale * spread(c))) - sigma(c)
-        more, _ = jax.scipy.sparse.linalg.cg(system, residual, maxiter=ITERATIONS)
+        more, _ = jax.scipy.sparse.linalg.cg(system, residual, maxiter=ITERATIONS, M=inverse)
         return c + more, None
 
     def system(c: Array) -> Array:
@@ -101,11 +110,25 @@ def coloured(grid: Float[Array, "h w C"]) -> Float[Array, "h w C"]:
     return total
 
 
-def power_scale(
+class Powers(NamedTuple):
+    """Of an observation's values, on average.
+
+    Attributes:
+        scale: k.
+        explained: tr(A B S B^T A^T), a value's share.
+        noise: tr(Sigma), a value's share.
+    """
+
+    scale: Float[Array, ""]
+    explained: Float[Array, ""]
+    noise: Float[Array, ""]
+
+
+def powers_of(
     residual: Float[Array, "h w c"],
     explained: Callable[[Array], Array],
     noise: Covariance,
-) -> Float[Array, ""]:
+) -> Powers:
     """k by moments; traces are estimated with one fixed probe of +-1 (Hutchinson 1990).
 
     Args:
@@ -118,9 +141,24 @@ def power_scale(
     probe = jax.random.rademacher(jax.random.key(0), residual.shape, residual.dtype) * known
     count = jnp.maximum(jnp.sum(known), 1)
     power = jnp.sum(jnp.square(residual) * known) / count
-    beside_noise = jnp.maximum(power - jnp.sum(probe * noise(probe)) / count, LEAST * power)
-    trace = jnp.sum(probe * explained(probe)) / count
-    return jnp.maximum(beside_noise, 1e-8) / jnp.maximum(trace, 1e-4)
+    noise_power = jnp.sum(probe * noise(probe)) / count
+    beside_noise = jnp.maximum(power - noise_power, LEAST * power)
+    trace = jnp.maximum(jnp.sum(probe * explained(probe)) / count, 1e-4)
+    return Powers(jnp.maximum(beside_noise, 1e-8) / trace, trace, noise_power)
+
+
+def smooth_gains(height: int, width: int) -> np.ndarray:
+    """About the eigenvalues of A B S B^T A^T by cosine frequency, (height, width, 1) of mean 1."""
+    rows, columns = np.arange(height)[:, None] / height, np.arange(width)[None, :] / width
+    gains = np.maximum(np.hypot(rows, columns), COARSEST / min(height, width)) ** -3.0
+    return (gains / gains.mean())[..., None].astype(np.float32)
+
+
+def divided(values: Float[Array, "h w c"], gains: Float[Array, "h w 1"]) -> Float[Array, "h w c"]:
+    """Values with every cosine frequency divided by its gain: the solver's preconditioner."""
+    down, across = dct_matrix(values.shape[0]), dct_matrix(values.shape[1])
+    terms = jnp.einsum("ui,ijc,vj->uvc", down, values, across) / gains
+    return jnp.einsum("ui,uvc,vj->ijc", down, terms, across)
 
 
 def corrected(

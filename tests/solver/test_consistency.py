@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stylesr_jax.degradations import Bicubic, Compose, Mask, parse
-from stylesr_jax.solver.consistency import coloured, corrected, correction, power_scale
+from stylesr_jax.solver.consistency import coloured, corrected, correction, powers_of
 from stylesr_jax.solver.covariance import Covariance
 
 SIZE = 64
@@ -73,7 +73,7 @@ def test_it_is_as_the_formula_says():
         return (kernel @ c.reshape(36, 3)).reshape(c.shape)
 
     noise = Covariance(variance=variance)
-    scale = power_scale(residual.reshape(6, 6, 3), explained, noise)
+    scale = powers_of(residual.reshape(6, 6, 3), explained, noise).scale
     moments = (jnp.mean(residual**2) - variance) / (jnp.trace(kernel) / 36)
     assert scale == pytest.approx(float(moments), rel=0.4)
     kernel = scale * kernel
@@ -81,6 +81,21 @@ def test_it_is_as_the_formula_says():
     expected = image + (gain @ residual).reshape(24, 24, 3)
     z = correction(image, target, degradation, Covariance(variance=variance))
     np.testing.assert_allclose(corrected(image, z), jnp.clip(expected, -1, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", ["32", "64", "128", "96x128"])
+def test_it_converges_for_large_inputs_too(size):
+    keys = jax.random.split(jax.random.key(0), 2)
+    shape = (256, 256, 3)
+    details = jax.random.uniform(keys[0], (128, 128, 3), minval=-0.4, maxval=0.4)
+    image = jnp.clip(jax.image.resize(details, shape, "cubic"), -1, 1)
+    shapes = jax.random.uniform(keys[1], (9, 9, 3), minval=-0.9, maxval=0.9)
+    other = jnp.clip(jax.image.resize(shapes, shape, "cubic") + 0.3 * image, -1, 1)
+    degradation = parse(f"bicubic({size})")
+    target = degradation(other)
+    z = jax.jit(correction)(image, target, degradation)
+    error = degradation(corrected(image, z)) - target
+    assert 10 * jnp.log10(4 / jnp.mean(jnp.square(error))) > 55
 
 
 def test_clipping_is_part_of_it():
