@@ -14,11 +14,11 @@ from jaxtyping import TypeCheckError
 
 import convert
 from convert import checkpoints, detect
+from convert.state_dict import random_state
 from stylesr_jax import degradations, generators, methods
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators import registry
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.solver.solve import upsample
 from where import ROOT
