@@ -144,12 +144,15 @@ def test_weights_are_those_that_their_page_names(network):
 def _checkpoint(rng: np.random.Generator) -> dict:
     tree: dict = {"AlexNet_0": {}}
     for name, shape in features.param_shapes("alexnet").items():
-        layer, _, part = name.partition("/")
-        value = rng.uniform(0, 1, shape).astype(np.float32)
-        if part:
-            tree["AlexNet_0"].setdefault(f"Conv_{layer[4:]}", {})[part] = value
+        number = name[4:]
+        if name.startswith("conv"):
+            parts = {part: rng.uniform(0, 1, size) for part, size in shape.items()}
+            tree["AlexNet_0"][f"Conv_{number}"] = {
+                k: v.astype(np.float32) for k, v in parts.items()
+            }
         else:
-            tree[f"NetLinLayer_{layer[4:]}"] = {"Conv_0": {"kernel": value.reshape(1, 1, -1, 1)}}
+            value = rng.uniform(0, 1, shape).astype(np.float32)
+            tree[f"NetLinLayer_{number}"] = {"Conv_0": {"kernel": value.reshape(1, 1, -1, 1)}}
     return tree
 
 
