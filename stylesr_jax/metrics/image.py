@@ -19,13 +19,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from stylesr_jax.degradations import (
-    Degradation,
-    cubic_taps,
-    resize,
-    scaled_size,
-    taps_matrix,
-)
+from stylesr_jax.degradations import cubic_taps, resize, scaled_size, taps_matrix
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics.lpips import Net, Params, embedding_distance, lpips, lpips_embedding
 from stylesr_jax.runtime import weights
@@ -133,25 +127,6 @@ def scores(
         ssim(image, reference, data_range=2.0),
         lpips(image, reference, net="vgg16", params=params),
     )
-
-
-class Consistency(NamedTuple):
-    """How well an image explains its low-resolution input: scalars."""
-
-    l1: Array  # mean |A(x) - y| on [-1, 1]
-    psnr: Array  # decibels, data range 2
-
-
-def consistency(
-    x: Float[Array, "H W C"], y: Float[Array, "..."], degradation: Degradation
-) -> Consistency:
-    """Compare A(x) (H, W, 3) -> (h, w, c) with the input y (h, w, c), both in [-1, 1].
-
-    Raises UserError if A(x) and y differ in shape, or for values that are not finite.
-    """
-    low = degradation(x)
-    ratio = psnr(low, y, data_range=2.0)
-    return Consistency(jnp.mean(jnp.abs(low - y)), ratio)
 
 
 class Diversity(NamedTuple):

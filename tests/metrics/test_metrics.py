@@ -11,7 +11,6 @@ from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from convert.embedded import niqe as convert_niqe
-from stylesr_jax.degradations import Bicubic, parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics import image as metrics
 from stylesr_jax.metrics import lpips as features
@@ -84,19 +83,6 @@ def test_pairs_that_cannot_be_compared_are_refused(metric):
 def test_ssim_refuses_images_smaller_than_its_window():
     with pytest.raises(UserError, match="at least 11 pixels"):
         metrics.ssim(jnp.zeros((10, 20, 3)), jnp.zeros((10, 20, 3)), data_range=2.0)
-
-
-def test_consistency_measures_at_low_resolution():
-    x = _unit(_pair(64, 64)[0])
-    y = Bicubic(size=16)(x)
-    exact = metrics.consistency(x, y, parse("bicubic(16)"))
-    assert exact.l1 < 1e-6
-    assert exact.psnr > 100.0
-    shifted = metrics.consistency(x, y + 0.1, parse("bicubic(16)|noise(0.3)"))
-    np.testing.assert_allclose(shifted.l1, 0.1, rtol=1e-4)
-    np.testing.assert_allclose(shifted.psnr, 20 * np.log10(2.0 / 0.1), rtol=1e-4)
-    with pytest.raises(UserError, match="one shape"):
-        metrics.consistency(x, y, Bicubic(size=8))
 
 
 def test_diversity_is_the_mean_over_pairs(golden):
