@@ -139,8 +139,10 @@ class ToRGB(nn.Module):
     config: StyleGAN2Config
 
     @nn.compact
-    def __call__(self, x: Array, w: Array) -> Array:
-        """x (N, H, W, I), w (N, w_dim) -> float32 (N, H, W, 3)."""
+    def __call__(
+        self, x: Float[Array, "N H W I"], w: Float[Array, "N w_dim"]
+    ) -> Float[Array, "N H W 3"]:
+        """The image of features, in float32."""
         style = Dense(x.shape[-1], name="affine")(w)
         weight = self.param("weight", nn.initializers.normal(1.0), (x.shape[-1], 3))
         bias = self.param("bias", nn.initializers.zeros, (3,))
@@ -157,8 +159,8 @@ class Skip(nn.Module):
     config: StyleGAN2Config
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x (N, H, W, I) -> (N, 2H, 2W, features)."""
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N 2*H 2*W {self.features}"]:
+        """Features for the block's sum."""
         shape = (x.shape[-1], self.features)
         weight = self.param("weight", nn.initializers.lecun_normal(), shape)
         return upsample2x(jnp.dot(x, weight.astype(x.dtype)), self.config.taps)
@@ -179,8 +181,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, activation: dict[str, Array], ws: Array, noise: Noise, *, image: bool
-    ) -> dict[str, Array]:
+        self,
+        activation: dict[str, Array],
+        ws: Float[Array, "N num_ws w_dim"],
+        noise: Noise,
+        *,
+        image: bool,
+    ) -> dict[str, Float[Array, "N H W _"]]:
         """Features and, if asked for, the image: {"x": (N, H, W, C), "image": (N, H, W, 3)}.
 
         Args:
@@ -245,7 +252,7 @@ class StyleGAN2Synthesis(nn.Module):
         *,
         block: int,
         start: tuple[int, dict[str, Array]] | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Float[Array, "N H W _"]]:
         """What enters `block`: {"x": features} and, for "skip" past the first, {"image": ...}.
 
         Raises:

@@ -184,7 +184,9 @@ def activations(
     return tuple(taps)
 
 
-def lpips_embedding(x: Array, *, net: Net, params: Params) -> tuple[Array, ...]:
+def lpips_embedding(
+    x: Float[Array, "..."], *, net: Net, params: Params
+) -> tuple[Float[Array, "..."], ...]:
     """What LPIPS sees of one image (H, W, 3) in [-1, 1]: unit features times sqrt(head weight).
 
     `embedding_distance` of two of them is their LPIPS, so an image that is compared many times

@@ -181,9 +181,9 @@ def noisy_draws(
 
 
 def fit_draws(
-    key: Array, generator: Generator, whitening: dict, config: FlowConfig, n: int
-) -> Array:
-    """What a flow is fitted on: `noisy_draws` with wider noise for a share of them: (n, w_dim)."""
+    key: Key[Array, ""], generator: Generator, whitening: dict, config: FlowConfig, n: int
+) -> Float[Array, "{n} dim"]:
+    """What a flow is fitted on: `noisy_draws` with wider noise for a share of them."""
     draw_key, share_key, reach_key, noise_key = jax.random.split(key, 4)
     draws, _ = whiten(whitening, draw_w(draw_key, generator, n))
     wider = config.reach ** jax.random.uniform(reach_key, (n, 1))
@@ -202,13 +202,13 @@ def negative_log_likelihood(
 
 def fit_chunk(
     state: FitState,
-    key: Array,
+    key: Key[Array, ""],
     generator: Generator,
     whitening: dict[str, Array],
     *,
     flow_config: FlowConfig,
     fit_config: FitConfig,
-) -> tuple[FitState, Array]:
+) -> tuple[FitState, Float[Array, " {fit_config.chunk}"]]:
     """`fit_config.chunk` maximum-likelihood steps on fresh noisy draws.
 
     Pure: the draws depend on `key` and the step count only, so a resumed fit repeats itself.
@@ -352,7 +352,9 @@ def save_prior(
     )
 
 
-def prior_from_file(path: str | os.PathLike[str]) -> tuple[Prior, dict[str, Array]]:
+def prior_from_file(
+    path: str | os.PathLike[str],
+) -> tuple[Prior, dict[str, Float[Array, "n _"]]]:
     """A prior and its probes ("z": (n, z_dim), "w": (n, w_dim)), whatever generator it is for.
 
     Raises:

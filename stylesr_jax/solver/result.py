@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import Value
@@ -75,13 +76,13 @@ class Result:
     interrupted: bool
 
     @property
-    def images(self) -> np.ndarray:
-        """(solutions, H, W, 3) float32 in [-1, 1]."""
+    def images(self) -> Float[np.ndarray, "solutions H W 3"]:
+        """Of all solutions, in [-1, 1]."""
         return np.stack([solution.image for solution in self.solutions])
 
     @property
-    def uncertainty(self) -> np.ndarray:
-        """Standard deviation of each pixel over the solutions: (H, W, 3), images in [-1, 1].
+    def uncertainty(self) -> Float[np.ndarray, "H W 3"]:
+        """Standard deviation of each pixel over the solutions, images in [-1, 1].
 
         Raises:
             UserError: there are fewer than two solutions.
