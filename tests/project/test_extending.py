@@ -167,7 +167,7 @@ def test_the_recipe_for_the_loss_of_rls_searches(write, tiny, tiny_prior, target
         perceptual=load_features("vgg16"),
         solutions=1,
         key=jax.random.key(0),
-        settings={"style_steps": 0, "steps": 2, "tries": 1, "lambda_lpips": "0.2"},
+        settings={"style_steps": 0, "coarse": False, "steps": 2, "tries": 1, "lambda_lpips": "0.2"},
     )
     (solution,) = result.solutions
     assert solution.status == "ok" and solution.terms["lpips"] > 0.0
