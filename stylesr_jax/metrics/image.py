@@ -151,7 +151,7 @@ def diversity(images: Sequence[Array], *, net: Net, params: Params) -> Diversity
 
     The embeddings of all images are held at once (360 MB for one of 1024 pixels with vgg16), so
     shrink large ones first, to 256 pixels for example. Raises UserError for fewer than two images,
-    unequal shapes, values that are not finite, and as `features.activations`.
+    unequal shapes, values that are not finite, and as `lpips.activations`.
     """
     if len(images) < 2:
         raise UserError(f"diversity compares at least two images, got {len(images)}")

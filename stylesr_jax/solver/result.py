@@ -21,7 +21,7 @@ class Solution:
         generated: (H, W, 3) G, what the generator drew; the image before the correction.
         correction: what was added to it, see `consistency.correction`; None for nothing.
         low: (h, w, 3) A(image), not clipped: to be compared with the observation.
-        latents: `objective.Latents` as numpy arrays; `redraw` makes the image from them. None
+        latents: `view.Latents` as NumPy arrays; `redraw` makes the image from them. None
             for a method that searches nothing.
         terms: weighted terms of the objective at the best step; they sum to `loss`.
         history: each term at each step; NaN where no step was made.

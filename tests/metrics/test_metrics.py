@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from convert.embedded import niqe as convert_niqe
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics import image as metrics
-from stylesr_jax.metrics import lpips as features
+from stylesr_jax.metrics import lpips
 from stylesr_jax.runtime import files
 from where import WEIGHTS
 
@@ -87,13 +87,11 @@ def test_ssim_refuses_images_smaller_than_its_window():
 
 def test_diversity_is_the_mean_over_pairs(golden):
     pairs = golden("lpips_pairs.npz")
-    params = features.load_features("alexnet")
+    params = lpips.load_features("alexnet")
     images = [_unit(pairs["a"][0]), _unit(pairs["b"][0]), _unit(pairs["a"][1])]
     result = metrics.diversity(images, net="alexnet", params=params)
     indices = [(0, 1), (0, 2), (1, 2)]
-    scores = [
-        features.lpips(images[i], images[j], net="alexnet", params=params) for i, j in indices
-    ]
+    scores = [lpips.lpips(images[i], images[j], net="alexnet", params=params) for i, j in indices]
     pixels = [jnp.mean(jnp.abs(images[i] - images[j])) for i, j in indices]
     np.testing.assert_allclose(result.lpips, np.mean(scores), rtol=1e-4)
     np.testing.assert_allclose(result.pixels, np.mean(pixels), rtol=1e-5)
@@ -102,7 +100,7 @@ def test_diversity_is_the_mean_over_pairs(golden):
 
 
 def test_diversity_refuses_what_it_cannot_compare():
-    params = features.load_features("alexnet")
+    params = lpips.load_features("alexnet")
     x = jnp.zeros((40, 40, 3))
     with pytest.raises(UserError, match="at least two"):
         metrics.diversity([x], net="alexnet", params=params)

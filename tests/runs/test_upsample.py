@@ -47,7 +47,7 @@ def photo(tmp_path):
 
 QUICK = ("--steps", "12", "--solutions", "2")
 FEW = ("--method", "bicubic", "--solutions", "1")
-PLAIN = (*QUICK, "--method", "csgm")  # one stage and no races: a third of the programs
+PLAIN = (*QUICK, "--method", "csgm")  # one stage and no tries: a third of the programs
 
 
 def test_everything_is_written(run, photo, tmp_path, capsys):
