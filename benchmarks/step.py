@@ -37,8 +37,8 @@ from benchmarks.common import (
     timed,
     write_report,
 )
+from convert.state_dict import prepare, random_state
 from stylesr_jax.generators.base import Generator, measure_statistics
-from stylesr_jax.generators.stylegan2 import prepare, random_state
 from stylesr_jax.loading import load_generator
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.weights import DEFAULT

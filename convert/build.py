@@ -14,10 +14,11 @@ from convert.detect import is_openvino, read_source
 from convert.embedded import openvino
 from convert.parameters import Network, Source, checked
 from convert.raw import map_file
+from convert.state_dict import image_channels, prepare
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.registry import config_to_dict
-from stylesr_jax.generators.stylegan2 import StyleGAN2Config, image_channels, prepare
+from stylesr_jax.generators.stylegan2 import StyleGAN2Config
 from stylesr_jax.runtime import files, weights
 
 STATISTICS_SEED = 0

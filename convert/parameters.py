@@ -120,7 +120,7 @@ def _missing_noise(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def checked(source: Source) -> Source:
     """The source with float32 arrays and all noise maps, once names and bounds are plausible.
 
-    Shapes are `stylesr_jax.generators.stylegan2.prepare`'s to check.
+    Shapes are `state_dict.prepare`'s to check.
 
     Raises:
         UserError: they are not.

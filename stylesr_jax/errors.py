@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+READER_GONE = 141  # exit code, as of a process that SIGPIPE ends
+
 
 class UserError(ValueError):
     """A problem with the input, the files or the options; its message says what to do about it."""
@@ -27,6 +29,14 @@ def in_a_line(error: Exception) -> str:
 def print_error(message: str) -> None:
     """A line on stderr."""
     print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def stop_printing() -> None:
+    """Let what is still to be printed go nowhere: nobody reads standard output any more."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def exit_code(
@@ -56,9 +66,8 @@ def exit_code(
             error(interrupted)
             return 128 + (received or [signal.SIGINT])[0]
         except BrokenPipeError:
-            with suppress(OSError, ValueError):  # what is left to print goes nowhere
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+            stop_printing()
+            return READER_GONE
 
 
 @contextmanager

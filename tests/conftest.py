@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import pytest
 
+from convert.state_dict import random_state
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.loading import generator_from_file, load_generator
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.flow import Prior, load_prior

@@ -39,7 +39,7 @@ def _make(args: argparse.Namespace) -> None:
 
     converters = dict(zip(KINDS, (openvino, lpips, niqe, inception, tflite), strict=True))
     for path in converters[args.kind].make(args.source, args.out):
-        print(f"{path}: {files.describe_file(path)}")
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {files.sha256(path)}")
 
 
 if __name__ == "__main__":

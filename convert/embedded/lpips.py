@@ -11,6 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
 import numpy as np
 
 from convert.arrays import numpy_array
@@ -46,19 +47,16 @@ def read_checkpoint(data: bytes, net: Net) -> dict[str, Any]:
     tree, _ = read_pickle(memoryview(data))
     params: dict[str, Any] = {}
     for name, shape in param_shapes(net).items():
-        layer, _, part = name.partition("/")
-        if part:
-            index = layer.removeprefix("conv")
-            value = _array(tree, _MODULE[net], f"Conv_{index}", part)
-            params.setdefault(layer, {})[part] = value.astype(np.float16)
+        if name.startswith("conv"):
+            path = (_MODULE[net], f"Conv_{name.removeprefix('conv')}")
+            params[name] = {part: _array(tree, *path, part).astype(np.float16) for part in shape}
         else:
-            index = layer.removeprefix("head")
-            value = _array(tree, f"NetLinLayer_{index}", "Conv_0", "kernel").reshape(-1)
-            if np.any(value < 0.0):
+            path = (f"NetLinLayer_{name.removeprefix('head')}", "Conv_0", "kernel")
+            params[name] = _array(tree, *path).reshape(-1).astype(np.float32)
+            if np.any(params[name] < 0.0):
                 raise UserError(f"{name} has negative weights; this is no LPIPS head")
-            params[layer] = value.astype(np.float32)
-        if value.shape != shape:
-            raise UserError(f"{name} has shape {value.shape}, not {shape}")
+        if (found := jax.tree.map(np.shape, params[name])) != shape:
+            raise UserError(f"{name} has shape {found}, not {shape}")
     return params
 
 

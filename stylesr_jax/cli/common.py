@@ -7,17 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from stylesr_jax.cli.console import Console
+from stylesr_jax.degradations import parse
 from stylesr_jax.errors import UserError
-from stylesr_jax.images.files import find_pictures
+from stylesr_jax.images.files import find_pictures, read_mask
 from stylesr_jax.runs import cluster
 from stylesr_jax.runs.places import distinct
-from stylesr_jax.runs.plan import Shard
+from stylesr_jax.runs.plan import Shard, Variant, load_parts
 from stylesr_jax.runs.worker import Job
+from stylesr_jax.runtime.storage import path_of
+from stylesr_jax.solver.solve import device_mesh
 
 
-def shard_of(args: argparse.Namespace) -> Shard | None:
-    """The part of the images that --shard names."""
-    return None if args.shard is None else Shard(*args.shard)
+def plan_fields(args: argparse.Namespace, variants: Sequence[Variant]) -> dict[str, Any]:
+    """The fields of `Plan` that options of both commands say, with what is loaded for them."""
+    return {
+        "variants": tuple(variants),
+        "out": path_of(args.out),
+        "lr_size": args.lr_size,
+        "degradation": parse(args.degradation) if args.degradation else None,
+        "truth": args.search_degradation == "truth",
+        "solutions": args.solutions,
+        "seed": args.seed,
+        "batch": args.batch,
+        "mesh": device_mesh(args.devices),
+        "shard": None if args.shard is None else Shard(*args.shard),
+        "noise_std": args.fidelity.std,
+        "noise_mask": read_mask(args.noise_mask) if args.noise_mask else None,
+        **load_parts(variants, generator=args.generator, label=args.label, prior=args.prior),
+    }
 
 
 def say_nothing(*_: Any, **__: Any) -> None:

@@ -2,20 +2,17 @@
 
 import _thread
 import json
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
-from stylesr_jax.errors import exit_code, print_error
+from stylesr_jax.errors import READER_GONE, exit_code, print_error, stop_printing
 from stylesr_jax.runs.records import finite
-
-READER_GONE = 141  # exit code, as of a process that SIGPIPE ends
 
 
 class Console:
@@ -65,7 +62,7 @@ class Console:
             print(text, flush=True)
         except BrokenPipeError:
             self._reader_gone = True
-            _discard(sys.stdout)
+            stop_printing()
             _thread.interrupt_main()
 
     def progress(self, label: str, done: int, total: int, terms: Mapping[str, float]) -> None:
@@ -122,11 +119,3 @@ class _Pace:
         else:
             self._seconds = (now - self._first[0]) / (done - self._first[1])
         return None if self._seconds is None else round(self._seconds * (total - done), 1)
-
-
-def _discard(stream: TextIO) -> None:
-    """Let what is still to be written to a stream go nowhere."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)

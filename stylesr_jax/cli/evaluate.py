@@ -8,21 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, on_cluster, say_nothing, shard_of
+from stylesr_jax.cli.common import images_named, on_cluster, plan_fields, say_nothing
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import change
-from stylesr_jax.degradations import parse
 from stylesr_jax.errors import UserError
-from stylesr_jax.images.files import read_mask
 from stylesr_jax.metrics.scorer import Sizes
 from stylesr_jax.runs.evaluation import EvaluationJob, EvaluationPlan, Say
 from stylesr_jax.runs.evaluation import run as run_plan
-from stylesr_jax.runs.plan import Variant, load_parts, variant
+from stylesr_jax.runs.plan import Variant, variant
 from stylesr_jax.runs.tables import write_report
 from stylesr_jax.runs.worker import work
 from stylesr_jax.runtime.machine import describe_machine
-from stylesr_jax.runtime.storage import Url, path_of
-from stylesr_jax.solver.solve import device_mesh
+from stylesr_jax.runtime.storage import Url
 
 Do = Callable[[Sequence[Path], EvaluationJob], None]  # all that is left of a job
 
@@ -145,30 +142,17 @@ def _check_preset(preset: str, variants: Sequence[Variant]) -> None:
 
 def _plan(args: argparse.Namespace, images: tuple[Path, ...]) -> EvaluationPlan:
     variants = _variants(args)
-    degradation = parse(args.degradation) if args.degradation else None
     if args.reference is not None and not os.path.exists(args.reference):
         raise UserError(f"--reference {args.reference}: no such file or folder; check the path")
-    parts = load_parts(variants, generator=args.generator, label=args.label, prior=args.prior)
-    out = path_of(args.out)
+    fields = plan_fields(args, variants)
+    in_bucket = isinstance(fields["out"], Url)
     return EvaluationPlan(
         images=images,
-        variants=variants,
-        out=out,
-        lr_size=args.lr_size,
-        degradation=degradation,
-        truth=args.search_degradation == "truth",
-        solutions=args.solutions,
-        seed=args.seed,
-        batch=args.batch,
-        mesh=device_mesh(args.devices),
-        shard=shard_of(args),
         sizes=Sizes(args.score_size, args.niqe_size, args.frechet_size),
         reference=Path(args.reference) if args.reference else None,
         reference_tile=args.reference_tile,
         inception=args.inception,
-        noise_std=args.fidelity.std,
-        noise_mask=read_mask(args.noise_mask) if args.noise_mask else None,
         figure_images=args.figure_images,
-        apart=args.shard is not None or args.cluster is not None or isinstance(out, Url),
-        **parts,
+        apart=args.shard is not None or args.cluster is not None or in_bucket,
+        **fields,
     )

@@ -160,12 +160,18 @@ def parser_of(name: str, document: str) -> argparse.ArgumentParser:
 
 
 def _fit_parser(name: str, description: str) -> argparse.ArgumentParser:
-    return _Parser(
+    """Of a command that fits something for a generator."""
+    parser = _Parser(
         prog=f"python -m stylesr_jax.{name}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    add, default = parser.add_argument, "mobile-ffhq-1024"
+    add("--generator", type=file, default=default, metavar="NAME|PATH", help="for which to fit")
+    add("--out", type=_path, help="file to write (default: in the user's cache)")
+    add("--quiet", action="store_true", help="no progress")
+    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
@@ -404,19 +410,10 @@ def fit_heads_parser() -> argparse.ArgumentParser:
         "resolution. StyleGAN2 with skip connections has such images of its own.",
     )
     add = parser.add_argument
-    add(
-        "--generator",
-        type=file,
-        default="mobile-ffhq-1024",
-        metavar="NAME|PATH",
-        help="whose heads",
-    )
-    add("--out", type=_path, help="file to write (default: in the user's cache)")
     add("--draws", type=int, default=2000, metavar="N", help="pictures to learn from")
     add("--steps", type=int, default=1500, metavar="N", help="optimiser steps for each head")
     add("--learning-rate", type=float, default=2e-3, help="peak")
     add("--seed", type=int, default=0, help="of all draws")
-    add("--quiet", action="store_true", help="no progress")
     return parser
 
 
@@ -429,15 +426,7 @@ def fit_prior_parser() -> argparse.ArgumentParser:
     )
     count = at_least(1, int)
     add = parser.add_argument
-    add(
-        "--generator",
-        type=file,
-        default="mobile-ffhq-1024",
-        metavar="NAME|PATH",
-        help="whose prior",
-    )
     add("--class", dest="label", type=at_least(0, int), help="class of a conditional generator")
-    add("--out", type=_path, help="file to write (default: in the user's cache)")
     add(
         "--noise",
         type=at_least(0, float),
@@ -476,7 +465,6 @@ def fit_prior_parser() -> argparse.ArgumentParser:
     add("--seed", type=at_least(0, int), default=0, help="of all draws")
     add("--checkpoint-every", type=count, default=256, metavar="N", help="steps")
     add("--resume", action="store_true", help="continue from the checkpoint beside the result")
-    add("--quiet", action="store_true", help="no progress")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""How the searching commands start: long work begins before JAX is imported, or beside that."""
+"""How the searching commands start: long work begins before JAX is imported, or meanwhile."""
 
 import argparse
 from collections.abc import Iterator

@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, on_cluster, say_nothing, shard_of
+from stylesr_jax.cli.common import images_named, on_cluster, plan_fields, say_nothing
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import ALIGNMENTS, change
-from stylesr_jax.degradations import parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.images.files import read_mask, write_image
+from stylesr_jax.images.files import write_image
 from stylesr_jax.images.kinds import printable
 from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.methods import method_named
@@ -26,14 +25,13 @@ from stylesr_jax.runs.folder import read_solutions
 from stylesr_jax.runs.latents import read_styles
 from stylesr_jax.runs.photos import PhotosJob, PhotosPlan, device_line, duration
 from stylesr_jax.runs.places import make_ready
-from stylesr_jax.runs.plan import Variant, load_parts
+from stylesr_jax.runs.plan import Variant
 from stylesr_jax.runs.worker import work
 from stylesr_jax.runtime import files
 from stylesr_jax.runtime.memory import gc_paused
 from stylesr_jax.runtime.storage import path_of
 from stylesr_jax.runtime.weights import DEFAULT
 from stylesr_jax.solver.rendering import add_correction, redraw, redraw_direct
-from stylesr_jax.solver.solve import device_mesh
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -147,29 +145,16 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
     variant = _variant(args, console)
     _check(args, variant.settings)
     alignment = _alignment(args, photos, console)
-    degradation = parse(args.degradation) if args.degradation else None
-    parts = load_parts([variant], generator=args.generator, label=args.label, prior=args.prior)
-    _check_layers(variant.settings, parts["generator"])
+    fields = plan_fields(args, [variant])
+    _check_layers(variant.settings, fields["generator"])
     mask = args.noise_mask
-    start = None if args.start is None else read_styles(args.start, parts["generator"])
+    start = None if args.start is None else read_styles(args.start, fields["generator"])
     return PhotosPlan(
         photos=photos,
-        variants=(variant,),
-        out=path_of(args.out),
         generator_name=args.generator or DEFAULT,
         alignment=alignment,
         paste_back=args.paste_back,
         scale=args.scale,
-        lr_size=args.lr_size,
-        degradation=degradation,
-        truth=args.search_degradation == "truth",
-        solutions=args.solutions,
-        seed=args.seed,
-        batch=args.batch,
-        mesh=device_mesh(args.devices),
-        shard=shard_of(args),
-        noise_mask=read_mask(mask) if mask else None,
-        noise_std=args.fidelity.std,
         noise_mask_sha256=files.sha256(mask) if mask else None,
         start=start,
         resume=args.resume or args.cluster is not None,
@@ -177,7 +162,7 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
         only_images=args.only_images,
         format=args.format,
         flat=args.flat,
-        **parts,
+        **fields,
     )
 
 

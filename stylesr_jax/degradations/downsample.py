@@ -1,5 +1,7 @@
 """Down-sampling: bicubic, as PULSE does it, and by areas."""
 
+from typing import ClassVar
+
 import numpy as np
 from flax import struct
 
@@ -9,89 +11,91 @@ from stylesr_jax.degradations.resize import Size, cubic_taps, resize_matrix, tap
 from stylesr_jax.errors import UserError
 
 
-def _check_size(size: Size | None, factor: int | None, name: str) -> None:
-    if (size is None) == (factor is None):
-        raise UserError(f"{name} takes either a size or a factor, for example {name}(32)")
-    numbers = [factor] if size is None else [size] if isinstance(size, int) else list(size)
-    if len(numbers) > 2 or not all(isinstance(n, int) and n >= 1 for n in numbers):
-        raise UserError(f"{name}: a size or factor is made of whole numbers from 1, got {numbers}")
+class DownSampler(Separable):
+    """Down-sampling to a size or by a factor.
 
-
-def _output_size(
-    height: int, width: int, size: Size | None, factor: int | None, name: str
-) -> tuple[int, int]:
-    if factor is not None:
-        if height % factor or width % factor:
-            raise UserError(
-                f"{name}: {height}x{width} is not divisible by {factor}; give a size instead"
-            )
-        return height // factor, width // factor
-    if isinstance(size, int):
-        short = min(height, width)
-        return round(height * size / short), round(width * size / short)
-    assert size is not None
-    return size
-
-
-def _size_text(size: Size | None, factor: int | None) -> str:
-    if factor is not None:
-        return f"x{factor}"
-    return f"{size[0]}x{size[1]}" if isinstance(size, tuple) else str(size)
-
-
-class Bicubic(Separable):
-    """Bicubic down-sampling with a = -0.5; antialiased, it equals Pillow's.
-
-    size is the shorter side (the shape is kept) or (height, width); or give a whole factor that
-    divides both sides. Raises UserError for neither, both, or sizes below 1.
+    size is the shorter side (the shape is kept) or (height, width); factor is whole and divides
+    both sides. Raises UserError for neither, both, or sizes below 1.
     """
+
+    arguments: ClassVar[tuple[Argument, ...]] = SIZES
+
+    size: Size | None = struct.field(pytree_node=False, default=None)
+    factor: int | None = struct.field(pytree_node=False, default=None)
+
+    def __post_init__(self) -> None:
+        name, size, factor = self.name, self.size, self.factor
+        if (size is None) == (factor is None):
+            raise UserError(f"{name} takes either a size or a factor, for example {name}(32)")
+        numbers = [factor] if size is None else [size] if isinstance(size, int) else list(size)
+        if len(numbers) > 2 or not all(isinstance(n, int) and n >= 1 for n in numbers):
+            raise UserError(
+                f"{name}: a size or factor is made of whole numbers from 1, got {numbers}"
+            )
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of A(x). Raises UserError where the factor divides them not."""
+        size, factor = self.size, self.factor
+        if factor is not None:
+            if height % factor or width % factor:
+                raise UserError(
+                    f"{self.name}: {height}x{width} is not divisible by {factor}; "
+                    "give a size instead"
+                )
+            return height // factor, width // factor
+        if isinstance(size, int):
+            short = min(height, width)
+            return round(height * size / short), round(width * size / short)
+        assert size is not None
+        return size
+
+    def size_text(self) -> str:
+        """Size or factor, as texts such as "bicubic(32)" have it."""
+        if self.factor is not None:
+            return f"x{self.factor}"
+        return f"{self.size[0]}x{self.size[1]}" if isinstance(self.size, tuple) else str(self.size)
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.size_text()})"
+
+
+class Bicubic(DownSampler):
+    """Bicubic down-sampling with a = -0.5; antialiased, it equals Pillow's."""
 
     name = "bicubic"
     about = "bicubic down-sampling, as Pillow's"
     example = "bicubic(32)"
     arguments = (*SIZES, Argument("antialias", flag, "true or false", required=False))
 
-    size: Size | None = struct.field(pytree_node=False, default=None)
-    factor: int | None = struct.field(pytree_node=False, default=None)
     antialias: bool = struct.field(pytree_node=False, default=True)
-
-    def __post_init__(self) -> None:
-        _check_size(self.size, self.factor, "bicubic")
 
     def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The matrices (h, height) and (w, width)."""
-        h, w = _output_size(height, width, self.size, self.factor, "bicubic")
+        h, w = self.output_size(height, width)
         return (
             resize_matrix(height, h, kernel="bicubic", antialias=self.antialias),
             resize_matrix(width, w, kernel="bicubic", antialias=self.antialias),
         )
 
     def __str__(self) -> str:
-        return f"bicubic({_size_text(self.size, self.factor)}{'' if self.antialias else ',false'})"
+        return f"bicubic({self.size_text()}{'' if self.antialias else ',false'})"
 
 
-class PulseBicubic(Separable):
+class PulseBicubic(DownSampler):
     """PULSE's down-sampling: 4 * factor cubic taps (a = -0.5), mirrored border, stride factor.
 
-    It differs from `Bicubic` at the borders only, where that renormalises. size or factor as
-    there, but both sides must shrink by one whole factor and be longer than 1.5 of it (UserError).
+    It differs from `Bicubic` at the borders only, where that renormalises. Both sides must shrink
+    by one whole factor and be longer than 1.5 of it (UserError).
     Source: Menon et al., "PULSE", CVPR 2020, and its published code.
     """
 
     name = "pulse"
     about = "PULSE's bicubic down-sampling"
     example = "pulse(x32)"
-    arguments = SIZES
-
-    size: Size | None = struct.field(pytree_node=False, default=None)
-    factor: int | None = struct.field(pytree_node=False, default=None)
-
-    def __post_init__(self) -> None:
-        _check_size(self.size, self.factor, "pulse")
 
     def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The matrices (h, height) and (w, width)."""
-        h, w = _output_size(height, width, self.size, self.factor, "pulse")
+        h, w = self.output_size(height, width)
         factor = height // h
         if (h * factor, w * factor) != (height, width):
             raise UserError(f"pulse: {height}x{width} is not a whole multiple of {h}x{w}")
@@ -104,31 +108,15 @@ class PulseBicubic(Separable):
             taps_matrix(width, weights, stride=factor, before=before, repeat_edge=False),
         )
 
-    def __str__(self) -> str:
-        return f"pulse({_size_text(self.size, self.factor)})"
 
-
-class Area(Separable):
-    """Down-sampling by averaging the exact area that each output pixel covers.
-
-    size or factor as for `Bicubic`. Raises UserError for neither, both, or sizes below 1.
-    """
+class Area(DownSampler):
+    """Down-sampling by averaging the exact area that each output pixel covers."""
 
     name = "area"
     about = "down-sampling by averaging areas"
     example = "area(32)"
-    arguments = SIZES
-
-    size: Size | None = struct.field(pytree_node=False, default=None)
-    factor: int | None = struct.field(pytree_node=False, default=None)
-
-    def __post_init__(self) -> None:
-        _check_size(self.size, self.factor, "area")
 
     def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The matrices (h, height) and (w, width)."""
-        h, w = _output_size(height, width, self.size, self.factor, "area")
+        h, w = self.output_size(height, width)
         return resize_matrix(height, h, kernel="area"), resize_matrix(width, w, kernel="area")
-
-    def __str__(self) -> str:
-        return f"area({_size_text(self.size, self.factor)})"

@@ -222,19 +222,12 @@ def seen_fraction(image: np.ndarray, transform: Transform) -> float:
     return float(((points >= 0.0) & (points <= image.shape[1::-1])).all(-1).mean())
 
 
-def better_framed_face(image: np.ndarray, faces: Sequence[Face]) -> Face | None:
-    """The largest face whose crop the image (H, W, 3) shows and is not: None if it has none."""
-    if is_framed(image, faces):
-        return None
-    shown = (face for face in faces if seen_fraction(image, face.transform) >= SHOWN)
-    return max(shown, key=lambda face: face.size, default=None)
-
-
 def taken_as_it_is(image: np.ndarray, faces: Sequence[Face]) -> bool:
     """Whether an input (H, W, 3) needs no alignment.
 
-    That is one which is framed already, or has at most 256 px a side and no better-framed face.
+    It is framed already, or has at most 256 px a side and shows the whole crop of no face.
     """
     if is_framed(image, faces):
         return True
-    return max(image.shape[:2]) <= LARGEST and better_framed_face(image, faces) is None
+    shown = any(seen_fraction(image, face.transform) >= SHOWN for face in faces)
+    return max(image.shape[:2]) <= LARGEST and not shown

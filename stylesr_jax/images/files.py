@@ -164,15 +164,6 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     return find_pictures(inputs).paths
 
 
-def images_of(text: str) -> list[Path]:
-    """The image files that a file, a folder (not its subfolders) or a glob names.
-
-    Raises:
-        UserError: the pattern or folder holds no image, or cannot be read.
-    """
-    return find_images([text])
-
-
 def find_pictures(inputs: Sequence[str], *, recursive: bool = False) -> Found:
     """The image files that files, folders and globs name, each once, folders' sorted by name.
 

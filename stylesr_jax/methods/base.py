@@ -208,7 +208,7 @@ class Stage(Problem):
         rate, schedule: the learning rate, and its factor along the search.
         block: which block `Latents.activation` enters.
         coarse: whether it searches with small images, which a generator makes at a fraction of
-            the cost; `stop`, their resolution, is then set by `stages_for`.
+            the cost; `stop`, their resolution, is then set by `stages_of`.
         stop: resolution of small images to search with; None renders in full.
     """
 

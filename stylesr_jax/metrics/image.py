@@ -19,13 +19,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from stylesr_jax.degradations import (
-    Degradation,
-    cubic_taps,
-    resize,
-    scaled_size,
-    taps_matrix,
-)
+from stylesr_jax.degradations import cubic_taps, resize, scaled_size, taps_matrix
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics.lpips import Net, Params, embedding_distance, lpips, lpips_embedding
 from stylesr_jax.runtime import weights
@@ -135,25 +129,6 @@ def scores(
     )
 
 
-class Consistency(NamedTuple):
-    """How well an image explains its low-resolution input: scalars."""
-
-    l1: Array  # mean |A(x) - y| on [-1, 1]
-    psnr: Array  # decibels, data range 2
-
-
-def consistency(
-    x: Float[Array, "H W C"], y: Float[Array, "..."], degradation: Degradation
-) -> Consistency:
-    """Compare A(x) (H, W, 3) -> (h, w, c) with the input y (h, w, c), both in [-1, 1].
-
-    Raises UserError if A(x) and y differ in shape, or for values that are not finite.
-    """
-    low = degradation(x)
-    ratio = psnr(low, y, data_range=2.0)
-    return Consistency(jnp.mean(jnp.abs(low - y)), ratio)
-
-
 class Diversity(NamedTuple):
     """Means over all pairs of a set's images."""
 
@@ -176,7 +151,7 @@ def diversity(images: Sequence[Array], *, net: Net, params: Params) -> Diversity
 
     The embeddings of all images are held at once (360 MB for one of 1024 pixels with vgg16), so
     shrink large ones first, to 256 pixels for example. Raises UserError for fewer than two images,
-    unequal shapes, values that are not finite, and as `features.activations`.
+    unequal shapes, values that are not finite, and as `lpips.activations`.
     """
     if len(images) < 2:
         raise UserError(f"diversity compares at least two images, got {len(images)}")

@@ -91,36 +91,27 @@ def tap_widths(net: Net) -> tuple[int, ...]:
     return tuple(layer.features for layer in _LAYERS[net] if isinstance(layer, _Conv) and layer.tap)
 
 
-def param_shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by its "/"-joined name; kernels are (h, w, in, out)."""
+def param_shapes(net: Net) -> dict[str, Any]:
+    """The shapes of the parameters, in the structure of `load_features`."""
     _check_net(net)
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Any] = {}
     width = 3
     convolutions = [layer for layer in _LAYERS[net] if isinstance(layer, _Conv)]
     for i, layer in enumerate(convolutions):
-        shapes[f"conv{i}/kernel"] = (layer.kernel, layer.kernel, width, layer.features)
-        shapes[f"conv{i}/bias"] = (layer.features,)
+        kernel = (layer.kernel, layer.kernel, width, layer.features)
+        shapes[f"conv{i}"] = {"kernel": kernel, "bias": (layer.features,)}
         width = layer.features
-    for i, width in enumerate(tap_widths(net)):
-        shapes[f"head{i}"] = (width,)
-    return shapes
+    return shapes | {f"head{i}": (width,) for i, width in enumerate(tap_widths(net))}
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, net: Net) -> tuple[tuple[str, np.ndarray], ...]:
+def _read(path: Path, net: Net) -> Params:
     tree, header = weights.load(path)
     if header.get("kind") != "features" or header.get("net") != net:
         raise UserError(f"{path} does not hold the feature network {net}")
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{part}": array for part, array in value.items()}
-        else:
-            flat[name] = value
-    expected = param_shapes(net)
-    if {name: array.shape for name, array in flat.items()} != expected:
+    if jax.tree.map(np.shape, tree) != param_shapes(net):
         raise UserError(f"{path} does not hold the parameters of {net}; convert it again")
-    return tuple(flat.items())
+    return tree
 
 
 def load_features(net: Net, path: str | Path | None = None) -> Params:
@@ -132,15 +123,7 @@ def load_features(net: Net, path: str | Path | None = None) -> Params:
     """
     _check_net(net)
     file = weights.find_weights(_FILES[net]) if path is None else Path(path)
-    params: Params = {}
-    for name, array in _read(file, net):
-        layer, _, part = name.partition("/")
-        value = jnp.asarray(array, jnp.float32)
-        if part:
-            params.setdefault(layer, {})[part] = value
-        else:
-            params[layer] = value
-    return params
+    return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), _read(file, net))
 
 
 def _convolve(x: Array, params: Params, layer: _Conv) -> Array:
@@ -201,7 +184,9 @@ def activations(
     return tuple(taps)
 
 
-def lpips_embedding(x: Array, *, net: Net, params: Params) -> tuple[Array, ...]:
+def lpips_embedding(
+    x: Float[Array, "..."], *, net: Net, params: Params
+) -> tuple[Float[Array, "..."], ...]:
     """What LPIPS sees of one image (H, W, 3) in [-1, 1]: unit features times sqrt(head weight).
 
     `embedding_distance` of two of them is their LPIPS, so an image that is compared many times

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics import image as metrics
@@ -80,8 +81,10 @@ class Scorer:
     def _embedded(self, small: Any) -> dict[str, Any]:
         return {n: self._embed(small, net=n, params=p) for n, p in self._networks.items()}
 
-    def against(self, image: np.ndarray, original: np.ndarray) -> dict[str, float]:
-        """PSNR, SSIM and LPIPS of a picture (H, W, 3) in [-1, 1] to its original."""
+    def against(
+        self, image: Float[np.ndarray, "H W 3"], original: Float[np.ndarray, "h w 3"]
+    ) -> dict[str, float]:
+        """PSNR, SSIM and LPIPS of a picture in [-1, 1] to its original."""
         if self._original is None or self._original[0] is not original:
             small = at_size(original, self.sizes.score)
             self._original = (original, small, self._embedded(small))
@@ -102,7 +105,7 @@ class Scorer:
         except UserError:
             return None
 
-    def features(self, image: Any) -> dict[str, np.ndarray]:
+    def features(self, image: Any) -> dict[str, Float[np.ndarray, " _"]]:
         """The vectors whose distributions are compared, by the distance's name."""
         small = at_size(image, self.sizes.frechet)
         found = {"frechet_vgg16": self._pooled(small, self._networks["vgg16"])}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Bool, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +60,24 @@ def _degrees(dim: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(dim), np.sort(np.arange(width) % max(dim - 1, 1))
 
 
-def prefixes(config: FlowConfig) -> np.ndarray:
+def prefixes(config: FlowConfig) -> Int[np.ndarray, " radii"]:
     """Lengths of the prefixes of the coordinates whose mean square the network is shown."""
     lengths = np.linspace(0, config.dim, config.radii + 2)[1:-1]
     return np.unique(np.maximum(np.round(lengths).astype(int), 1))
 
 
-def radius_masks(config: FlowConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Which coordinates are in each prefix (dim, radii), which units may see it (radii, width)."""
+def radius_masks(
+    config: FlowConfig,
+) -> tuple[Bool[np.ndarray, "dim radii"], Bool[np.ndarray, "radii width"]]:
+    """Which coordinates are in each prefix, and which units may see it."""
     inputs, hidden = _degrees(config.dim, config.width)
     lengths = prefixes(config)
     return inputs[:, None] < lengths, lengths[:, None] - 1 <= hidden
 
 
-def log_radius(energy: Array, lengths: Array) -> Array:
+def log_radius(
+    energy: Float[Array, "*shape"], lengths: Float[Array, "..."]
+) -> Float[Array, "*shape"]:
     """Log of the mean square over a prefix, from its sum of squares; zero for unit variance."""
     return jnp.log((1.0 + energy) / (1.0 + lengths))
 
@@ -130,9 +134,11 @@ def init_flow(key: Key[Array, ""], config: FlowConfig) -> dict[str, Any]:
 
 
 def masked_dense(
-    layer: Mapping[str, Array], groups: list[tuple[int, np.ndarray]], x: Array
-) -> Array:
-    """x (..., in) -> (..., out) through the masked matrix, one product per column group."""
+    layer: Mapping[str, Array],
+    groups: list[tuple[int, np.ndarray]],
+    x: Float[Array, "*batch inputs"],
+) -> Float[Array, "*batch outputs"]:
+    """x through the masked matrix, one product per column group."""
     outputs = [
         x[..., :used] @ jnp.where(mask, layer[f"columns{index}"], 0.0)
         for index, (used, mask) in enumerate(groups)
@@ -142,8 +148,8 @@ def masked_dense(
 
 def dense_matrix(
     layer: Mapping[str, Array], groups: list[tuple[int, np.ndarray]], rows: int
-) -> Array:
-    """The masked matrix in one piece: (rows, out)."""
+) -> Float[Array, "{rows} outputs"]:
+    """The masked matrix in one piece."""
     return jnp.concatenate(
         [
             jnp.pad(jnp.where(mask, layer[f"columns{index}"], 0.0), ((0, rows - used), (0, 0)))

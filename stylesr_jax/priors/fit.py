@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Key
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
@@ -35,7 +36,6 @@ class Progress(NamedTuple):
 def _save_checkpoint(
     path: Path, state: FitState, whitening: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-
     leaves = {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
     weights.save(
         path,
@@ -47,7 +47,6 @@ def _save_checkpoint(
 def _load_checkpoint(
     path: Path, like: FitState, settings: dict[str, Any]
 ) -> tuple[FitState, dict[str, Any]]:
-
     tensors, header = weights.load(path)
     if header.get("kind") != "prior-checkpoint":
         raise UserError(f"{path} is not a checkpoint of fit_prior; move it away")
@@ -63,13 +62,12 @@ def _load_checkpoint(
 
 
 def _shapes(key: Array, flow_config: FlowConfig) -> Any:
-
     shapes = jax.eval_shape(lambda key: init_flow(key, flow_config), key)
     return jax.tree.map(lambda leaf: leaf.shape, shapes)
 
 
 def fit(
-    key: Array,
+    key: Key[Array, ""],
     generator: Generator,
     *,
     flow_config: FlowConfig,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jaxtyping import Float, Key
 
 from stylesr_jax.degradations import resize
 from stylesr_jax.errors import UserError
@@ -39,9 +40,14 @@ Say = Callable[[str], None]
 
 
 def render_pictures(
-    generator: Generator, styles: np.ndarray, *, size: int, keep: Path, say: Say
-) -> np.ndarray:
-    """The pictures of styles (N, num_ws, w_dim), shrunken: (N, size, size, 3), float16.
+    generator: Generator,
+    styles: Float[np.ndarray, "N num_ws w_dim"],
+    *,
+    size: int,
+    keep: Path,
+    say: Say,
+) -> Float[np.ndarray, "N {size} {size} 3"]:
+    """The pictures of styles, shrunken, in half precision.
 
     They are kept in the file `keep`, from where a killed run goes on.
 
@@ -96,11 +102,11 @@ class Examples(NamedTuple):
 
 
 def fit_head(
-    key: Array,
+    key: Key[Array, ""],
     generator: Generator,
     size: int,
-    styles: np.ndarray,
-    pictures: np.ndarray,
+    styles: Float[np.ndarray, "N num_ws w_dim"],
+    pictures: Float[np.ndarray, "N s s 3"],
     *,
     steps: int,
     learning_rate: float,
@@ -109,8 +115,7 @@ def fit_head(
     """Fit the head on features of `size` px; the last `HELD_OUT` pictures give the figures.
 
     Args:
-        styles: (N, num_ws, w_dim).
-        pictures: (N, s, s, 3), theirs, of at least 2 * `size` px.
+        pictures: of the styles, of at least 2 * `size` px.
 
     Returns:
         Its parameters and figures: mean absolute errors of held-out pictures on [-1, 1], as the

@@ -5,13 +5,12 @@ itself. `Prior.log_prob_whitened` is the density of u = whiten(w), the coordinat
 search moves; log p(w) = log p(u) + log|det du/dw|. The determinant is piecewise constant (it
 jumps by a factor of 5 where a coordinate of w changes sign), so both have the same gradients.
 
-The parts are in `masks` (the blocks' networks), `whitening` and `bijectors` (the maps that
+The parts are in `autoregressive` (the blocks' networks), `whitening` and `bijectors` (the maps that
 distrax chains). Source: Gheisari & Genovesio, "Super-Resolution through StyleGAN Regularized Latent
 Search", 2022 (five blocks of width 1024 on w = M(z)).
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from stylesr_jax.generators.base import Generator
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.whitening import draw_w, unwhiten, whiten
 from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime.pytrees import tree_sha256
 
 if TYPE_CHECKING:
     import distrax
@@ -60,17 +60,14 @@ class Prior:
 
     Attributes:
         whitening: "mean" (dim,), "matrix" and "inverse" (dim, dim), "log_det" ().
-        flow: see `masks.init_flow`; with `config.radial` also "radial": {"log_gain", "exponent"}.
+        flow: see `autoregressive.init_flow`; with `config.radial` also "radial": {"log_gain",
+            "exponent"}.
         config: the sizes, and the noise that the flow was fitted with.
     """
 
     whitening: dict[str, Array]
     flow: dict[str, Any]
     config: FlowConfig = struct.field(pytree_node=False)
-
-    def distribution_whitened(self) -> "distrax.Transformed":
-        """The distribution of u = whiten(w), as a distrax distribution."""
-        return _bijectors().distribution(self._blocks(), self.config.dim)
 
     def distribution(self) -> "distrax.Transformed":
         """The distribution of w, as a distrax distribution."""
@@ -101,14 +98,13 @@ class Prior:
         """
         return self.gaussianize_and_log_prob_whitened(u)[1]
 
-    def gaussianize(self, w: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        """F(w) (..., dim): standard normal for w = M(z), up to the noise of the fit."""
-        return self.gaussianize_and_log_prob(w)[0]
-
     def gaussianize_and_log_prob(
         self, w: Float[Array, "*batch dim"]
     ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
-        """(F(w), log p(w)) in one pass: (..., dim) -> (..., dim), (...)."""
+        """(F(w), log p(w)) in one pass: (..., dim) -> (..., dim), (...).
+
+        F(w) is standard normal for w = M(z), up to the noise of the fit.
+        """
         return _bijectors().noise_and_log_prob(self._whole(), w)
 
     def gaussianize_and_log_prob_whitened(
@@ -185,9 +181,9 @@ def noisy_draws(
 
 
 def fit_draws(
-    key: Array, generator: Generator, whitening: dict, config: FlowConfig, n: int
-) -> Array:
-    """What a flow is fitted on: `noisy_draws` with wider noise for a share of them: (n, w_dim)."""
+    key: Key[Array, ""], generator: Generator, whitening: dict, config: FlowConfig, n: int
+) -> Float[Array, "{n} dim"]:
+    """What a flow is fitted on: `noisy_draws` with wider noise for a share of them."""
     draw_key, share_key, reach_key, noise_key = jax.random.split(key, 4)
     draws, _ = whiten(whitening, draw_w(draw_key, generator, n))
     wider = config.reach ** jax.random.uniform(reach_key, (n, 1))
@@ -206,13 +202,13 @@ def negative_log_likelihood(
 
 def fit_chunk(
     state: FitState,
-    key: Array,
+    key: Key[Array, ""],
     generator: Generator,
     whitening: dict[str, Array],
     *,
     flow_config: FlowConfig,
     fit_config: FitConfig,
-) -> tuple[FitState, Array]:
+) -> tuple[FitState, Float[Array, " {fit_config.chunk}"]]:
     """`fit_config.chunk` maximum-likelihood steps on fresh noisy draws.
 
     Pure: the draws depend on `key` and the step count only, so a resumed fit repeats itself.
@@ -315,23 +311,14 @@ def stored_precision(prior: Prior) -> Prior:
     return prior.replace(flow=rounded)  # type: ignore[attr-defined]
 
 
-def _tree_sha256(tree: Any) -> str:
-    digest = hashlib.sha256()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    for path, value in leaves:
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(value, np.float32).tobytes())
-    return digest.hexdigest()
-
-
 def mapping_sha256(generator: Generator) -> str:
     """Hexadecimal SHA-256 of the mapping network's weights, names and values."""
-    return _tree_sha256(generator.params["mapping"])
+    return tree_sha256(generator.params["mapping"])
 
 
 def flow_sha256(prior: Prior) -> str:
     """Hexadecimal SHA-256 of a prior's weights, names and values."""
-    return _tree_sha256({"whitening": prior.whitening, "flow": prior.flow})
+    return tree_sha256({"whitening": prior.whitening, "flow": prior.flow})
 
 
 def save_prior(
@@ -365,7 +352,9 @@ def save_prior(
     )
 
 
-def prior_from_file(path: str | os.PathLike[str]) -> tuple[Prior, dict[str, Array]]:
+def prior_from_file(
+    path: str | os.PathLike[str],
+) -> tuple[Prior, dict[str, Float[Array, "n _"]]]:
     """A prior and its probes ("z": (n, z_dim), "w": (n, w_dim)), whatever generator it is for.
 
     Raises:

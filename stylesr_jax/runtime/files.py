@@ -146,11 +146,6 @@ def _sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe_file(path: str | os.PathLike[str]) -> str:
-    """A file's size and sha256, to be printed."""
-    return f"{Path(path).stat().st_size / 1e6:.1f} MB, sha256 {sha256(path)}"
-
-
 def cache_dir() -> Path:
     """The user's cache folder: $STYLESR_CACHE, else $XDG_CACHE_HOME or ~/.cache/stylesr_jax."""
     if chosen := os.environ.get("STYLESR_CACHE"):

@@ -1,9 +1,12 @@
-"""Dataclasses whose pytree structures differ by their class."""
+"""Pytrees: dataclasses whose structures differ by their class, and hashes of arrays."""
 
+import hashlib
 from dataclasses import Field, fields
 from inspect import get_annotations
 from typing import Any, dataclass_transform
 
+import jax
+import numpy as np
 from flax import struct
 
 _CLASS = "pytree_class"
@@ -29,3 +32,12 @@ class PyTreeNode(struct.PyTreeNode):
 def own_fields(node: Any) -> tuple[Field[Any], ...]:
     """The fields of a dataclass that were declared for it."""
     return tuple(field for field in fields(node) if field.name != _CLASS)
+
+
+def tree_sha256(tree: Any) -> str:
+    """Hexadecimal SHA-256 of a pytree's arrays, as float32, and of their names."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Key
+from jaxtyping import Float, Key
 
 from stylesr_jax.degradations import Bicubic, Degradation, output_shape, resize, scaled_size
 from stylesr_jax.degradations.resize import resize_matrix
@@ -38,8 +38,8 @@ class Observation:
     noise: Covariance | None = field(default_factory=Covariance)
 
     @property
-    def image(self) -> np.ndarray:
-        """The image alone, (height, width, 3)."""
+    def image(self) -> Float[np.ndarray, "height width 3"]:
+        """The image alone."""
         top, left, height, width = self.box
         return self.target[top : top + height, left : left + width]
 
@@ -50,8 +50,8 @@ class Observation:
         return images[..., top : top + height, left : left + width, :]
 
 
-def reduced(image: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) in [-1, 1], shrunk until its longer side has 256 px (bicubic)."""
+def reduced(image: Float[np.ndarray, "H W C"]) -> Float[np.ndarray, "h w C"]:
+    """An image in [-1, 1], shrunk until its longer side has 256 px (bicubic)."""
     height, width = scaled_size(image.shape, MAX_LOW)
     rows, columns = (
         resize_matrix(n, m).astype(np.float32)
@@ -61,7 +61,7 @@ def reduced(image: np.ndarray) -> np.ndarray:
     return np.clip(np.ascontiguousarray(shrunk), -1.0, 1.0)
 
 
-def place_on_canvas(image: Any, known: np.ndarray | None = None) -> Observation:
+def place_on_canvas(image: Any, known: Float[np.ndarray, "h w"] | None = None) -> Observation:
     """Put a low-resolution image (h, w, 3) in [-1, 1] in the middle of a square canvas.
 
     Args:
@@ -97,8 +97,8 @@ def key_of(seed: int, name: str) -> Key[Array, ""]:
 
 
 def degrade_original(
-    original: np.ndarray,
-    key: Array,
+    original: Float[np.ndarray, "H W 3"],
+    key: Key[Array, ""],
     *,
     resolution: int,
     lr_size: int,
@@ -109,7 +109,7 @@ def degrade_original(
     """What a method sees of an original, and the A that its search inverts.
 
     Args:
-        original: (H, W, 3) in [-1, 1]; its longer side is first brought to `resolution` px, so
+        original: in [-1, 1]; its longer side is first brought to `resolution` px, so
             that a degradation means the same for all originals.
         key: the image's, see `key_of`.
         resolution: the generator's.
@@ -134,7 +134,7 @@ def degrade_original(
 
 
 def realised_for_search(
-    observation: Observation, degradation: Degradation, key: Array, *, resolution: int
+    observation: Observation, degradation: Degradation, key: Key[Array, ""], *, resolution: int
 ) -> Degradation:
     """The degradation as a search knows it, its random parts drawn with `key`.
 
@@ -173,8 +173,10 @@ def check_fit(degradation: Degradation, observation: Observation, resolution: in
         )
 
 
-def mask_on_canvas(noise_mask: np.ndarray | None, observation: Observation) -> np.ndarray:
-    """A noise mask (h, w) in [0, 1] at the observation's size, on its canvas: (s, s, 1)."""
+def mask_on_canvas(
+    noise_mask: np.ndarray | None, observation: Observation
+) -> Float[np.ndarray, "s s 1"]:
+    """A noise mask (h, w) in [0, 1] at the observation's size, on its canvas."""
     if noise_mask is None:
         return observation.mask
     mask = np.asarray(noise_mask, np.float32)

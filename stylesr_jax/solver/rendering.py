@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.degradations import Degradation
 from stylesr_jax.generators.base import Generator
@@ -25,8 +26,8 @@ def _degrade(degradation: Degradation, image: Array) -> Array:
     return degradation(image)
 
 
-def redraw(generator: Generator, latents: Latents, *, block: int = 0) -> np.ndarray:
-    """The image (H, W, 3) that a generator draws from latents, clipped to [-1, 1].
+def redraw(generator: Generator, latents: Latents, *, block: int = 0) -> Float[np.ndarray, "H W 3"]:
+    """The image that a generator draws from latents, clipped to [-1, 1].
 
     One compiled function for one image: the same latents give the same pixels, whatever they
     were searched together with.
@@ -34,28 +35,34 @@ def redraw(generator: Generator, latents: Latents, *, block: int = 0) -> np.ndar
     return np.clip(np.asarray(_render(generator, latents, block=block)), -1.0, 1.0)
 
 
-def redraw_direct(method: Any, observation: Observation, resolution: int) -> np.ndarray:
-    """What a method without a search makes of an observation: (H, W, 3), clipped to [-1, 1]."""
+def redraw_direct(
+    method: Any, observation: Observation, resolution: int
+) -> Float[np.ndarray, "{resolution} {resolution} 3"]:
+    """What a method without a search makes of an observation, clipped to [-1, 1]."""
     image = method.direct(jnp.asarray(observation.target), resolution)
     return np.clip(np.asarray(image), -1.0, 1.0)
 
 
-def add_correction(image: np.ndarray, correction: np.ndarray | None) -> np.ndarray:
-    """What was generated (H, W, 3) with its correction, clipped; without one, as it is."""
-    return (
-        image
-        if correction is None
-        else np.asarray(_corrected(jnp.asarray(image), jnp.asarray(correction)))
-    )
+def add_correction(
+    image: Float[np.ndarray, "H W 3"], correction: np.ndarray | None
+) -> Float[np.ndarray, "H W 3"]:
+    """What was generated with its correction, clipped; without one, as it is."""
+    if correction is None:
+        return image
+    return np.asarray(_corrected(jnp.asarray(image), jnp.asarray(correction)))
 
 
-def degrade(degradation: Degradation, image: np.ndarray) -> np.ndarray:
+def degrade(
+    degradation: Degradation, image: Float[np.ndarray, "H W C"]
+) -> Float[np.ndarray, "h w c"]:
     """A(image), not clipped."""
     return np.asarray(_degrade(degradation, image))
 
 
 def residuals(
-    low: np.ndarray, reference: np.ndarray, known: np.ndarray | float = 1.0
+    low: Float[np.ndarray, "h w c"],
+    reference: Float[np.ndarray, "h w c"],
+    known: Float[np.ndarray, "h w 1"] | float = 1.0,
 ) -> tuple[float, float]:
     """Mean |A(x) - y| and the PSNR in dB, data range 2, of the pixels that are known."""
     weights = np.broadcast_to(known, low.shape)

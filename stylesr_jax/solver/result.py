@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import Value
@@ -20,7 +21,7 @@ class Solution:
         generated: (H, W, 3) G, what the generator drew; the image before the correction.
         correction: what was added to it, see `consistency.correction`; None for nothing.
         low: (h, w, 3) A(image), not clipped: to be compared with the observation.
-        latents: `objective.Latents` as numpy arrays; `redraw` makes the image from them. None
+        latents: `view.Latents` as NumPy arrays; `redraw` makes the image from them. None
             for a method that searches nothing.
         terms: weighted terms of the objective at the best step; they sum to `loss`.
         history: each term at each step; NaN where no step was made.
@@ -75,13 +76,13 @@ class Result:
     interrupted: bool
 
     @property
-    def images(self) -> np.ndarray:
-        """(solutions, H, W, 3) float32 in [-1, 1]."""
+    def images(self) -> Float[np.ndarray, "solutions H W 3"]:
+        """Of all solutions, in [-1, 1]."""
         return np.stack([solution.image for solution in self.solutions])
 
     @property
-    def uncertainty(self) -> np.ndarray:
-        """Standard deviation of each pixel over the solutions: (H, W, 3), images in [-1, 1].
+    def uncertainty(self) -> Float[np.ndarray, "H W 3"]:
+        """Standard deviation of each pixel over the solutions, images in [-1, 1].
 
         Raises:
             UserError: there are fewer than two solutions.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int, Key, UInt
 
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods.base import Method, Stage
@@ -37,15 +38,15 @@ def draw_choices(method: Any, generator: Generator) -> dict[str, Any]:
 
 
 def draw_starts(
-    keys: Array,
-    indices: Array,
-    targets: Array,
-    masks: Array,
-    groups: Array,
-    noise_masks: Array,
+    keys: Key[Array, " B"],
+    indices: Int[Array, " B"],
+    targets: Float[Array, "B h w c"],
+    masks: Float[Array, "B h w 1"],
+    groups: Int[Array, " B"],
+    noise_masks: Float[Array, "B h w 1"],
     method: Any,
     generator: Generator,
-    styles: Array | None = None,
+    styles: Float[Array, "num_ws w_dim"] | None = None,
     *,
     layers: tuple[int, ...],
     noisy: bool,
@@ -53,19 +54,19 @@ def draw_starts(
     own_noise: bool,
     own_starts: bool,
     later: bool = True,
-) -> tuple[Start, Array, Array]:
+) -> tuple[Start, Key[Array, " B"], Key[Array, " B"]]:
     """Starts with the noise on their references and in their layers that a method asks for.
 
     Args:
-        keys: (B,) the images'.
-        indices: (B,) number an image's solutions.
-        targets, masks, groups: (B, ...) the fields of `Start`.
-        noise_masks: (B, h, w, 1) where references get noise.
-        styles: (num_ws, w_dim) that all begin from; None: each method's own start.
+        keys: the images'.
+        indices: number an image's solutions.
+        targets, masks, groups: the fields of `Start`.
+        noise_masks: where references get noise.
+        styles: that all begin from; None: each method's own start.
         later: whether there is a solution that is not its image's first.
 
     Returns:
-        The starts, a key for each of them and one for each search; (B,).
+        The starts, a key for each of them and one for each search.
     """
 
     def one(
@@ -95,15 +96,15 @@ def draw_starts(
 
 def begin_stage(
     stage: Stage,
-    keys: Array,
-    indices: Array,
+    keys: Key[Array, " B"],
+    indices: Int[Array, " B"],
     context: Context,
     starts: Start,
     previous: Any,
-    search_keys: Array,
-    number: Array,
-) -> tuple[Any, Array]:
-    """A batch's variables for a stage, leading axis B, and the keys (B,) of its search."""
+    search_keys: Key[Array, " B"],
+    number: UInt[Array, ""],
+) -> tuple[Any, Key[Array, " B"]]:
+    """A batch's variables for a stage, leading axis B, and the keys of its search."""
     start = jax.vmap(stage.start, in_axes=(0, 0, None, 0, 0))
     own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
     return start(keys, indices, context, starts, previous), own
@@ -111,19 +112,15 @@ def begin_stage(
 
 def nearest(
     stage: Stage,
-    keys: Array,
-    indices: Array,
+    keys: Key[Array, " B"],
+    indices: Int[Array, " B"],
     context: Context,
     starts: Start,
     *,
     tries: int,
     mesh: Mesh | None = None,
-) -> Array:
-    """Of `tries` keys derived from each start's own, that whose start is nearest to the input.
-
-    Returns:
-        (B,) keys.
-    """
+) -> Key[Array, " B"]:
+    """Of `tries` keys derived from each start's own, that whose start is nearest to the input."""
     run = partial(_by_distance, tries)
     if mesh is not None:
         run = spread(run, mesh, (P(), P(STARTS), P(STARTS), P(), P(STARTS)), P(STARTS))

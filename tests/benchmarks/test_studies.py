@@ -19,8 +19,8 @@ from benchmarks.studies import (
     sweeps,
     table1,
 )
+from convert.state_dict import random_state
 from stylesr_jax.degradations import parse
-from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.methods import METHODS
 from stylesr_jax.metrics.scorer import Sizes
 from stylesr_jax.priors.autoregressive import FlowConfig

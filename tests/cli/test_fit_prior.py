@@ -13,14 +13,13 @@ import pytest
 
 from stylesr_jax import fit_prior as command
 from stylesr_jax.errors import UserError
-from stylesr_jax.priors import autoregressive as masks
+from stylesr_jax.priors import autoregressive, flow
 from stylesr_jax.priors import fit as fit_prior
-from stylesr_jax.priors import flow
 from stylesr_jax.runtime import weights
 from toy_mapping import toy_generator
 
 KEY = jax.random.key(11)
-TINY = masks.FlowConfig(dim=3, blocks=2, width=16, noise=0.1)
+TINY = autoregressive.FlowConfig(dim=3, blocks=2, width=16, noise=0.1)
 
 
 def run(*, steps: int = 64, key=KEY, generator=None, chunk: int = 8, **options):
@@ -47,7 +46,7 @@ def test_fit_lowers_the_held_out_loss_and_gaussianizes(fitted):
     assert [p.step for p in seen] == [104, 200, 304, 400]
     assert seen[-1].seconds_left == 0
     u = flow.noisy_draws(jax.random.key(1), generator, prior.whitening, 0.1, 5000)
-    identity = masks.init_flow(KEY, TINY)
+    identity = autoregressive.init_flow(KEY, TINY)
     loss = jax.jit(lambda flow_: flow.negative_log_likelihood(flow_, TINY, u))
     before, after = float(loss(identity)), float(loss(prior.flow))
     assert after < before - 0.2
@@ -97,7 +96,7 @@ def test_fit_goes_on_from_another_prior(fitted):
         fit_prior.fit(
             KEY,
             toy_generator(),
-            flow_config=masks.FlowConfig(dim=3, blocks=2, width=8),
+            flow_config=autoregressive.FlowConfig(dim=3, blocks=2, width=8),
             fit_config=flow.FitConfig(steps=8),
             start=first,
         )

@@ -21,9 +21,9 @@ import weight_files as wf
 from convert.build import build, convert_file, to_network
 from convert.detect import read_source
 from convert.parameters import Source, checked
+from convert.state_dict import random_state
 from convert.stylegan2 import main
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.loading import generator_from_file, load_generator
 from stylesr_jax.runtime import files, weights
 from where import GOLDEN, ROOT

@@ -22,9 +22,9 @@ from convert import pickles
 from convert.detect import read_source
 from convert.parameters import checked
 from convert.pickles import Global, Record, read_pickle, refused_globals
+from convert.state_dict import random_state
 from convert.torch_files import TORCH_MAGIC
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.stylegan2 import random_state
 from where import GOLDEN, ROOT
 
 SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

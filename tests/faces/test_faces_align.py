@@ -1,7 +1,5 @@
 """FFHQ's alignment, on points and pictures of which the crop is known."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +11,6 @@ from stylesr_jax.faces.align import (
     Face,
     Transform,
     align,
-    better_framed_face,
     ffhq_transform,
     grid,
     is_framed,
@@ -203,18 +200,12 @@ def test_images_without_faces_or_not_square_are_not_framed():
     assert not is_framed(blank(128, 200), [FRAMED_FACE])
 
 
-def test_a_better_framed_face_is_the_largest_that_is_shown_whole():
+def test_the_seen_fraction_of_a_crop():
     image = blank(200, 300)
-    small = face_at(50.0, 0.0, (60.0, 60.0))
     large = face_at(90.0, 10.0, (200.0, 120.0))
     cut = face_at(190.0, 0.0, (290.0, 100.0))
     assert seen_fraction(image, large.transform) == 1.0
     assert seen_fraction(image, cut.transform) == pytest.approx(0.55, abs=0.05)
-    assert better_framed_face(image, [cut, small, large]) is large
-    assert better_framed_face(image, [cut]) is None
-    assert better_framed_face(image, []) is None
-    framed = dataclasses.replace(FRAMED_FACE, score=0.5)
-    assert better_framed_face(blank(128, 128), [framed, small]) is None
 
 
 @pytest.mark.parametrize(

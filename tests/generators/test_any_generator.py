@@ -60,8 +60,9 @@ SMALL += ("--whitening-draws", "2000", "--quiet")
 def test_a_weight_file_is_searched_as_it_is(run, photo, tmp_path, capsys, name, label):
     chosen = ["--generator", GOLDEN / name, *([] if label is None else ["--class", label])]
     out = tmp_path / "out"
-    options = ("--steps", "3", "--solutions", "1", "--quiet", "--set", "rls.style_steps=0")
-    command = ("upsample", photo, "--out", out, *options, *chosen)
+    options = ("--steps", "3", "--solutions", "1", "--quiet")
+    one_phase = ("--set", "rls.style_steps=0", "--set", "rls.coarse=false", "--set", "rls.tries=1")
+    command = ("upsample", photo, "--out", out, *options, *one_phase, *chosen)
     # The four files hold three mapping networks: what one test fits, another one finds.
     if run(*command) != 0:
         assert "python -m stylesr_jax.fit_prior" in capsys.readouterr().err
@@ -96,7 +97,7 @@ def test_the_functional_api_takes_a_converted_generator(run):
         generator=generator,
         prior=prior,
         solutions=1,
-        settings={"style_steps": 0, "steps": 3},
+        settings={"style_steps": 0, "coarse": False, "tries": 1, "steps": 3},
         key=jax.random.key(0),
     )
     assert result.images.shape == (1, 32, 32, 3) and np.isfinite(result.images).all()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.interpreters import partial_eval
 
+from convert.state_dict import prepare, random_state
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.layers import (
@@ -20,7 +21,6 @@ from stylesr_jax.generators.layers import (
 )
 from stylesr_jax.generators.mapping import truncate
 from stylesr_jax.generators.registry import config_from_dict, config_to_dict
-from stylesr_jax.generators.stylegan2 import prepare, random_state
 
 NETWORKS = {
     "skip_32": "skip",

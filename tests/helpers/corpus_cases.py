@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import weight_files as wf
+from convert.state_dict import random_state
 from corpus_pictures import (
     gif_that_claims,
     png_that_claims,
@@ -30,7 +31,6 @@ from corpus_pictures import (
 )
 from icc_profiles import rgb_profile
 from picture_files import iccp, png_chunk, with_chunk
-from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.runtime.weights import HEADER_KEY
 
 BICUBIC = ("--method", "bicubic", "--solutions", "1")

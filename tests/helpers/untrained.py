@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from convert.state_dict import prepare
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.generators.registry import config_to_dict
-from stylesr_jax.generators.stylegan2 import prepare
 from stylesr_jax.priors.autoregressive import FlowConfig, init_flow
 from stylesr_jax.priors.flow import Prior, save_prior
 from stylesr_jax.priors.whitening import fit_whitening

@@ -10,7 +10,7 @@ from PIL import Image
 
 from picture_files import write_tiff
 from stylesr_jax.errors import UserError
-from stylesr_jax.images.files import find_images, find_pictures, images_of, read_image, write_png
+from stylesr_jax.images.files import find_images, find_pictures, read_image, write_png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
@@ -44,7 +44,7 @@ def test_folders_globs_and_duplicates(tmp_path):
     (tmp_path / "empty").mkdir()
     found = find_images([str(tmp_path), str(tmp_path / "*.png")])
     assert _names(found) == ["C.PNG", "a.jpg", "b.png"]
-    assert images_of(str(tmp_path / "b.png")) == [tmp_path / "b.png"]
+    assert find_images([str(tmp_path / "b.png")]) == [tmp_path / "b.png"]
     assert find_pictures([str(tmp_path)]).skipped == []
     with pytest.raises(UserError, match=r"no images in this folder$"):
         find_images([str(tmp_path / "empty")])
@@ -54,14 +54,14 @@ def test_folders_globs_and_duplicates(tmp_path):
 
 def test_a_file_whose_name_is_a_pattern(tmp_path):
     _fill(tmp_path, "a[1].png", "a1.png")
-    assert _names(images_of(str(tmp_path / "a[1].png"))) == ["a[1].png"]
+    assert _names(find_images([str(tmp_path / "a[1].png")])) == ["a[1].png"]
 
 
 def test_hidden_files_do_not_count(tmp_path):
     _fill(tmp_path, "a.png", ".hidden.png", "...png")
     (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7 of macOS")
-    assert _names(images_of(str(tmp_path))) == ["a.png"]
-    assert _names(images_of(str(tmp_path / "*"))) == ["a.png"]
+    assert _names(find_images([str(tmp_path)])) == ["a.png"]
+    assert _names(find_images([str(tmp_path / "*")])) == ["a.png"]
     assert find_pictures([str(tmp_path)]).skipped == []
 
 
@@ -117,7 +117,7 @@ def test_folders_in_folders(tmp_path):
 
 def test_a_name_that_cannot_be_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        images_of(str(tmp_path / ("a" * 300)))
+        find_images([str(tmp_path / ("a" * 300))])
 
 
 @pytest.mark.usefixtures("no_heif")

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from convert.state_dict import prepare, random_state
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, measure_statistics
-from stylesr_jax.generators.stylegan2 import prepare, random_state
 from stylesr_jax.methods import METHODS, base, levers, method_named
 from stylesr_jax.methods.base import stages_of
 from stylesr_jax.methods.view import Context, Start

@@ -11,10 +11,9 @@ from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from convert.embedded import niqe as convert_niqe
-from stylesr_jax.degradations import Bicubic, parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics import image as metrics
-from stylesr_jax.metrics import lpips as features
+from stylesr_jax.metrics import lpips
 from stylesr_jax.runtime import files
 from where import WEIGHTS
 
@@ -86,28 +85,13 @@ def test_ssim_refuses_images_smaller_than_its_window():
         metrics.ssim(jnp.zeros((10, 20, 3)), jnp.zeros((10, 20, 3)), data_range=2.0)
 
 
-def test_consistency_measures_at_low_resolution():
-    x = _unit(_pair(64, 64)[0])
-    y = Bicubic(size=16)(x)
-    exact = metrics.consistency(x, y, parse("bicubic(16)"))
-    assert exact.l1 < 1e-6
-    assert exact.psnr > 100.0
-    shifted = metrics.consistency(x, y + 0.1, parse("bicubic(16)|noise(0.3)"))
-    np.testing.assert_allclose(shifted.l1, 0.1, rtol=1e-4)
-    np.testing.assert_allclose(shifted.psnr, 20 * np.log10(2.0 / 0.1), rtol=1e-4)
-    with pytest.raises(UserError, match="one shape"):
-        metrics.consistency(x, y, Bicubic(size=8))
-
-
 def test_diversity_is_the_mean_over_pairs(golden):
     pairs = golden("lpips_pairs.npz")
-    params = features.load_features("alexnet")
+    params = lpips.load_features("alexnet")
     images = [_unit(pairs["a"][0]), _unit(pairs["b"][0]), _unit(pairs["a"][1])]
     result = metrics.diversity(images, net="alexnet", params=params)
     indices = [(0, 1), (0, 2), (1, 2)]
-    scores = [
-        features.lpips(images[i], images[j], net="alexnet", params=params) for i, j in indices
-    ]
+    scores = [lpips.lpips(images[i], images[j], net="alexnet", params=params) for i, j in indices]
     pixels = [jnp.mean(jnp.abs(images[i] - images[j])) for i, j in indices]
     np.testing.assert_allclose(result.lpips, np.mean(scores), rtol=1e-4)
     np.testing.assert_allclose(result.pixels, np.mean(pixels), rtol=1e-5)
@@ -116,7 +100,7 @@ def test_diversity_is_the_mean_over_pairs(golden):
 
 
 def test_diversity_refuses_what_it_cannot_compare():
-    params = features.load_features("alexnet")
+    params = lpips.load_features("alexnet")
     x = jnp.zeros((40, 40, 3))
     with pytest.raises(UserError, match="at least two"):
         metrics.diversity([x], net="alexnet", params=params)

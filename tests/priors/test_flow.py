@@ -11,23 +11,22 @@ import pytest
 from scipy import stats
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.priors import autoregressive as masks
-from stylesr_jax.priors import bijectors, flow
+from stylesr_jax.priors import autoregressive, bijectors, flow
 from stylesr_jax.priors.whitening import draw_w, fit_whitening
 from stylesr_jax.runtime import weights
 from toy_mapping import toy_generator
 
 KEY = jax.random.key(7)
-SMALL = masks.FlowConfig(dim=6, blocks=3, width=16, log_scale_bound=2.0)
+SMALL = autoregressive.FlowConfig(dim=6, blocks=3, width=16, log_scale_bound=2.0)
 
 
 RADIAL = dataclasses.replace(SMALL, radial=True)
 RADIAL_PARAMS = {"log_gain": jnp.float32(0.2), "exponent": jnp.float32(0.7)}
 
 
-def random_flow(config: masks.FlowConfig, key=KEY, size: float = 0.3):
+def random_flow(config: autoregressive.FlowConfig, key=KEY, size: float = 0.3):
     """A flow whose every entry, masked ones included, is random."""
-    params = masks.init_flow(key, config)
+    params = autoregressive.init_flow(key, config)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     moved = [x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -50,7 +49,7 @@ def random_whitening(dim: int):
     return {name: jnp.asarray(value, jnp.float32) for name, value in parts.items()}
 
 
-def random_prior(config: masks.FlowConfig) -> flow.Prior:
+def random_prior(config: autoregressive.FlowConfig) -> flow.Prior:
     return flow.Prior(random_whitening(config.dim), random_flow(config), config)
 
 
@@ -78,11 +77,11 @@ def test_column_groups_do_not_change_the_flow():
     outputs = []
     for columns in (1, 2, 3):
         config = dataclasses.replace(SMALL, columns=columns)
-        wide = masks.init_flow(KEY, dataclasses.replace(config, columns=1))
+        wide = autoregressive.init_flow(KEY, dataclasses.replace(config, columns=1))
         rng = np.random.default_rng(0)
         for block, name in itertools.product(wide.values(), ("hidden", "log_scale", "shift")):
             full = rng.normal(size=(6, 16) if name == "hidden" else (16, 6)).astype(np.float32)
-            groups = masks.groups_of(config)[name]
+            groups = autoregressive.groups_of(config)[name]
             edges = np.cumsum([0] + [mask.shape[1] for _, mask in groups])
             block[name] = {"bias": block[name]["bias"]} | {
                 f"columns{i}": jnp.asarray(full[:used, edges[i] : edges[i + 1]])
@@ -95,7 +94,9 @@ def test_column_groups_do_not_change_the_flow():
 
 def test_a_fresh_flow_is_the_identity():
     u = jax.random.normal(KEY, (5, 6))
-    z, log_det = bijectors.flow_bijector(masks.init_flow(KEY, SMALL), SMALL).forward_and_log_det(u)
+    z, log_det = bijectors.flow_bijector(
+        autoregressive.init_flow(KEY, SMALL), SMALL
+    ).forward_and_log_det(u)
     np.testing.assert_array_equal(z, u)
     np.testing.assert_array_equal(log_det, 0.0)
 
@@ -156,7 +157,7 @@ def density_on_a_grid(log_prob, reach: float, *, points: int = 800):
     ],
 )
 def test_density_integrates_to_one_in_two_dimensions(whitened, radial):
-    config = masks.FlowConfig(dim=2, blocks=3, width=12, radial=radial)
+    config = autoregressive.FlowConfig(dim=2, blocks=3, width=12, radial=radial)
     size = 0.3 if whitened else 0.1  # w is five times denser where it is negative
     prior = flow.Prior(random_whitening(2), random_flow(config, size=size), config)
     log_prob = prior.log_prob_whitened if whitened else prior.log_prob
@@ -184,7 +185,6 @@ def test_one_pass_gives_both_values_and_batches_do_not_matter():
     z, log_prob = jax.jit(lambda p, w: p.gaussianize_and_log_prob(w))(prior, w)
     assert z.shape == (2, 3, 6)
     assert log_prob.shape == (2, 3)
-    np.testing.assert_allclose(jax.jit(prior.gaussianize)(w), z, rtol=1e-5, atol=1e-4)
     ways = (prior.log_prob, jax.vmap(jax.vmap(prior.log_prob)), prior.distribution().log_prob)
     for other in ways:
         np.testing.assert_allclose(jax.jit(other)(w), log_prob, rtol=1e-5, atol=1e-4)
@@ -201,14 +201,14 @@ def test_samples_follow_the_density():
     w = jax.jit(lambda p, k: p.sample(k, 4000))(prior, KEY)
     assert w.shape == (4000, 6)
     # Samples Gaussianize back to standard normal noise, coordinate by coordinate and jointly.
-    z = np.asarray(jax.jit(prior.gaussianize)(w))
+    z = np.asarray(jax.jit(prior.gaussianize_and_log_prob)(w)[0])
     assert np.abs(z.mean(axis=0)).max() < 0.07
     assert np.abs(np.cov(z.T) - np.eye(6)).max() < 0.1
     assert stats.kstest((z**2).sum(axis=1), stats.chi2(6).cdf).pvalue > 1e-3
 
 
 def test_samples_fall_where_the_density_says():
-    prior = random_prior(masks.FlowConfig(dim=2, blocks=2, width=8))
+    prior = random_prior(autoregressive.FlowConfig(dim=2, blocks=2, width=8))
     u = np.asarray(jax.jit(lambda p, k: p.whiten(p.sample(k, 20_000)))(prior, KEY))
     axis, density = density_on_a_grid(prior.log_prob_whitened, 40)
     cell = (axis[1] - axis[0]) ** 2
@@ -233,8 +233,8 @@ def test_far_points_have_finite_density_and_gradient():
 def test_radial_scaling_spreads_squared_norms_as_a_chi_square():
     generator = toy_generator()
     whitening = fit_whitening(KEY, generator, floor=1e-2, draws=20_000)
-    config = masks.FlowConfig(dim=3, blocks=1, width=8, noise=0.5)
-    plain = flow.Prior(whitening, masks.init_flow(KEY, config), config)
+    config = autoregressive.FlowConfig(dim=3, blocks=1, width=8, noise=0.5)
+    plain = flow.Prior(whitening, autoregressive.init_flow(KEY, config), config)
     plain.flow["block0"]["shift"]["bias"] += 2.0  # squared norms far from those of noise
     radial = flow.with_radial(KEY, plain, generator)
     u = flow.noisy_draws(jax.random.key(1), generator, whitening, 0.5, 20_000)
@@ -273,7 +273,7 @@ def test_fitted_whitening_whitens_and_floors():
 
 def test_fit_draws_have_the_noise_and_its_tail():
     generator = toy_generator()
-    config = masks.FlowConfig(dim=3, noise=2.0, tail=0.25, reach=8.0)
+    config = autoregressive.FlowConfig(dim=3, noise=2.0, tail=0.25, reach=8.0)
     # A whitening that shrinks w away leaves the noise alone.
     whitening = {
         "mean": jnp.zeros(3), "matrix": jnp.zeros((3, 3)), "log_det": jnp.zeros(()),
@@ -288,7 +288,7 @@ def test_fit_draws_have_the_noise_and_its_tail():
 
 
 def save_toy_prior(path, generator):
-    config = masks.FlowConfig(dim=generator.w_dim, blocks=2, width=8)
+    config = autoregressive.FlowConfig(dim=generator.w_dim, blocks=2, width=8)
     prior = flow.stored_precision(random_prior(config))
     flow.save_prior(path, prior, generator, header={"noise": config.noise})
     return prior

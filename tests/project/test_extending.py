@@ -14,11 +14,11 @@ from jaxtyping import TypeCheckError
 
 import convert
 from convert import checkpoints, detect
+from convert.state_dict import random_state
 from stylesr_jax import degradations, generators, methods
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators import registry
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.generators.stylegan2 import random_state
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.solver.solve import upsample
 from where import ROOT
@@ -167,7 +167,7 @@ def test_the_recipe_for_the_loss_of_rls_searches(write, tiny, tiny_prior, target
         perceptual=load_features("vgg16"),
         solutions=1,
         key=jax.random.key(0),
-        settings={"style_steps": 0, "steps": 2, "tries": 1, "lambda_lpips": "0.2"},
+        settings={"style_steps": 0, "coarse": False, "steps": 2, "tries": 1, "lambda_lpips": "0.2"},
     )
     (solution,) = result.solutions
     assert solution.status == "ok" and solution.terms["lpips"] > 0.0

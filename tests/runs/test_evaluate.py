@@ -297,7 +297,7 @@ def test_variants_are_read():
     one = variant("flat=rls@paper:lambda_w=0:space=w", evaluations=30)
     assert (one.label, one.method.name, one.preset) == ("flat", "rls", "paper")
     assert one.settings["lambda_w"] == 0.0 and one.settings["space"] == "w"
-    assert one.evaluations == one.settings["steps"] == 30  # the paper has no sketches
+    assert one.evaluations == one.settings["steps"] == 30  # the paper has no small images
     assert variant("rls", preset="paper", evaluations=None).evaluations == 500
 
 

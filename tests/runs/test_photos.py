@@ -503,13 +503,13 @@ def test_photos_of_one_name_have_folders_of_their_own(run, photo, tmp_path, look
 
 def test_a_faces_solutions_are_redrawn_exactly(run, photo, tmp_path, looked):
     out, again = tmp_path / "out", tmp_path / "again"
-    rls = ("--faces", 1, "--solutions", 1, "--steps", 6, "--quiet")
-    assert run(photo, "--out", out, *rls) == 0
+    options = ("--faces", 1, "--method", "pulse", "--solutions", 1, "--steps", 6, "--quiet")
+    assert run(photo, "--out", out, *options) == 0
     folder = out / "photo" / "face_0"
     assert run("--from", folder / "solutions.npz", "--out", again, generator=False) == 0
     assert (folder / "solution_0.png").read_bytes() == (again / "solution_0.png").read_bytes()
     start = ("--start", folder / "solutions.npz", "--out", tmp_path / "started")
-    assert run(photo, *start, *rls) == 0
+    assert run(photo, *start, *options) == 0
     assert folders(tmp_path / "started") == ["photo", "photo/face_0"]
 
 

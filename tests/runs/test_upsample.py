@@ -47,7 +47,7 @@ def photo(tmp_path):
 
 QUICK = ("--steps", "12", "--solutions", "2")
 FEW = ("--method", "bicubic", "--solutions", "1")
-PLAIN = (*QUICK, "--method", "csgm")  # one stage and no races: a third of the programs
+PLAIN = (*QUICK, "--method", "csgm")  # one stage and no tries: a third of the programs
 
 
 def test_everything_is_written(run, photo, tmp_path, capsys):
@@ -554,6 +554,7 @@ def test_notes_of_a_file_are_said_and_reported(run, tmp_path, capsys):
 
 def test_one_solution_of_a_sampler_is_one_draw(run, photo, tmp_path):
     out, one = tmp_path / "out", ("--method", "langevin", "--solutions", "1", "--steps", "8")
+    one = (*one, "--set", "langevin.coarse=false", "--set", "langevin.style_steps=0")
     assert run(photo, "--out", out, "--quiet", *one) == 0
     names = {path.name for path in (out / "photo").iterdir()}
     assert names == {"solution_0.png", "grid.png", "solutions.npz", "report.json"}

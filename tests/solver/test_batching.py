@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from convert.state_dict import prepare, random_state
 from stylesr_jax.generators.base import Generator, measure_statistics
-from stylesr_jax.generators.stylegan2 import prepare, random_state
 from stylesr_jax.methods import method_named
 from stylesr_jax.solver import batching
 from stylesr_jax.solver.batching import (

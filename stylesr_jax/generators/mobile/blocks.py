@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.generators.mobile.native import blocks as native
 from stylesr_jax.generators.mobile.native import library
@@ -24,8 +25,10 @@ Params = Mapping[str, Any]
 # --- one image's rows -----------------------------------------------------------------------
 
 
-def image_rows(x: Array, style: Array, weights: Params) -> Array:
-    """A modulated pointwise convolution to the Haar bands of an RGB image: (2R, 2W, 3)."""
+def image_rows(
+    x: Float[Array, "R W C"], style: Float[Array, " C"], weights: Params
+) -> Float[Array, "2*R 2*W 3"]:
+    """A modulated pointwise convolution to the Haar bands of an RGB image."""
     return haar_synthesis(modulated_pointwise(x, style, weights["weight"]) + weights["bias"])
 
 
@@ -84,7 +87,9 @@ def _block(
     )
 
 
-def xla_blocks(strips: tuple[int, ...], x: Array, blocks: Blocks) -> Array:
+def xla_blocks(
+    strips: tuple[int, ...], x: Float[Array, "N H W C"], blocks: Blocks
+) -> Float[Array, "N h w F"]:
     """One block after the other, computed by XLA, each in so many strips."""
     for count, block in zip(strips, blocks, strict=True):
         x = _block(count, x, *block)
@@ -95,7 +100,9 @@ def xla_blocks(strips: tuple[int, ...], x: Array, blocks: Blocks) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def native_blocks(strips: tuple[int, ...], x: Array, blocks: Blocks) -> Array:
+def native_blocks(
+    strips: tuple[int, ...], x: Float[Array, "N H W C"], blocks: Blocks
+) -> Float[Array, "N h w F"]:
     """`xla_blocks` in native code; `strips` is for gradients of weights, which XLA computes."""
     return native.forward(x, blocks)[0]
 
@@ -131,7 +138,9 @@ native_blocks.defvjp(_native_blocks_forward, _native_blocks_backward, symbolic_z
 # --- either way -----------------------------------------------------------------------------
 
 
-def compute_blocks(strips: tuple[int, ...], x: Array, blocks: Blocks, *, in_native: bool) -> Array:
+def compute_blocks(
+    strips: tuple[int, ...], x: Float[Array, "N H W C"], blocks: Blocks, *, in_native: bool
+) -> Float[Array, "N h w F"]:
     """One block after the other; in native code where that is wanted, and can be.
 
     Args:

@@ -6,7 +6,6 @@ stylesr_jax.fit_heads` fits them.
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.mobile.network import MobileConfig
 from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime.pytrees import tree_sha256
 
 EMBEDDED = ("heads-mobile-ffhq-1024.safetensors",)
 SMALL = 4096  # numbers in the largest arrays by which a network is recognised
@@ -25,13 +25,8 @@ SMALL = 4096  # numbers in the largest arrays by which a network is recognised
 
 def synthesis_sha256(generator: Generator) -> str:
     """A hash of the synthesis network's small arrays (biases, strengths): which network it is."""
-    digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_flatten_with_path(generator.params["synthesis"])[0]
-    for path, leaf in leaves:
-        if leaf.size <= SMALL:
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.asarray(leaf, np.float32).tobytes())
-    return digest.hexdigest()
+    synthesis = generator.params["synthesis"]
+    return tree_sha256(jax.tree.map(lambda leaf: leaf if leaf.size <= SMALL else None, synthesis))
 
 
 def with_heads(generator: Generator, heads: Mapping[int, Any]) -> Generator:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.generators.base import Noise
 from stylesr_jax.generators.layers import leaky_relu
@@ -27,8 +28,10 @@ class SeparableLayer(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, style: Array) -> tuple[Array, SeparableWeights]:
-        """style (N, w_dim) -> modulation (N, C), weights."""
+    def __call__(
+        self, style: Float[Array, "N w_dim"]
+    ) -> tuple[Float[Array, "N {self.channels}"], SeparableWeights]:
+        """The modulation and the weights."""
         modulation = Dense(self.channels, name="modulation")(style)
         normal, shape = nn.initializers.lecun_normal(), (self.channels, self.features)
         depthwise = self.param("depthwise", nn.initializers.normal(), (3, 3, self.channels))
@@ -43,7 +46,7 @@ class NoiseBias(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self) -> tuple[Array, Array]:
+    def __call__(self) -> tuple[Float[Array, ""], Float[Array, " {self.features}"]]:
         strength = self.param("noise_strength", nn.initializers.zeros, ())
         return strength, self.param("bias", nn.initializers.zeros, (self.features,))
 
@@ -61,7 +64,9 @@ class InputLayer(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, style: Array, noise: Array) -> Array:
+    def __call__(
+        self, style: Float[Array, "N w_dim"], noise: Float[Array, "*maps 4 4"]
+    ) -> Float[Array, "N 4 4 {self.features}"]:
         shape = (4, 4, self.features)
         constant = self.param("constant", nn.initializers.normal(), shape)
         modulation = Dense(self.features, name="modulation")(style)
@@ -86,7 +91,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, up: Array, style: Array, noise: Noise, image: tuple[Array, Params] | None = None
+        self,
+        up: Float[Array, "N w_dim"],
+        style: Float[Array, "N w_dim"],
+        noise: Noise,
+        image: tuple[Array, Params] | None = None,
     ) -> BlockArguments:
         """Of styles (N, w_dim); with `image` (see `ToWavelets`), those of one made at the end."""
         styles = {"up": Dense(self.channels, name="up_modulation")(up)}
@@ -106,8 +115,10 @@ class ToWavelets(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, style: Array) -> tuple[Array, Params]:
-        """style (N, w_dim) -> modulation (N, C), weights."""
+    def __call__(
+        self, style: Float[Array, "N w_dim"]
+    ) -> tuple[Float[Array, "N {self.channels}"], Params]:
+        """The modulation and the weights."""
         modulation = Dense(self.channels, name="modulation")(style)
         weight = self.param("weight", nn.initializers.lecun_normal(), (self.channels, 12))
         return modulation, {
@@ -137,8 +148,10 @@ class ImageHead(nn.Module):
     hidden: int = 128
 
     @nn.compact
-    def __call__(self, x: Array, ws: Array) -> Array:
-        """x (N, R, R, C), the remaining styles ws (N, styles, w_dim) -> (N, 2R, 2R, 3)."""
+    def __call__(
+        self, x: Float[Array, "N R R C"], ws: Float[Array, "N styles w_dim"]
+    ) -> Float[Array, "N 2*R 2*R 3"]:
+        """The image of features and the remaining styles."""
         channels, normal = x.shape[-1], nn.initializers.lecun_normal()
         later = jnp.concatenate([ws[:, 0], jnp.mean(ws, axis=1)], axis=-1)
         into = self.param("into", normal, (channels, self.hidden))

@@ -134,9 +134,14 @@ class MobileSynthesis(nn.Module):
         return features  # type: ignore[return-value]
 
     def features(
-        self, ws: Array, noise: Noise, *, block: int, start: tuple[int, Any] | None = None
-    ) -> Array:
-        """The activation entering `block` (1 to the number of blocks): (N, h, w, c)."""
+        self,
+        ws: Float[Array, "N num_ws w_dim"],
+        noise: Noise,
+        *,
+        block: int,
+        start: tuple[int, Any] | None = None,
+    ) -> Float[Array, "N h w c"]:
+        """The activation entering `block`, 1 to the number of blocks."""
         first, x = start or (0, None)
         return self._run(x, ws, noise, first, block)
 
@@ -147,7 +152,7 @@ class MobileSynthesis(nn.Module):
         *,
         start: tuple[int, Any] | None = None,
         stop: int | None = None,
-    ) -> Array:
+    ) -> Float[Array, "N H W 3"]:
         """See `Generator.synthesise`."""
         first, x = start or (0, None)
         if stop is not None and stop != self.config.resolution:

@@ -63,13 +63,13 @@ def _pointwise(x: Array, weight: Array) -> Array:
 
 @jax.custom_vjp
 def separable_rows(
-    x: Array,
-    valid: Array,
-    noise: Array,
-    style: Array,
+    x: Float[Array, "rows W C"],
+    valid: Float[Array, " rows"],
+    noise: Float[Array, "R W"],
+    style: Float[Array, " C"],
     weights: SeparableWeights,
-    saved_out: Array | None = None,
-) -> Array:
+    saved_out: Float[Array, "R W F"] | None = None,
+) -> Float[Array, "R W F"]:
     """Rows of a modulated depthwise 3x3 and pointwise layer, with noise, bias and leaky ReLU.
 
     For the gradient it keeps its input and output alone: the sign of the output tells the
@@ -150,8 +150,10 @@ separable_rows.defvjp(_separable_forward, _separable_backward)
 
 
 @jax.custom_vjp
-def modulated_pointwise(x: Array, style: Array, weight: Array) -> Array:
-    """x (R, W, C) * style (C,) times weight (C, features) with few features: (R, W, features)."""
+def modulated_pointwise(
+    x: Float[Array, "R W C"], style: Float[Array, " C"], weight: Float[Array, "C F"]
+) -> Float[Array, "R W F"]:
+    """x * style times weight, with few features."""
     # The style scales the weights: they are smaller than any feature map.
     return _pointwise(x, style[:, None] * weight)
 

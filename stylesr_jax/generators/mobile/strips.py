@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import sequential_vmap
+from jaxtyping import Float
 
 # A function of one strip, see `map_strips`:
 # (neighbours, rows, shared, residuals or None) -> (rows out, residuals).
@@ -126,7 +127,9 @@ def _backward(
 _mapped.defvjp(_forward, _backward)
 
 
-def map_strips(function: StripFunction, whole: Any, shared: Any, *, strips: int) -> Array:
+def map_strips(
+    function: StripFunction, whole: Any, shared: Any, *, strips: int
+) -> Float[Array, "..."]:
     """Run a row-local function of one image, at once or strip by strip.
 
     Strips run one after the other, also over the images of a batch under `vmap`. For the

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from stylesr_jax.generators.mobile.native import library
 from stylesr_jax.generators.mobile.separable import BlockArguments, Blocks, haar_synthesis
@@ -88,8 +89,8 @@ def _check(x: Array, block: BlockArguments) -> None:
 
 
 def forward(
-    x: Array, blocks: Blocks, *, for_gradient: bool = False
-) -> tuple[Array, list[Residuals]]:
+    x: Float[Array, "N h w bands"], blocks: Blocks, *, for_gradient: bool = False
+) -> tuple[Float[Array, "N H W F"], list[Residuals]]:
     """One block after the other: the last one's output, or the image.
 
     Between two blocks features lack their activation, which the second one makes up for: that
@@ -166,7 +167,9 @@ def _forward(
     return out, Residuals(x, kept_out, layer1, layer2)
 
 
-def backward(blocks: Blocks, residuals: list[Residuals], grad: Array) -> tuple[Array, Blocks]:
+def backward(
+    blocks: Blocks, residuals: list[Residuals], grad: Float[Array, "N H W F"]
+) -> tuple[Float[Array, "N h w bands"], Blocks]:
     """The gradient of `forward` with respect to x, the styles and each example's noise.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 
 from convert.embedded import lpips as convert_lpips
 from stylesr_jax.errors import UserError
-from stylesr_jax.metrics import lpips as features
+from stylesr_jax.metrics import lpips
 from stylesr_jax.runtime import files, weights
 from where import WEIGHTS
 
@@ -19,7 +19,7 @@ NETS = ("vgg16", "alexnet")
 
 @pytest.fixture(scope="module", params=NETS)
 def network(request):
-    return request.param, features.load_features(request.param)
+    return request.param, lpips.load_features(request.param)
 
 
 # VGG's gradients take half a minute each: AlexNet's stand for them where time is short.
@@ -32,8 +32,8 @@ def _unit(levels: np.ndarray) -> jax.Array:
     return jnp.asarray(levels / 127.5 - 1.0, jnp.float32)
 
 
-_lpips = jax.jit(features.lpips, static_argnames="net")
-_activations = jax.jit(features.activations, static_argnames="net")
+_lpips = jax.jit(lpips.lpips, static_argnames="net")
+_activations = jax.jit(lpips.activations, static_argnames="net")
 
 
 def test_lpips_equals_the_reference_package_on_ten_pairs(network, golden):
@@ -65,9 +65,9 @@ def test_embeddings_compare_as_lpips_does_and_map_over_images(network, golden):
     @jax.jit
     @jax.vmap
     def embed(x):
-        return features.lpips_embedding(x, net=net, params=params)
+        return lpips.lpips_embedding(x, net=net, params=params)
 
-    distances = jax.vmap(features.embedding_distance)(embed(a), embed(b))
+    distances = jax.vmap(lpips.embedding_distance)(embed(a), embed(b))
     np.testing.assert_allclose(distances, pairs[net][:3], atol=1e-4)
 
 
@@ -77,7 +77,7 @@ def test_a_step_against_the_gradient_lowers_lpips(network, golden):
     pairs = golden("lpips_pairs.npz")
     a, b = _unit(pairs["a"][2])[:48, :40], _unit(pairs["b"][2])[:48, :40]
     value_and_grad = jax.jit(
-        jax.value_and_grad(lambda b: features.lpips(a, b, net=net, params=params))
+        jax.value_and_grad(lambda b: lpips.lpips(a, b, net=net, params=params))
     )
     before, gradient = value_and_grad(b)
     after, _ = value_and_grad(b - 0.01 * gradient / jnp.max(jnp.abs(gradient)))
@@ -90,7 +90,7 @@ def test_gradients_are_finite_where_features_vanish(network):
     dead = jax.tree.map(jnp.zeros_like, params) | {
         name: value for name, value in params.items() if name.startswith("head")
     }
-    gradient = jax.jit(jax.grad(lambda x, y, params: features.lpips(x, y, net=net, params=params)))
+    gradient = jax.jit(jax.grad(lambda x, y, params: lpips.lpips(x, y, net=net, params=params)))
     np.testing.assert_allclose(gradient(flat, flat, params), 0.0, atol=1e-7)
     np.testing.assert_array_equal(gradient(flat, flat + 0.5, dead), 0.0)
 
@@ -100,17 +100,17 @@ def test_smallest_images(network):
     side = {"vgg16": 16, "alexnet": 31}[net]
     taps = _activations(jnp.zeros((side, side, 3)), net=net, params=params)
     assert all(min(tap.shape) >= 1 for tap in taps)
-    assert tuple(tap.shape[-1] for tap in taps) == features.tap_widths(net)
+    assert tuple(tap.shape[-1] for tap in taps) == lpips.tap_widths(net)
     with pytest.raises(UserError, match=f"at least {side} pixels"):
-        features.activations(jnp.zeros((side - 1, side, 3)), net=net, params=params)
+        lpips.activations(jnp.zeros((side - 1, side, 3)), net=net, params=params)
 
 
 def test_pooled_features_are_the_mean_of_the_last_activation():
-    params = features.load_features("vgg16")
+    params = lpips.load_features("vgg16")
     x = jax.random.uniform(jax.random.key(0), (32, 48, 3), minval=-1.0)
     last = _activations(x, net="vgg16", params=params)[-1]
     assert last.shape == (2, 3, 512)
-    pooled = jax.jit(lambda x, params: features.pooled_features(x, params=params))(x, params)
+    pooled = jax.jit(lambda x, params: lpips.pooled_features(x, params=params))(x, params)
     np.testing.assert_allclose(pooled, last.mean(axis=(0, 1)), rtol=1e-5)
 
 
@@ -118,19 +118,19 @@ def test_wrong_input_is_refused(network, tmp_path):
     net, params = network
     x = jnp.zeros((32, 32, 3))
     with pytest.raises(UserError, match="one shape"):
-        features.lpips(x, x[:31], net=net, params=params)
+        lpips.lpips(x, x[:31], net=net, params=params)
     with pytest.raises(UserError, match=r"\(height, width, 3\)"):
-        features.activations(x[..., :1], net=net, params=params)
+        lpips.activations(x[..., :1], net=net, params=params)
     with pytest.raises(UserError, match="one of vgg16, alexnet"):
-        features.load_features("vgg")  # pyright: ignore[reportArgumentType]
+        lpips.load_features("vgg")  # pyright: ignore[reportArgumentType]
     other = "vgg16" if net == "alexnet" else "alexnet"
     with pytest.raises(UserError, match=f"does not hold the feature network {other}"):
-        features.load_features(other, WEIGHTS / f"lpips-{net}.safetensors")
+        lpips.load_features(other, WEIGHTS / f"lpips-{net}.safetensors")
     weights.save(
         tmp_path / "few.safetensors", {"head0": np.ones(64)}, {"kind": "features", "net": net}
     )
     with pytest.raises(UserError, match="does not hold the parameters"):
-        features.load_features(net, tmp_path / "few.safetensors")
+        lpips.load_features(net, tmp_path / "few.safetensors")
 
 
 def test_weights_are_those_that_their_page_names(network):
@@ -143,13 +143,16 @@ def test_weights_are_those_that_their_page_names(network):
 
 def _checkpoint(rng: np.random.Generator) -> dict:
     tree: dict = {"AlexNet_0": {}}
-    for name, shape in features.param_shapes("alexnet").items():
-        layer, _, part = name.partition("/")
-        value = rng.uniform(0, 1, shape).astype(np.float32)
-        if part:
-            tree["AlexNet_0"].setdefault(f"Conv_{layer[4:]}", {})[part] = value
+    for name, shape in lpips.param_shapes("alexnet").items():
+        number = name[4:]
+        if name.startswith("conv"):
+            parts = {part: rng.uniform(0, 1, size) for part, size in shape.items()}
+            tree["AlexNet_0"][f"Conv_{number}"] = {
+                k: v.astype(np.float32) for k, v in parts.items()
+            }
         else:
-            tree[f"NetLinLayer_{layer[4:]}"] = {"Conv_0": {"kernel": value.reshape(1, 1, -1, 1)}}
+            value = rng.uniform(0, 1, shape).astype(np.float32)
+            tree[f"NetLinLayer_{number}"] = {"Conv_0": {"kernel": value.reshape(1, 1, -1, 1)}}
     return tree
 
 

@@ -116,7 +116,7 @@ def test_fit_heads_learns_and_goes_on_from_kept_pictures(tiny_mobile, tmp_path, 
     ],
 )
 def test_degradations_see_the_pixels_of_the_full_image(tiny_mobile, degradation):
-    """A smooth picture degrades alike at full size and as a sketch."""
+    """A smooth picture degrades alike at full size and as a small image."""
     y, x = jnp.asarray(np.mgrid[:128, :128] / 128.0, jnp.float32)
     whole = jnp.stack([jnp.sin(3.0 * x), jnp.cos(2.0 * y), x * y], axis=-1)
     small = Area(size=64)(whole)
