@@ -1,8 +1,8 @@
 """Joining a Ray cluster.
 
 Ray waits for minutes at an address where no cluster answers, and may end the process then. An
-address is therefore tried before, by a process of its own that has a time limit. Clusters of Ray
-2.59 and later ask for a token; Ray sends one to an address only if RAY_AUTH_MODE says so.
+address is therefore tried before, by a process of its own that has a time limit. Clusters may ask
+for a token, which Ray sends to an address only if RAY_AUTH_MODE says so.
 """
 
 import logging
