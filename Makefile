@@ -27,12 +27,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-# Tests of clusters need Ray, which is large: without it they are skipped.
-$(VENV)/.installed-cluster: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet -e '.[cluster]'
-	touch $@
-
-slow: $(VENV)/.installed-cluster
+slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev

@@ -9,6 +9,9 @@
 #SBATCH --cpus-per-task=16
 #SBATCH --exclusive
 set -euo pipefail
+export RAY_AUTH_MODE=token # others on these machines are kept out
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+export RAY_AUTH_TOKEN
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')

@@ -8,18 +8,17 @@ A ledger beside the command counts how often an input was in work when its worke
 were are searched alone, and left out after the third time.
 """
 
-import logging
 import os
 import pickle
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.images.kinds import printable
+from stylesr_jax.runs.joining import AUTO, imported, joined
 from stylesr_jax.runs.pipeline import images_together
 from stylesr_jax.runs.places import safe_stem, same_name
 from stylesr_jax.runs.plan import Plan
@@ -30,15 +29,6 @@ from stylesr_jax.solver.batching import MOST
 KILLS = 3  # of workers that an input may have been in work at
 MOST_PIECES = 10_000  # Ray keeps an account of each
 BATCHES = 4  # in a piece on GPUs, so that most results are written beside the next search
-# What Ray's own processes print and send; a user's settings come first.
-QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # every line that would come between ours
-}
-AUTO = "auto"  # instead of an address
 COLUMN = "report"  # of what Ray Data hands over
 
 MakeJob = Callable[[], Job[Any]]  # called in each worker; pickled
@@ -211,7 +201,7 @@ class PieceWorker:
             self.worker.job.fail(path, variant, why)
 
     def _ask(self, question: str, numbers: Sequence[int]) -> Any:
-        return _ray().get(getattr(self.ledger, question).remote(numbers))
+        return imported().get(getattr(self.ledger, question).remote(numbers))
 
 
 # --- In the command -------------------------------------------------------------------------
@@ -231,8 +221,7 @@ def work(
     Args:
         job: receives what the workers find, and says what they say.
         make_job: builds the same job in a worker, with paths as the command's.
-        address: of the cluster, HOST:PORT, or "auto": the one that this machine belongs to, else
-            one of this machine alone.
+        address: of the cluster, see `joining.joined`.
         workers: how many; None is one for each GPU, or on CPUs for each machine.
 
     Raises:
@@ -244,7 +233,7 @@ def work(
         if address == AUTO
         else f"joining the Ray cluster at {address}; this machine must belong to it"
     )
-    with _joined(address) as nodes:
+    with joined(address) as nodes:
         allotment = allot(nodes, workers)
         job.note(f"a cluster of {len(nodes)} machine(s): {allotment}")
         ordered, spans = pieces(paths, piece_size(job.plan, len(paths), allotment))
@@ -275,7 +264,7 @@ def _reports(
     allotment: Allotment,
 ) -> Iterator[Report]:
     """What the workers report, as they come."""
-    ray = _ray()
+    ray = imported()
     if not spans:
         return
     affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
@@ -304,66 +293,3 @@ def _reports(
             yield pickle.loads(row[COLUMN])
     except ray.exceptions.RayError as error:
         raise UserError(f"the Ray cluster gave up: {in_a_line(error)}") from error
-
-
-@contextmanager
-def _joined(address: str) -> Iterator[list[Mapping[str, float]]]:
-    """Belong to a cluster; the resources of its machines.
-
-    Raises:
-        UserError: there is none at the address.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    ray = _ray()
-    try:
-        with _without_stderr():  # it says there that RAY_BACKEND_LOG_LEVEL is set
-            ray.init(
-                address=None if address == AUTO else address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"--cluster {address}: no Ray cluster answers ({in_a_line(error)}); start one with "
-            "ray start --head, here or there, and give its HOST:PORT"
-        ) from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Let what is written to the process's standard error go nowhere."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _ray() -> Any:
-    """The package, with its parts.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
-        import ray.exceptions  # pyright: ignore[reportMissingImports]
-        import ray.util.scheduling_strategies  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            "--cluster needs Ray: pip install 'stylesr-jax[cluster]', on every machine"
-        ) from error
-    return ray

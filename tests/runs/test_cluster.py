@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -185,11 +187,12 @@ class Commands:
         self.own = ["--generator", str(files["generator"]), "--prior", str(files["prior"])]
         self.environment = {**os.environ, **ENVIRONMENT, **environment}
 
-    def start(self, module, *arguments, code=None):
+    def start(self, module, *arguments, code=None, **variables):
         what = ["-c", code] if code else ["-m", f"stylesr_jax.{module}"]
         command = [sys.executable, *what, *map(str, arguments), *self.own]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment, cwd=ROOT, **pipes)
+        environment = {**self.environment, **variables}
+        return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 
     def run(self, module, *arguments, **options):
         """(exit code, standard output, standard error)."""
@@ -246,21 +249,84 @@ def _entries(out):
     return {Path(entry["input"]).stem: entry["status"] for entry in entries}
 
 
+def _timeless(found):
+    """JSON without what depends on the pace, wherever it stands."""
+    if isinstance(found, dict):
+        return {name: _timeless(one) for name, one in found.items() if "seconds" not in name}
+    return [_timeless(one) for one in found] if isinstance(found, list) else found
+
+
+def _told(out, text):
+    """What a run wrote and said of its inputs, but for times."""
+    paths = [*out.glob("*/report.json"), out / "summary.json"]
+    files = {str(path.relative_to(out)): json.loads(path.read_text()) for path in paths}
+    events = [json.loads(line.replace(str(out), "OUT")) for line in text.splitlines()]
+    said = [event for event in events if event["event"] in ("result", "error")]
+    return _timeless([files, sorted(said, key=lambda event: event["input"])])
+
+
 @with_ray
 def test_a_cluster_finds_what_one_machine_finds(commands, three, folder, tmp_path):
-    alone, out = tmp_path / "alone", tmp_path / "out"
-    code, _, _ = commands.run("upsample", folder, "--out", alone, *QUICK, "--quiet")
+    alone, out, search = tmp_path / "alone", tmp_path / "out", (*QUICK, "--json")
+    code, said_alone, errors_alone = commands.run("upsample", folder, "--out", alone, *search)
     assert code == 2
-    code, said, errors = commands.run(
-        "upsample", folder, "--out", out, *QUICK, "--cluster", three.address
-    )
-    assert code == 2 and errors.splitlines() == [
-        f"error: {folder / 'broken.png'}: not an image that Pillow can read; convert it to PNG"
-    ]
+    own = ("--out", out, *search, "--cluster", three.address)
+    code, said, errors = commands.run("upsample", folder, *own)
+    assert code == 2 and errors == errors_alone
     assert "a cluster of 3 machine(s): 2 worker(s) with 1 CPU(s) each" in said
-    assert said.count("re-downscaled they match") == 6
     assert len(_solutions(out)) == 12 and _solutions(out) == _solutions(alone)
-    assert _entries(out) == _entries(alone)
+    told = _told(out, said)
+    assert len(told[0]) == 7 and len(told[1]) == 7 and told == _told(alone, said_alone)
+    progress = [event for event in map(json.loads, said.splitlines()) if event["event"] == "step"]
+    assert [(event["step"], event["steps"]) for event in progress] == [(i, 7) for i in range(1, 8)]
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_cluster_compares_as_one_machine_does(commands, three, folder, tmp_path):
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    code, _, errors_alone = commands.run("evaluate", *_comparison(folder, alone))
+    assert code == 2
+    own = (*_comparison(folder, out), "--cluster", three.address)
+    code, said, errors = commands.run("evaluate", *own)
+    assert code == 2 and "2 worker(s) with 1 CPU(s) each" in said
+    assert errors == errors_alone and "broken.png" in errors
+    tables = [json.loads((one / "table.json").read_text()) for one in (out, alone)]
+    assert _timeless(tables[0]) == _timeless(tables[1])
+
+
+def _comparison(images, out):
+    """Options of a short `evaluate`."""
+    sizes = ("--score-size", "32", "--niqe-size", "32", "--frechet-size", "32", "--lr-size", "4")
+    return ("--images", images, "--out", out, "--methods", "bicubic,csgm", "--steps", "4", *sizes)
+
+
+@with_ray
+@pytest.mark.slow
+def test_auto_starts_a_cluster_of_this_machine(commands, folder, tmp_path):
+    with tempfile.TemporaryDirectory() as short:  # where Ray notes the clusters that it starts
+        own = {"RAY_TMPDIR": short, "RAY_ADDRESS": "", "RAY_AUTH_TOKEN": "a" * 64}
+        code, said, _ = commands.run(
+            "upsample", folder, "--out", tmp_path / "out", *QUICK, "--cluster", "auto", **own
+        )
+    assert code == 2 and "a cluster of 1 machine(s): 1 worker(s)" in said
+    assert [*_entries(tmp_path / "out").values()].count("ok") == 6
+
+
+@with_ray
+@pytest.mark.slow
+def test_auto_obeys_ray_address_and_gives_the_token(commands, folder, tmp_path):
+    token = {"RAY_AUTH_TOKEN": "a" * 64}
+    own = {**commands.environment, **token, "RAY_AUTH_MODE": "token"}
+    options = (folder, "--out", tmp_path / "out", *QUICK, "--cluster", "auto")
+    with ray_cluster.running(own) as locked:
+        there = {"RAY_ADDRESS": locked.address}
+        refused, _, errors = commands.run("upsample", *options, **there, RAY_AUTH_TOKEN="b" * 64)
+        code, said, _ = commands.run("upsample", *options, **there, **token)
+    assert refused == 2 and "asks for a token that is not here" in errors
+    assert len(errors.splitlines()) == 1
+    assert code == 2 and "a cluster of 3 machine(s)" in said
+    assert [*_entries(tmp_path / "out").values()].count("ok") == 6
 
 
 @with_ray
@@ -292,9 +358,7 @@ def _fill(commands, folder, name):
 @pytest.mark.slow
 def test_a_bucket_is_read_and_written_by_a_cluster(commands, three, server, folder):
     _fill(commands, folder, "originals")
-    own = ("--images", "s3://faces/originals", "--out", "s3://faces/table")
-    own = (*own, "--methods", "bicubic,csgm", "--steps", "4", "--lr-size", "4")
-    own = (*own, "--score-size", "32", "--niqe-size", "32", "--frechet-size", "32")
+    own = _comparison("s3://faces/originals", "s3://faces/table")
     code, said, _ = commands.run("evaluate", *own, "--cluster", three.address)
     assert code == 2 and "| csgm | 4 |" in said and "[14/14]" in said
     puts = [key for key in server.asked("PUT") if key.startswith("faces/table/")]
@@ -323,34 +387,96 @@ def test_a_bucket_gets_each_file_once_and_the_report_last(commands, server, fold
     assert puts[-1] == "faces/out/summary.json"
 
 
+# --- what may be killed
+
+
+def _run_and_kill(commands, options, deeds):
+    """(exit code, events) of a command; deeds: number of results -> what is done after so many."""
+    process, events, results = commands.start("upsample", *options, "--json"), [], 0
+    assert process.stdout is not None
+    for line in process.stdout:
+        events.append(json.loads(line))
+        if events[-1]["event"] == "result":
+            results += 1
+            deeds.get(results, lambda _: None)(process)
+    process.communicate()
+    assert set(deeds) <= set(range(results + 1))  # all were done
+    return process.returncode, events
+
+
+def _named(events, kind):
+    return [Path(event["input"]).stem for event in events if event["event"] == kind]
+
+
+def _told_of(events):
+    """Names of the photos that were reported; a result never twice.
+
+    A worker may die between a result and its report; who is given the photo then finds it done.
+    """
+    results = _named(events, "result")
+    assert len(results) == len(set(results))
+    return {*results, *_named(events, "skip"), *_named(events, "error")}
+
+
+def _finished(out):
+    """file -> when it was written, of the reports of finished photos."""
+    return {path: path.stat().st_mtime_ns for path in out.glob("*/report.json")}
+
+
+@pytest.fixture
+def twelve(folder):
+    """Twelve photos and a file that is none, and the statuses that they shall have."""
+    for i in range(12):
+        _photo(folder / f"face{i}.png", i)
+    return folder, {**{f"face{i}": "ok" for i in range(12)}, "broken": "failed"}
+
+
+LONGER = ("--method", "csgm", "--steps", "100", "--solutions", "1", "--batch", "1")
+
+
 @with_ray
 @pytest.mark.slow
-def test_workers_machines_and_the_command_may_be_killed(commands, folder, tmp_path):
-    out, names = tmp_path / "out", [f"face{i}" for i in range(12)]
-    for i, name in enumerate(names):
-        _photo(folder / f"{name}.png", i)
-    options = (folder, "--out", out, "--method", "csgm", "--steps", "100", "--json")
+def test_a_worker_may_be_killed(commands, three, twelve, tmp_path):
+    folder, statuses = twelve
+    options = (folder, "--out", tmp_path / "out", *LONGER, "--cluster", three.address)
+    deeds = {2: lambda _: three.kill("worker"), 4: lambda _: three.kill("worker")}
+    code, events = _run_and_kill(commands, options, deeds)
+    assert code == 2 and _told_of(events) == set(statuses)
+    assert _entries(tmp_path / "out") == statuses
+
+
+@with_ray
+@pytest.mark.slow
+def test_the_command_may_be_killed(commands, three, twelve, tmp_path):
+    folder, statuses = twelve
+    out = tmp_path / "out"
+    options = (folder, "--out", out, *LONGER, "--cluster", three.address)
+    code, events = _run_and_kill(commands, options, {3: lambda process: process.kill()})
+    before = _finished(out)
+    assert code == -signal.SIGKILL and len(before) >= 3
+    code, more = _run_and_kill(commands, options, {})
+    assert code == 2 and _entries(out) == statuses
+    assert before.items() <= _finished(out).items()  # what was finished is not done again
+    assert _told_of([*events, *more]) == _told_of(more) == set(statuses)
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_worker_its_machine_and_the_command_may_be_killed(commands, twelve, tmp_path):
+    folder, statuses = twelve
+    out = tmp_path / "out"
     with ray_cluster.running(commands.environment) as doomed:
-        options = (*options, "--solutions", "1", "--cluster", doomed.address)
-        first, events, results = commands.start("upsample", *options), [], 0
-        assert first.stdout is not None
-        for line in first.stdout:
-            events.append(json.loads(line))
-            if events[-1]["event"] != "result":
-                continue
-            results += 1
-            if results == 2:
-                doomed.kill("worker")
-            elif results == 5:
-                doomed.kill("machine")
-            elif results == 8:
-                break
-        first.kill()
-        first.communicate()
-        code, said, errors = commands.run("upsample", *options)
-    assert code == 2, errors
-    events += map(json.loads, said.splitlines())
-    done = [Path(event["input"]).stem for event in events if event["event"] == "result"]
-    assert len(done) == len(set(done))  # none twice
-    assert _entries(out) == {**dict.fromkeys(names, "ok"), "broken": "failed"}  # none lost
-    assert len(_solutions(out)) == len(names)
+        options = (folder, "--out", out, *LONGER, "--cluster", doomed.address)
+        deeds = {
+            2: lambda _: doomed.kill("worker"),
+            4: lambda _: doomed.kill("machine"),
+            6: lambda process: process.kill(),
+        }
+        code, events = _run_and_kill(commands, options, deeds)
+        before = _finished(out)
+        assert code == -signal.SIGKILL
+        code, more = _run_and_kill(commands, options, {})
+    assert code == 2 and _entries(out) == statuses
+    assert before.items() <= _finished(out).items()
+    assert _told_of([*events, *more]) == _told_of(more) == set(statuses)
+    assert len(_solutions(out)) == 12

@@ -1,0 +1,166 @@
+"""Joining a Ray cluster.
+
+Ray waits for minutes at an address where no cluster answers, and may end the process then. An
+address is therefore tried before, by a process of its own that has a time limit. Clusters may ask
+for a token, which Ray sends to an address only if RAY_AUTH_MODE says so.
+"""
+
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from stylesr_jax.errors import UserError, in_a_line, printable
+
+AUTO = "auto"  # instead of an address
+CONNECT = 5.0  # s, until the port of an address is open
+ANSWER = 30.0  # s, until Ray answers there
+# What Ray's own processes print and send; a user's settings come first.
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # every line that would come between ours
+}
+# Attempts of a second each; what the storage of the cluster's state answers is shown.
+TRIED = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_BACKEND_LOG_LEVEL": "warning"}
+AUTH_MODE = "RAY_AUTH_MODE"
+MISSING = "--cluster needs Ray: pip install 'stylesr-jax[cluster]', on every machine"
+_HERE = ("", AUTO, "local")  # in RAY_ADDRESS, no address either
+_PLACE = re.compile(r"\[?([^/\[\]]+)\]?:([0-9]+)")
+_TRY = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+except Exception as error:
+    print(" ".join(str(error).split()))
+    sys.exit(1)
+"""
+
+
+@contextmanager
+def joined(address: str) -> Iterator[list[Mapping[str, float]]]:
+    """Belong to a cluster; the resources of its machines.
+
+    Args:
+        address: HOST:PORT, or "auto": that of RAY_ADDRESS, else the cluster that this machine
+            belongs to, else a new one of this machine alone.
+
+    Raises:
+        UserError: there is none at the address, or it does not answer.
+    """
+    if find_spec("ray") is None:
+        raise UserError(MISSING)
+    given = address if address != AUTO else os.environ.get("RAY_ADDRESS", "")
+    if given not in _HERE:
+        check_answers(given)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    ray = imported()
+    try:
+        with _without_stderr():  # it says there that RAY_BACKEND_LOG_LEVEL is set
+            ray.init(
+                address=None if address == AUTO else address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+        raise _none_at(address, in_a_line(error)) from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Try to join a cluster; sets RAY_AUTH_MODE, unless it is set, if the cluster asks for a token.
+
+    Raises:
+        UserError: there is none at the address, it does not answer, or refuses.
+    """
+    _check_port(address)
+    said = _tried(address)
+    if "InvalidAuthToken" in said and AUTH_MODE not in os.environ:
+        os.environ[AUTH_MODE] = "token"
+        said = _tried(address)
+    if "InvalidAuthToken" in said or "no authentication token was found" in said:
+        raise UserError(
+            f"--cluster {address}: the cluster asks for a token that is not here; copy "
+            "~/.ray/auth_token from its head, or put the token into RAY_AUTH_TOKEN"
+        )
+    if said:
+        raise _none_at(address, said.splitlines()[-1])
+
+
+def _check_port(address: str) -> None:
+    """Raise UserError unless a process listens at an address."""
+    place = _PLACE.fullmatch(address)
+    if place is None or int(place[2]) > 65535:
+        raise UserError(f"--cluster {printable(address)}: that is not HOST:PORT; write it so")
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=CONNECT).close()
+    except (OSError, UnicodeError) as error:
+        raise _none_at(address, in_a_line(error)) from error
+
+
+def _tried(address: str) -> str:
+    """What is said where a process cannot join; nothing where it can."""
+    environment = {**os.environ, **QUIET, **TRIED}
+    command = [sys.executable, "-c", _TRY, address]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=ANSWER
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {ANSWER:.0f} seconds"
+    if done.returncode == 0:
+        return ""
+    said = done.stderr + done.stdout
+    return said.strip() or f"Ray ended with code {done.returncode}"
+
+
+def _none_at(address: str, why: str) -> UserError:
+    return UserError(
+        f"--cluster {address}: no Ray cluster answers ({why}); start one with "
+        "ray start --head, here or there, and give its HOST:PORT"
+    )
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Let what is written to the process's standard error go nowhere."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def imported() -> Any:
+    """The package ray, with its parts.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+        import ray.exceptions  # pyright: ignore[reportMissingImports]
+        import ray.util.scheduling_strategies  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    return ray
