@@ -51,7 +51,10 @@ CSS = """
 .loss {margin: 0} .loss svg {width: 100%; height: 160px; border: 1px solid currentColor}
 .loss figcaption {font-size: 0.85em}
 :focus-visible {outline: 3px solid #2563eb !important; outline-offset: 2px}
-@media (max-width: 480px) {.gradio-container {padding: 8px !important}}
+@media (max-width: 480px) {
+  .gradio-container {padding: 8px !important}
+  #gallery .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
+}
 """
 FONT = ["system-ui", "sans-serif"]
 FONT_MONO = ["ui-monospace", "monospace"]

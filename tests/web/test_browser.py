@@ -81,7 +81,7 @@ def _upload(page, path, said):
 def _wait(page, said, timeout=LATER):
     """Until the status has these words."""
     page.wait_for_function(
-        "said => document.querySelector('#status').innerText.includes(said)",
+        "said => document.querySelector('#status')?.innerText.includes(said)",
         arg=said,
         timeout=timeout,
     )
@@ -323,6 +323,7 @@ def test_nothing_is_left_of_a_page_that_was_closed(tiny_files, chromium, small, 
     with running_server(folder, *models) as server:
         page = chromium.new_page()
         page.goto(server.address)
+        page.wait_for_selector("#shipped")
         _upload(page, small, "small.png")
         _search(page, solutions=1)
         assert [path for path in server.files if path.name == "solutions.npz"]
