@@ -102,7 +102,7 @@ def solve(
     solutions: int = 4,
     degradation: Degradation | None = None,
     noise_mask: np.ndarray | None = None,
-    start: Float[Array | np.ndarray, "num_ws w_dim"] | None = None,
+    start: Float[Array | np.ndarray, "..."] | None = None,
     batch: int = 1,
     mesh: Mesh | None = None,
     chunk: int = 10,
@@ -125,7 +125,7 @@ def solve(
         degradation: A; None is antialiased bicubic down-sampling.
         noise_mask: (h, w) in [0, 1], where the setting "noise_std" adds noise to the references;
             resized to each of them. None is everywhere.
-        start: styles that all searches begin from, which then differ by their
+        start: (num_ws, w_dim) styles that all searches begin from, which then differ by their
             noise; None: where the method begins.
         mesh: (see `device_mesh`) spreads starts, of all images, over devices; None takes the
             first one. Which start lands on which device does not change it.
@@ -457,7 +457,7 @@ def upsample(
     degradation: Degradation | None = None,
     perceptual: Any = None,
     noise_mask: np.ndarray | None = None,
-    start: Float[Array | np.ndarray, "num_ws w_dim"] | None = None,
+    start: Float[Array | np.ndarray, "..."] | None = None,
     batch: int = 1,
     mesh: Mesh | None = None,
     on_progress: Progress | None = None,
@@ -477,7 +477,7 @@ def upsample(
         degradation: A; None is antialiased bicubic down-sampling.
         perceptual: from `load_features("vgg16")`, for methods with an LPIPS term.
         noise_mask: (h, w) in [0, 1]: where the setting "noise_std" adds noise; None: everywhere.
-        start: styles to begin from, such as `solution.latents.ws`.
+        start: (num_ws, w_dim) styles to begin from, such as `solution.latents.ws`.
         batch: starts searched together on a device.
         mesh: devices to spread the starts over, see `device_mesh`; None takes the first one.
         on_progress: called with (image, solution, step, steps, terms) between chunks.
