@@ -53,7 +53,10 @@ def _solve_on_meshes(
     [
         ("csgm", {"steps": 4}, "08"),
         pytest.param(
-            "rls", {"style_steps": 4, "steps": 4, "tries": 9}, "0128", marks=pytest.mark.slow
+            "rls",
+            {"style_steps": 4, "coarse_steps": 4, "steps": 4, "tries": 9},
+            "0128",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -68,7 +71,7 @@ def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path, method, settin
 
 @pytest.mark.slow
 def test_several_stages_and_projections_are_spread_too(tiny_files, tmp_path):
-    settings = {"style_steps": 4, "steps": 4, "weights_steps": 4}
+    settings = {"style_steps": 4, "coarse_steps": 4, "steps": 4, "weights_steps": 4}
     found = _solve_on_meshes(tiny_files, tmp_path / "plus.npz", "rls+", settings, "0128")
     for devices in "012":
         np.testing.assert_allclose(found[devices], found["8"], atol=1e-3)
