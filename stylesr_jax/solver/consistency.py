@@ -29,8 +29,7 @@ from jaxtyping import Float
 
 from stylesr_jax.degradations import Bicubic, Compose, Degradation, resize
 from stylesr_jax.degradations.base import stages_in
-from stylesr_jax.degradations.jpeg import dct_matrix
-from stylesr_jax.solver.covariance import UNKNOWN, Covariance
+from stylesr_jax.solver.covariance import UNKNOWN, Covariance, scaled_blocks
 
 ROUNDS = 8  # of corrections, as clipping to [-1, 1] undoes a little of each
 ITERATIONS = 100  # of conjugate gradients at most
@@ -76,12 +75,13 @@ def correction(
     known = jax.lax.rsqrt(1.0 + noise.variance / (scale * powers.explained))
     gains = scale * (powers.explained * smooth_gains(*target.shape[:2]) + FLOOR) + powers.noise
 
-    def inverse(c: Array) -> Array:
-        return known * divided(known * c, gains)
+    def about_inverse(c: Array) -> Array:
+        """The preconditioner: the image is one block, and what is unknown is left alone."""
+        return known * scaled_blocks(known * c, 1.0 / gains)
 
     def once(c: Array, _: None) -> tuple[Array, None]:
         residual = target - degradation(corrected(image, scale * spread(c))) - sigma(c)
-        more, _ = jax.scipy.sparse.linalg.cg(system, residual, maxiter=ITERATIONS, M=inverse)
+        more, _ = jax.scipy.sparse.linalg.cg(system, residual, maxiter=ITERATIONS, M=about_inverse)
         return c + more, None
 
     def system(c: Array) -> Array:
@@ -147,18 +147,11 @@ def powers_of(
     return Powers(jnp.maximum(beside_noise, 1e-8) / trace, trace, noise_power)
 
 
-def smooth_gains(height: int, width: int) -> np.ndarray:
-    """About the eigenvalues of A B S B^T A^T by cosine frequency, (height, width, 1) of mean 1."""
+def smooth_gains(height: int, width: int) -> Float[np.ndarray, "{height} {width}"]:
+    """About the eigenvalues of A B S B^T A^T by cosine frequency, of mean 1."""
     rows, columns = np.arange(height)[:, None] / height, np.arange(width)[None, :] / width
     gains = np.maximum(np.hypot(rows, columns), COARSEST / min(height, width)) ** -3.0
-    return (gains / gains.mean())[..., None].astype(np.float32)
-
-
-def divided(values: Float[Array, "h w c"], gains: Float[Array, "h w 1"]) -> Float[Array, "h w c"]:
-    """Values with every cosine frequency divided by its gain: the solver's preconditioner."""
-    down, across = dct_matrix(values.shape[0]), dct_matrix(values.shape[1])
-    terms = jnp.einsum("ui,ijc,vj->uvc", down, values, across) / gains
-    return jnp.einsum("ui,uvc,vj->ijc", down, terms, across)
+    return (gains / gains.mean()).astype(np.float32)
 
 
 def corrected(

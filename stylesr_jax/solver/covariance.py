@@ -61,12 +61,12 @@ class Covariance(PyTreeNode):
         if not self.blocks:
             return whole
         if values.shape[-1] == 1:
-            return whole + _scaled(values, self.blocks[0])
+            return whole + scaled_blocks(values, self.blocks[0])
         apart = values @ _TO_RGB  # the adjoint of the way from Y, Cb, Cr to colours
-        luminance = _scaled(apart[..., :1], self.blocks[0])
+        luminance = scaled_blocks(apart[..., :1], self.blocks[0])
         chrominance = jnp.zeros_like(apart[..., 1:])
         if len(self.blocks) > 1:
-            chrominance = _scaled(apart[..., 1:], self.blocks[1])
+            chrominance = scaled_blocks(apart[..., 1:], self.blocks[1])
         return whole + jnp.concatenate([luminance, chrominance], axis=-1) @ _TO_RGB.T
 
     @property
@@ -89,15 +89,17 @@ class Covariance(PyTreeNode):
         return self.replace(variance=self.variance + UNKNOWN * (1.0 - known))
 
 
-def _scaled(planes: Array, variances: Any) -> Array:
-    """Planes (h, w, C) with every block's coefficients multiplied."""
+def scaled_blocks(
+    planes: Float[Array, "h w C"], factors: Float[Array | np.ndarray, "rows columns"]
+) -> Float[Array, "h w C"]:
+    """Planes with the cosine coefficients of every block of `factors`' size multiplied."""
     height, width, channels = planes.shape
-    rows, columns = variances.shape
+    rows, columns = factors.shape
     padded = jnp.pad(planes, ((0, -height % rows), (0, -width % columns), (0, 0)))
     blocks = padded.reshape(padded.shape[0] // rows, rows, -1, columns, channels)
     down, across = dct_matrix(rows), dct_matrix(columns)
     terms = jnp.einsum("ui,aibjc,vj->aubvc", down, blocks, across)
-    terms = terms * variances[:, None, :, None]
+    terms = terms * factors[:, None, :, None]
     blocks = jnp.einsum("ui,aubvc,vj->aibjc", down, terms, across)
     return blocks.reshape(padded.shape)[:height, :width]
 
