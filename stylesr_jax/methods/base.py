@@ -138,8 +138,8 @@ class Method(PyTreeNode):
         """
         raise UserError(f"{self.name} cannot begin from given styles; leave out the start")
 
-    def fitted(self, generator: Generator) -> "Self":
-        """With what the method measures on a generator."""
+    def fitted(self, generator: Generator, side: int) -> "Self":
+        """With what depends on the generator and on the input's size, the canvas's `side` px."""
         return self
 
 
@@ -309,6 +309,19 @@ def render(
     if latents.activation is not None:
         start = (block, jax.tree.map(lambda x: x[None], latents.activation))
     return generator.synthesise(latents.ws[None], latents.noise, start=start, stop=stop)[0]
+
+
+def activation_entering(
+    generator: Generator, latents: Latents, *, block: int, before: int = 0
+) -> Any:
+    """What enters a block: computed from the input, or from `latents.activation` that enters an
+    earlier one."""
+    maps = generator.stored_noise if latents.noise is None else latents.noise
+    start = None
+    if latents.activation is not None:
+        start = (before, jax.tree.map(lambda x: x[None], latents.activation))
+    entering = generator.features(latents.ws[None], maps, block=block, start=start)
+    return jax.tree.map(lambda x: x[0], entering)
 
 
 def small_size(generator: Generator) -> int | None:

@@ -74,7 +74,7 @@ class BRGM(Search):
             noise_size=self.noise_size,
         )
 
-    def fitted(self, generator: Generator) -> "BRGM":
+    def fitted(self, generator: Generator, side: int) -> "BRGM":
         """With the generator's deviation of w, unless one is set."""
         return self if self.w_std else self.replace(w_std=float(_w_std(generator)))
 

@@ -7,13 +7,20 @@ Models", ICML 2021, and its published code.
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.methods.base import Rate, Search, Stage, Value, static, with_injected, with_stored
+from stylesr_jax.methods.base import (
+    Rate,
+    Search,
+    Stage,
+    Value,
+    activation_entering,
+    static,
+    with_stored,
+)
 from stylesr_jax.methods.pulse import onto_spheres, sphere_styles, start_on_spheres
 from stylesr_jax.methods.terms import geodesic_cross, mse, perceptual
 from stylesr_jax.methods.view import Context, Latents, Start, View
@@ -151,19 +158,14 @@ class LayerStage(Stage):
             raise UserError(
                 f"{generator.name} has {n_blocks} blocks: set ilo.stages to {n_blocks} or less"
             )
-        ws = sphere_styles(context, previous["latent"])[None]
-        maps = with_stored(context, previous["noise"])
-        begin = None
-        if "activation" in previous:
-            entering = jax.tree.map(lambda x: x[None], previous["activation"])
-            begin = (self.block - 1, entering)
-        activation = generator.features(
-            ws, with_injected(maps, start), block=self.block, start=begin
+        latents = self.latents(context, start, previous)
+        activation = activation_entering(
+            generator, latents, block=self.block, before=self.block - 1
         )
         return {
             "latent": previous["latent"],
-            "noise": maps[: self.noise_layers],
-            "activation": jax.tree.map(lambda x: x[0], activation),
+            "noise": with_stored(context, previous["noise"])[: self.noise_layers],
+            "activation": activation,
         }
 
     def decode(self, context: Context, variables: Variables) -> Latents:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Key, Shaped
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import Stage, static
-from stylesr_jax.methods.rls import PAPER, RLS, StyleStage
+from stylesr_jax.methods.rls import PAPER, StyleSearch, StyleStage
 from stylesr_jax.methods.terms import negative_log_prior_whitened
 from stylesr_jax.methods.view import Context, Start, View
 from stylesr_jax.search.engine import Variables
@@ -21,7 +21,7 @@ from stylesr_jax.search.optimisers import chain_diagnostics, chain_position, lan
 from stylesr_jax.search.schedules import Constant
 
 
-class Langevin(RLS):
+class Langevin(StyleSearch):
     """RLS, then a chain in whitened coordinates, whose like scales are its preconditioner.
 
     At lambda_w / num_ws as the temperature every style has the flow's own density.
@@ -30,11 +30,11 @@ class Langevin(RLS):
     name = "langevin"
     summary = "draws from RLS's posterior: a Langevin chain from each RLS solution"
     source = "beyond the papers; Roberts & Tweedie 1996 on RLS's objective"
-    step_fields = (*RLS.step_fields, "chain_steps")
+    step_fields = (*StyleSearch.step_fields, "chain_steps")
     draws = True
     presets: ClassVar = {
-        "fast": {**RLS.presets["fast"], "chain_steps": 50},
-        "best": {**RLS.presets["best"], "chain_steps": 500},
+        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 10, "chain_steps": 50},
+        "best": {"style_steps": 200, "coarse_steps": 300, "steps": 200, "chain_steps": 500},
         # Nothing was published; RLS's published weights in coordinates that can be sampled.
         "paper": {name: PAPER[name] for name in ("lambda_w", "lambda_g", "lambda_c", "fidelity")},
     }

@@ -2,12 +2,13 @@
 
 Source: Gheisari & Genovesio, "Super-Resolution through StyleGAN Regularized Latent Search",
 NeurIPS 2022 workshop. The default searches in phases, first one style for all layers and then one
-for each: Poirier-Ginter & Lalonde, "Robust Unsupervised StyleGAN Image Restoration", CVPR 2023. All
-phases but the last do with small images.
+for each: Poirier-Ginter & Lalonde, "Robust Unsupervised StyleGAN Image Restoration", CVPR 2023; at
+first with small images. The last phase searches an activation too: Daras et al., "Intermediate
+Layer Optimization for Inverse Problems using Deep Generative Models", ICML 2021.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,15 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.methods.base import Rate, Search, Stage, Value, small_size, static
+from stylesr_jax.methods.base import (
+    Rate,
+    Search,
+    Stage,
+    Value,
+    activation_entering,
+    small_size,
+    static,
+)
 from stylesr_jax.methods.terms import (
     cross,
     gaussian_norm,
@@ -29,9 +38,12 @@ from stylesr_jax.methods.terms import (
 from stylesr_jax.methods.view import Context, Latents, Start, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import ADAM, NORMALISED
+from stylesr_jax.search.projections import l1_norm, near
 from stylesr_jax.search.schedules import schedule
 
 Space = Literal["w+", "w"]
+
+LARGEST_ACTIVATION = 32  # px; larger ones fit inputs of 128 px too closely
 
 # Section 4: Adam, 500 steps at 0.5 in w, from the mean; L1 as a sum makes the weights of one
 # order. Several solutions start from mapped latents. The published flow was fitted without noise,
@@ -62,25 +74,11 @@ PAPER: Mapping[str, Value] = {
 }
 
 
-class RLS(Search):
-    """Regularised latent search (Gheisari & Genovesio 2022)."""
+class StyleSearch(Search):
+    """RLS's objective, and its phases that search styles."""
 
-    name = "rls"
-    summary = "regularised latent search: L1 likelihood and a normalising-flow prior on W+"
-    source = "Gheisari & Genovesio, NeurIPS 2022 workshop (RLS)"
     step_fields = ("style_steps", "coarse_steps", "steps")
     needs_prior = True
-    presets: ClassVar = {
-        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 10},
-        "best": {"style_steps": 200, "coarse_steps": 300, "steps": 200},
-        "diverse": {"spread": 1.0},  # starts further from the mean
-        "paper": PAPER,
-        # The ablations of the published method.
-        "paper-no-gauss": {**PAPER, "lambda_g": 0.0},
-        "paper-no-prior": {**PAPER, "lambda_w": 0.0},
-        "paper-no-cross": {**PAPER, "lambda_c": 0.0},
-        "paper-w": {**PAPER, "space": "w"},
-    }
 
     coarse: bool = static(True)  # phases with small images, if the generator makes them
     style_steps: int = 150  # in W, from where each layer has a style of its own
@@ -121,22 +119,27 @@ class RLS(Search):
         """||y - A(G(w))||_1, as a sum over the observed values or as their mean."""
         return l1_sum(view) if self.reduction == "sum" else l1_mean(view)
 
-    def from_styles(self) -> "RLS":
+    def from_styles(self) -> Self:
         """Without the phase in W, in which the layers' styles would be one."""
         return self.replace(style_steps=0)
 
-    def fitted(self, generator: Generator) -> "RLS":
+    def fitted(self, generator: Generator, side: int) -> Self:
         """Without small images where the generator makes none."""
         return self.replace(coarse=self.coarse and small_size(generator) is not None)
 
     def make_stages(self) -> Iterator[Stage]:
-        """Steps in W, then in the space that was chosen; the last phase has full images."""
+        """Steps in W, then in the space that was chosen, at last with full images."""
         if self.style_steps:
-            steps = self.style_steps if self.coarse else min(self.style_steps, self.steps)
+            steps = self.style_steps if self.coarse else min(self.style_steps, self.full_steps)
             yield self.stage(steps, space="w", coarse=self.coarse)
         if self.coarse and self.coarse_steps:
             yield self.stage(self.coarse_steps, space=self.space, coarse=True)
         yield self.stage(self.steps, space=self.space, coarse=False)
+
+    @property
+    def full_steps(self) -> int:
+        """With full images, without those in W."""
+        return self.steps
 
     def stage(self, steps: int, *, space: Space, coarse: bool) -> "StyleStage":
         """A phase."""
@@ -150,6 +153,64 @@ class RLS(Search):
             whitened=self.coordinates == "whitened",
             normalised=self.optimiser == "normalised",
         )
+
+
+class RLS(StyleSearch):
+    """Regularised latent search (Gheisari & Genovesio 2022)."""
+
+    name = "rls"
+    summary = "regularised latent search: L1 likelihood and a prior on W+"
+    source = "Gheisari & Genovesio, NeurIPS 2022 workshop (RLS)"
+    step_fields = (*StyleSearch.step_fields, "activation_steps")
+    presets: ClassVar = {
+        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 5, "activation_steps": 10},
+        "best": {"steps": 20, "activation_steps": 120},
+        "diverse": {"spread": 1.0},  # starts further from the mean
+        "paper": {**PAPER, "activation_steps": 0},
+        # The ablations of the published method.
+        "paper-no-gauss": {**PAPER, "activation_steps": 0, "lambda_g": 0.0},
+        "paper-no-prior": {**PAPER, "activation_steps": 0, "lambda_w": 0.0},
+        "paper-no-cross": {**PAPER, "activation_steps": 0, "lambda_c": 0.0},
+        "paper-w": {**PAPER, "activation_steps": 0, "space": "w"},
+    }
+
+    steps: int = 5
+    activation_steps: int = 40  # with the activation that enters a block too
+    activation_rate: float = 0.1
+    activation_block: int = static(0)  # which; 0: where features have half the input's size
+    activation_radius: float = 0.1  # of the l1 ball for it, in l1 norms of its centre
+
+    @property
+    def full_steps(self) -> int:
+        """With full images, without those in W."""
+        return self.steps + self.activation_steps
+
+    def fitted(self, generator: Generator, side: int) -> "RLS":
+        """With a block that the generator has."""
+        sizes = generator.config.block_resolutions
+        half = sum(size <= min(side // 2, LARGEST_ACTIVATION) for size in sizes)
+        return (
+            super()
+            .fitted(generator, side)
+            .replace(
+                activation_block=min(self.activation_block or max(half, 1), len(sizes) - 1),
+                activation_steps=self.activation_steps if len(sizes) > 1 else 0,
+            )
+        )
+
+    def make_stages(self) -> Iterator[Stage]:
+        """Styles, then the activation too."""
+        *early, styles = super().make_stages()
+        yield from (*early, styles)
+        if self.activation_steps:
+            yield ActivationStage(
+                method=self,
+                steps=self.activation_steps,
+                rate=self.activation_rate,
+                schedule=schedule(self.rate),
+                block=self.activation_block,
+                styles=styles,
+            )
 
 
 class StyleStage(Stage):
@@ -195,8 +256,56 @@ class StyleStage(Stage):
         return Latents(ws=jnp.broadcast_to(ws, (num_ws, w_dim)))
 
 
+class ActivationStage(Stage):
+    """A search for styles and for the activation that enters a block.
+
+    The activation stays in an l1 ball around what the styles make there (Daras et al. 2021,
+    section 3), in units of its own deviation, so that one rate is right for it and for styles.
+
+    Attributes:
+        styles: the stage before.
+    """
+
+    styles: Any = None
+
+    def start(
+        self,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        context: Context,
+        start: Start,
+        previous: Any,
+    ) -> Variables:
+        """The styles that were found, and what they make there."""
+        latents = self.styles.latents(context, start, previous)
+        activation = activation_entering(context.generator, latents, block=self.block)
+        scale = jax.tree.map(lambda x: jnp.maximum(jnp.std(x), 1e-6), activation)
+        scaled = jax.tree.map(jnp.divide, activation, scale)
+        return {"styles": previous, "activation": scaled, "scale": scale}
+
+    def decode(self, context: Context, variables: Variables) -> Latents:
+        """Styles and the activation."""
+        latents = self.styles.decode(context, variables["styles"])
+        scale = jax.lax.stop_gradient(variables["scale"])
+        activation = jax.tree.map(jnp.multiply, variables["activation"], scale)
+        return latents._replace(activation=activation)
+
+    def project(
+        self,
+        context: Context,
+        start: Start,
+        key: Key[Array, ""],
+        variables: Variables,
+        anchor: Variables,
+    ) -> Variables:
+        """The activation in its ball."""
+        centre = anchor["activation"]
+        radius = self.method.activation_radius * l1_norm(centre)
+        return {**variables, "activation": near(variables["activation"], centre, radius)}
+
+
 def start_style(
-    key: Key[Array, ""], index: Int[Array, ""], context: Context, method: RLS
+    key: Key[Array, ""], index: Int[Array, ""], context: Context, method: StyleSearch
 ) -> Float[Array, " w_dim"]:
     """w to begin a solution from: (w_dim,).
 

@@ -12,23 +12,23 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from stylesr_jax.methods.base import Stage, static
-from stylesr_jax.methods.rls import PAPER, RLS
+from stylesr_jax.methods.rls import PAPER, StyleSearch
 from stylesr_jax.methods.view import Context, Latents, Start, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.projections import l1_norm, near
 from stylesr_jax.search.schedules import Cosine
 
 
-class RLSPlus(RLS):
+class RLSPlus(StyleSearch):
     """RLS, then the likelihood alone over the generator's weights (arXiv 2311.16923)."""
 
     name = "rls+"
     summary = "RLS, then the generator's weights move in a small l1 ball around the originals"
     source = "Gheisari & Genovesio, arXiv 2311.16923 (RLS+)"
-    step_fields = (*RLS.step_fields, "weights_steps")
+    step_fields = (*StyleSearch.step_fields, "weights_steps")
     presets: ClassVar = {
-        "fast": {**RLS.presets["fast"], "weights_steps": 25},
-        "best": {**RLS.presets["best"], "weights_steps": 100},
+        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 10, "weights_steps": 25},
+        "best": {"style_steps": 200, "coarse_steps": 300, "steps": 200, "weights_steps": 100},
         "paper": PAPER,
     }
 

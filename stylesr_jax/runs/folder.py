@@ -67,11 +67,12 @@ def save_solutions(path: str | os.PathLike[str], result: Result, config: Mapping
     """
     latents = [one.latents for one in result.solutions if one.latents is not None]
     none = np.zeros((len(result.solutions), 0, 0), np.float32)
+    of_result = {"box": result.observation.box, "block": result.solutions[0].block}
     arrays: dict[str, np.ndarray] = {
         "ws": np.stack([one.ws for one in latents]) if latents else none,
         "target": result.observation.target,
         "mask": result.observation.mask,
-        "config": np.asarray(json.dumps({**config, "box": result.observation.box})),
+        "config": np.asarray(json.dumps({**config, **of_result})),
     }
     corrections = [one.correction for one in result.solutions if one.correction is not None]
     if corrections:

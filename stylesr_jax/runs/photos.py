@@ -380,7 +380,6 @@ class PhotosJob(Job[PhotosPlan]):
             "weights_sha256": plan.identity["weights_sha256"],
             "class": plan.facts["class"],
             "degradation": str(subject.degradation),
-            "block": variant.stages[-1].block if variant.stages else 0,
             "method": variant.method.name,
             "settings": variant.settings,
             "seed": plan.seed,

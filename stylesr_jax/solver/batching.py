@@ -36,7 +36,7 @@ def search_bytes(
     Args:
         side: pixels of the low-resolution canvas.
     """
-    method = method.fitted(generator)
+    method = method.fitted(generator, side)
     context = Context(generator, prior, Bicubic(size=side), perceptual)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
 

@@ -33,6 +33,7 @@ class Solution:
         number: of its start among the image's; 0 begins at the mean style where a method does.
         diagnostics: what a sampler says of its chain, e.g. its acceptance rate; and whether the
             phases with small images were kept, as they made the full image's objective less.
+        block: that the activation of its latents enters.
     """
 
     image: np.ndarray
@@ -50,6 +51,7 @@ class Solution:
     failed_at: int
     number: int = 0
     diagnostics: dict[str, float] = field(default_factory=dict)
+    block: int = 0
 
     @property
     def is_sound(self) -> bool:

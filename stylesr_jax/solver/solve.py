@@ -152,7 +152,7 @@ def solve(
     if method.diversity:  # type: ignore[attr-defined]
         batch, mesh = solutions, None
     search = _Search(
-        method=method.fitted(generator),
+        method=method.fitted(generator, observations[0].target.shape[0]),
         context=Context(generator, prior, degradation, perceptual),
         observations=observations,
         keys=keys,
@@ -381,6 +381,7 @@ def _solution(
         best_step=int(result.best_step[b]),
         failed_at=int(result.failed_at[b]),
         number=job.solution,
+        block=stage.block,
         diagnostics={name: float(value[b]) for name, value in diagnostics.items()},
         residual_l1=residual_l1,
         residual_psnr=residual_psnr,

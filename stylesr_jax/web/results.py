@@ -19,7 +19,7 @@ from stylesr_jax.runtime.machine import versions
 from stylesr_jax.solver.observation import default_degradation
 from stylesr_jax.solver.result import Result
 from stylesr_jax.web.photos import Photo, enlarged
-from stylesr_jax.web.request import Request, method_of
+from stylesr_jax.web.request import Request
 from stylesr_jax.web.searches import Models
 
 SMALL = 256  # px: longer side of the small images as they are shown
@@ -132,14 +132,12 @@ def write_latents(
 
 def _config(result: Result, request: Request, models: Models, photo: Photo) -> dict[str, Any]:
     """What redrawing needs to know, beside the latents."""
-    stages = tuple(method_of(request).make_stages())
     return {
         "generator": models.name,
         "generator_file": str(models.weights_file),
         "weights_sha256": models.identity["weights_sha256"],
         "class": models.identity.get("class"),
         "degradation": str(default_degradation(result.observation)),
-        "block": stages[-1].block if stages else 0,
         "method": result.method,
         "settings": result.settings,
         "seed": request.seed,

@@ -26,7 +26,7 @@ SEARCHES = [
 
 def export_stages(name: str, generator, prior, *, size: int, count: int = 2):
     """Every stage of a method as the engine compiles it, from shapes alone: no step is made."""
-    method = METHODS[name]().fitted(generator)
+    method = METHODS[name]().fitted(generator, size)
     perceptual = load_features("vgg16") if method.needs_perceptual else None
     context = Context(generator, prior, Bicubic(size=size), perceptual)
     one = Start(jnp.zeros((size, size, 3)), jnp.ones((size, size, 1)), jnp.zeros((), jnp.int32))

@@ -1,11 +1,14 @@
 """Every method on an untrained generator, and what methods are made of."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from convert.state_dict import prepare, random_state
+from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.methods import METHODS, base, levers, method_named
@@ -336,12 +339,11 @@ def test_every_method_runs_with_all_levers_and_its_file_redraws_the_pixels(
     assert np.abs(result.images[0] - result.images[1]).max() > 1e-3
     assert len(result.solutions[0].history["diversity"]) == 4
     assert result.solutions[0].history["diversity"][0] < 0.0
-    block = stages_of(method.changed(FEW.get(name, {})))[-1].block
-    save_solutions(tmp_path / "solutions.npz", result, {"block": block})
+    save_solutions(tmp_path / "solutions.npz", result, {})
     saved = read_solutions(tmp_path / "solutions.npz", small)
     drawn = zip(result.solutions, saved.latents, saved.corrections, strict=True)
     for one, latents, correction in drawn:
-        generated = redraw(small, latents, block=block)
+        generated = redraw(small, latents, block=saved.config["block"])
         np.testing.assert_array_equal(generated, one.generated)
         np.testing.assert_array_equal(add_correction(generated, correction), one.image)
 
@@ -527,3 +529,50 @@ def test_uncertainty_is_the_deviation_over_solutions(small):
     np.testing.assert_allclose(result.uncertainty, result.images.std(axis=0, ddof=1))
     with pytest.raises(UserError, match="--solutions 2"):
         _ = _upsample(small, "csgm", solutions=1).uncertainty
+
+
+# --- RLS's phase with an activation ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "size"), [(4, 4), (16, 8), (32, 16), (64, 32), (256, 32)])
+def test_the_activation_has_half_the_inputs_size_and_at_most_32_px(side, size):
+    sizes = (4, 8, 16, 32, 64, 128)
+    config = SimpleNamespace(block_resolutions=sizes, image_resolutions=sizes)
+    method = METHODS["rls"]().fitted(SimpleNamespace(config=config, resolution=128), side)
+    *_, last = method.make_stages()
+    assert sizes[last.block - 1] == size  # of what enters the block
+
+
+def test_the_activation_begins_as_the_styles_make_it_and_stays_in_its_ball(small, prior):
+    method = METHODS["rls"](activation_radius=0.01).fitted(small, 8)
+    *_, styles, last = method.make_stages()
+    context = Context(small, prior, Bicubic(size=8), None)
+    start = Start(jnp.asarray(TARGET), jnp.ones((8, 8, 1)), jnp.array(0))
+    begun = styles.start(jax.random.key(0), jnp.array(1), context, start, None)
+    variables = last.start(jax.random.key(0), jnp.array(1), context, start, begun)
+    of_styles = styles.view(context, start, begun).image
+    np.testing.assert_allclose(last.view(context, start, variables).image, of_styles, atol=1e-5)
+    centre = variables["activation"]
+    far = variables | {"activation": jax.tree.map(lambda x: x + jnp.sign(x), centre)}
+    inside = last.project(context, start, jax.random.key(0), far, variables)["activation"]
+    moved = l1_norm(jax.tree.map(jnp.subtract, inside, centre))
+    np.testing.assert_allclose(moved, 0.01 * l1_norm(centre), rtol=1e-3)
+
+
+def test_an_activation_comes_nearer_to_the_input_than_styles_alone(small, prior):
+    still = {"style_steps": 2, "coarse_steps": 0, "steps": 2, "learning_rate": 0.0}
+    found = [
+        _upsample(
+            small,
+            "rls",
+            prior,
+            solutions=1,
+            steps=4 + steps,
+            settings={**still, "activation_steps": steps},
+        )
+        for steps in (0, 20)
+    ]
+    styles, with_activation = (result.solutions[0] for result in found)
+    assert styles.block == 0 and styles.latents.activation is None
+    assert with_activation.latents.activation is not None
+    assert with_activation.terms["l1"] < 0.9 * styles.terms["l1"]

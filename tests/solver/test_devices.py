@@ -54,7 +54,7 @@ def _solve_on_meshes(
         ("csgm", {"steps": 4}, "08"),
         pytest.param(
             "rls",
-            {"style_steps": 4, "coarse_steps": 4, "steps": 4, "tries": 9},
+            {"style_steps": 4, "coarse_steps": 4, "steps": 4, "activation_steps": 4, "tries": 9},
             "0128",
             marks=pytest.mark.slow,
         ),

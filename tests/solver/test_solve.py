@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("kept_programs")
 
 
 # Every phase of a search is compiled for itself: few tests need those with small images.
-FULL_IMAGES = {"coarse": False}
+FULL_IMAGES = {"coarse": False, "activation_steps": 0}
 QUICK = {**FULL_IMAGES, "style_steps": 6, "steps": 12}
 
 
@@ -74,7 +74,8 @@ def test_solutions_differ_and_do_not_depend_on_their_number(tiny, tiny_prior, ta
 
 
 def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prior, target):
-    still = {"style_steps": 0, "coarse_steps": 0, "steps": 1, "learning_rate": 0.0}
+    still = {"style_steps": 0, "coarse_steps": 0, "steps": 1, "activation_steps": 1}
+    still["learning_rate"] = 0.0
     found = [
         _by_number(_upsample(target, tiny, tiny_prior, solutions=4, settings=settings))
         for settings in ({**still, "noise": "stored", "tries": tries} for tries in (1, 4, 16))
@@ -156,13 +157,13 @@ def test_non_square_images_come_back_in_their_shape(tiny, tiny_prior, target):
 
 def test_saved_solutions_redraw_the_same_pixels(tiny, tiny_prior, target, tmp_path):
     result = _upsample(target, tiny, tiny_prior)
-    save_solutions(tmp_path / "solutions.npz", result, {"block": 0, "seed": 0})
+    save_solutions(tmp_path / "solutions.npz", result, {"seed": 0})
     saved = read_solutions(tmp_path / "solutions.npz", tiny)
-    assert saved.config == {"block": 0, "seed": 0}
+    assert saved.config == {"block": result.solutions[0].block, "seed": 0}
     np.testing.assert_array_equal(saved.observation.target, result.observation.target)
     drawn = zip(saved.latents, saved.corrections, result.solutions, strict=True)
     for latents, correction, one in drawn:
-        generated = redraw(tiny, latents)
+        generated = redraw(tiny, latents, block=saved.config["block"])
         np.testing.assert_array_equal(generated, one.generated)
         np.testing.assert_array_equal(add_correction(generated, correction), one.image)
     (tmp_path / "solutions.npz").write_bytes(b"PK\x03\x04 broken")
@@ -260,7 +261,7 @@ def test_a_search_begins_from_given_styles(tiny, tiny_prior, target):
 @pytest.mark.parametrize("name", ["rls", "pulse", "brgm", "ilo", "multimodal"])
 def test_first_stages_begin_at_given_styles(tiny, tiny_prior, target, name):
     ws = tiny.statistics["w_mean"] + 0.1 * jax.random.normal(KEY, (tiny.num_ws, tiny.w_dim))
-    method = method_named(name)().from_styles().fitted(tiny)
+    method = method_named(name)().from_styles().fitted(tiny, 8)
     context = Context(tiny, tiny_prior, Bicubic(size=8), None)
     start = Start(jnp.asarray(target), jnp.ones((8, 8, 1)), jnp.array(0), styles=ws)
     stage = next(method.make_stages())

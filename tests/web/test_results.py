@@ -23,7 +23,9 @@ from where import PORTRAIT
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
 REQUEST = Request(
-    method="rls", changes={"style_steps": "10", "coarse_steps": "0", "steps": "20"}, solutions=2
+    method="rls",
+    changes={"style_steps": "10", "coarse_steps": "0", "steps": "20", "activation_steps": "4"},
+    solutions=2,
 )
 
 

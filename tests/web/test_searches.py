@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("kept_programs")
 FEW = {
     "style_steps": "10",
     "coarse_steps": "0",
+    "activation_steps": "0",
     "steps": "20",
 }  # settings that the page has no fields for
 
