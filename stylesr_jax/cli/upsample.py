@@ -17,7 +17,7 @@ from stylesr_jax.images.files import write_image
 from stylesr_jax.images.kinds import printable
 from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.methods import method_named
-from stylesr_jax.methods.base import Value
+from stylesr_jax.methods.base import Method, Value
 from stylesr_jax.methods.levers import layer_range
 from stylesr_jax.runs import pace
 from stylesr_jax.runs.alignment import Alignment, read_points
@@ -119,10 +119,12 @@ def _variant(args: argparse.Namespace, console: Console) -> Variant:
     return Variant(method.name, method, args.preset)
 
 
-def _check(args: argparse.Namespace, settings: Mapping[str, Value]) -> None:
+def _check(args: argparse.Namespace, method: Method) -> None:
     """Raise UserError for options that do not go together."""
-    if args.noise_mask is not None and not settings.get("noise_std"):
+    if args.noise_mask is not None and not method.settings.get("noise_std"):
         raise UserError("--noise-mask needs --noise-std, e.g. --noise-std 0.1")
+    if args.start is not None:
+        method.from_styles()
     if args.uncertainty and args.solutions < 2:
         raise UserError("a deviation over solutions needs two of them at least: --solutions 2")
 
@@ -143,7 +145,7 @@ def _alignment(args: argparse.Namespace, photos: Sequence[Path], console: Consol
 
 def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) -> PhotosPlan:
     variant = _variant(args, console)
-    _check(args, variant.settings)
+    _check(args, variant.method)
     alignment = _alignment(args, photos, console)
     fields = plan_fields(args, [variant])
     _check_layers(variant.settings, fields["generator"])
