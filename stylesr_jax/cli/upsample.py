@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, on_cluster, plan_fields, say_nothing
+from stylesr_jax.cli.common import (
+    images_named,
+    on_cluster,
+    plan_fields,
+    say_notes,
+    say_nothing,
+)
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import ALIGNMENTS, change
 from stylesr_jax.errors import UserError
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     make_ready(path_of(args.out), depth=2)
     with gc_paused():
         plan = _plan(args, photos, console)
+    say_notes(plan.weights_file, console)
     _announce(plan, console, device_line() if args.cluster is None else "a Ray cluster's")
     job = PhotosJob(plan, say=console.say, error=console.error)
     job.progress = partial(_show_progress, console, plan.solutions)
@@ -179,7 +186,9 @@ def _redraw(args: argparse.Namespace, console: Console) -> int:
     config = read_solutions(args.source).config
     if missing := REDRAWN_BY - config.keys():
         raise UserError(f"{args.source} does not say its {min(missing)}; search again")
-    generator = generator_from_file(_weights_of(config, args))
+    weights_file = _weights_of(config, args)
+    generator = generator_from_file(weights_file)
+    say_notes(weights_file, console)
     saved = read_solutions(args.source, generator)
     out = Path(args.out) if args.out else Path(args.source).parent
     for i, latents in enumerate(saved.latents):

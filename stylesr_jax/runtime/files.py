@@ -1,6 +1,7 @@
 """Files: written whole or not at all, hashed, and the user's cache folder."""
 
 import hashlib
+import io
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from stylesr_jax.errors import UserError, printable
 from stylesr_jax.runtime.background import in_background
@@ -25,7 +26,7 @@ _DAY = 86_400.0  # seconds after which nobody writes a file any more
 _hashing: dict[tuple[Any, ...], Future[str]] = {}  # by `_version`
 
 
-def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A file that a user named, to be read; nothing is waited for at a pipe.
 
     Raises:
@@ -162,7 +163,7 @@ def _version(path: str | os.PathLike[str]) -> tuple[Any, ...]:
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

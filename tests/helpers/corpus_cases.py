@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -45,12 +46,14 @@ class Files:
     Attributes:
         generator, prior: of the tiny generator.
         solutions: a solutions.npz of a search on it.
+        evaluation: a folder in which `evaluate` has run, results in "out".
         folder: where a case puts its own files; --out is "out" in there.
     """
 
     generator: Path
     prior: Path
     solutions: Path
+    evaluation: Path
     folder: Path
 
     @property
@@ -59,6 +62,14 @@ class Files:
         path = self.folder / "photo.png"
         if not path.exists():
             path.write_bytes(saved(smooth("RGB").resize((8, 8)), "PNG"))
+        return path
+
+    @property
+    def original(self) -> Path:
+        """A sound picture to degrade, made at the first use."""
+        path = self.folder / "original.png"
+        if not path.exists():
+            path.write_bytes(saved(smooth("RGB").resize((24, 24)), "PNG"))
         return path
 
 
@@ -91,23 +102,24 @@ def _upsample(
 
 
 @cache
-def _pictures() -> dict[str, bytes]:
+def sound_pictures() -> dict[str, bytes]:
     with TemporaryDirectory() as folder:
         return sound_files(Path(folder))
 
 
-def _file(files: Files, name: str, data: bytes) -> Path:
+def file_in(files: Files, name: str, data: bytes) -> Path:
+    """A case's own file."""
     path = files.folder / name
     path.write_bytes(data)
     return path
 
 
 def _picture(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    return _upsample(files, _file(files, name, data()), *BICUBIC)
+    return _upsample(files, file_in(files, name, data()), *BICUBIC)
 
 
-def _damaged_picture(name: str, seed: int) -> bytes:
-    data = _pictures()[name]
+def damaged_picture(name: str, seed: int) -> bytes:
+    data = sound_pictures()[name]
     damaged = with_damage(data, np.random.default_rng([seed, len(data)]))
     return with_right_checksums(damaged) if seed % 2 else damaged
 
@@ -142,7 +154,7 @@ def _app(number: int, body: bytes) -> bytes:
     return bytes((0xFF, 0xE0 + number)) + struct.pack(">H", len(body) + 2) + body
 
 
-def _odd_pictures() -> dict[str, tuple[str, Callable[[], bytes]]]:
+def odd_pictures() -> dict[str, tuple[str, Callable[[], bytes]]]:
     """Name -> a file's name and its bytes."""
     noise = np.random.default_rng(5)
     text = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0up\0\0" + bytes(4)
@@ -207,11 +219,11 @@ def _odd_pictures() -> dict[str, tuple[str, Callable[[], bytes]]]:
 
 
 def _picture_cases() -> Iterator[Case]:
-    for name, (file, data) in _odd_pictures().items():
+    for name, (file, data) in odd_pictures().items():
         yield Case(f"picture: {name}", "upsample", partial(_picture, file, data))
-    for name in _pictures():
+    for name in sound_pictures():
         for seed in SEEDS:
-            make = partial(_picture, name, partial(_damaged_picture, name, seed))
+            make = partial(_picture, name, partial(damaged_picture, name, seed))
             yield Case(f"picture: {name}, damage {seed}", "upsample", make)
 
 
@@ -245,12 +257,12 @@ def _weights() -> dict[str, bytes]:
 
 
 def _converted(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    source = _file(files, name, data())
+    source = file_in(files, name, data())
     return [source, "--out", files.folder / "out" / "converted.safetensors"]
 
 
 def _as_generator(name: str, data: Callable[[Files], bytes], files: Files) -> Arguments:
-    own = _file(files, name, data(files))
+    own = file_in(files, name, data(files))
     search = ("--method", "csgm", "--steps", "2", "--solutions", "1")
     return _upsample(files, files.photo, *search, generator=own)
 
@@ -345,7 +357,9 @@ TAMPERED: dict[str, Change] = {
 
 def _as_prior(data: Callable[[Files], bytes], files: Files) -> Arguments:
     search = ("--method", "rls", "--steps", "1", "--solutions", "1")
-    return _upsample(files, files.photo, *search, prior=_file(files, "p.safetensors", data(files)))
+    return _upsample(
+        files, files.photo, *search, prior=file_in(files, "p.safetensors", data(files))
+    )
 
 
 def _weight_cases() -> Iterator[Case]:
@@ -502,7 +516,7 @@ SOLUTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def _redrawn(data: Callable[[Files], bytes], files: Files) -> Arguments:
-    source = _file(files, "solutions.npz", data(files))
+    source = file_in(files, "solutions.npz", data(files))
     options = ("--generator", files.generator, "--out", files.folder / "out", "--quiet")
     return ["--from", source, *options]
 
@@ -562,7 +576,7 @@ def _started(start: str | Path, files: Files, method: str = "pulse") -> Argument
 def _from_file(
     name: str, data: Callable[[Files], bytes], files: Files, suffix: str = ""
 ) -> Arguments:
-    return _started(f"{_file(files, name, data(files))}{suffix}", files)
+    return _started(f"{file_in(files, name, data(files))}{suffix}", files)
 
 
 def _styles(seed: int, *shape: int) -> np.ndarray:
@@ -699,6 +713,60 @@ def _sound_start(method: str, files: Files) -> Arguments:
     return _started(files.solutions, files, method)
 
 
+# --- Resuming ---------------------------------------------------------------------------------
+
+
+def _resumed(change: Callable[[bytes], bytes], files: Files) -> Arguments:
+    """The search of `Files.solutions` again, where something has changed its report."""
+    folder = files.folder / "out" / "photo"
+    shutil.copytree(files.solutions.parent, folder)
+    report = folder / "report.json"
+    report.write_bytes(change(report.read_bytes()))
+    search = ("--method", "csgm", "--steps", "2", "--solutions", "1")
+    return _upsample(files, files.photo, *search, "--resume")
+
+
+def _entry_is(**values: Any) -> Callable[[bytes], bytes]:
+    """A report with other entries; those of ... are gone."""
+
+    def change(data: bytes) -> bytes:
+        report = {**json.loads(data), **values}
+        return json.dumps({name: v for name, v in report.items() if v is not ...}).encode()
+
+    return change
+
+
+REPORTS: dict[str, Callable[[bytes], bytes]] = {
+    "as it is": lambda data: data,
+    "empty": lambda _: b"",
+    "cut off": lambda data: data[:-9],
+    "not UTF-8": lambda data: b"\xff" + data,
+    "a list": lambda _: b"[1]",
+    "nested deeply": lambda _: b"[" * 100_000,
+    "of a huge number": lambda _: b"9" * 9000,
+    "of no status": _entry_is(status=...),
+    "of a list as status": _entry_is(status=[1]),
+    "of no solutions": _entry_is(solutions=...),
+    "of a number as solutions": _entry_is(solutions=3),
+    "of numbers as solutions": _entry_is(solutions=[3]),
+    "of empty solutions": _entry_is(solutions=[{}]),
+    "of faces": _entry_is(faces=[]),
+    "of a face": _entry_is(faces=[1], found=1),
+    "of a number as faces": _entry_is(faces=3, found=3),
+    "of text as faces": _entry_is(faces="a", found="b"),
+    "of no seconds": _entry_is(seconds=...),
+    "of no host": _entry_is(host=...),
+}
+
+
+def _resume_cases() -> Iterator[Case]:
+    for name, change in REPORTS.items():
+        yield Case(f"resume: a report {name}", "upsample", partial(_resumed, change), (0,))
+    for seed in range(6):
+        change = partial(lambda seed, data: with_damage(data, np.random.default_rng(seed)), seed)
+        yield Case(f"resume: damage {seed}", "upsample", partial(_resumed, change), (0,))
+
+
 # --- Names ------------------------------------------------------------------------------------
 
 
@@ -758,6 +826,11 @@ def _input(text: str, files: Files) -> Arguments:
 
 
 def _out_is(kind: str, files: Files) -> Arguments:
+    return out_is(kind, files, _upsample(files, files.photo, *BICUBIC))
+
+
+def out_is(kind: str, files: Files, arguments: Arguments) -> Arguments:
+    """A command whose results have no place."""
     out = files.folder / "place"
     if kind == "a file":
         out.write_bytes(b"")
@@ -765,7 +838,7 @@ def _out_is(kind: str, files: Files) -> Arguments:
         out.symlink_to(out)
     elif kind == "a dangling link":
         out.symlink_to(files.folder / "nowhere" / "deeper")
-    return [*_upsample(files, files.photo, *BICUBIC), "--out", _out_text(kind, out)]
+    return [*arguments, "--out", _out_text(kind, out)]
 
 
 def _out_text(kind: str, out: Path) -> str | Path:
@@ -834,13 +907,13 @@ def _name_cases() -> Iterator[Case]:
 
 
 def _noise_mask(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    mask = _file(files, f"mask-{name}", data())
+    mask = file_in(files, f"mask-{name}", data())
     options = ("--noise-std", "0.1", "--noise-mask", mask, "--steps", "2", "--method", "csgm")
     return _upsample(files, files.photo, "--solutions", "1", *options)
 
 
 def _hole(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    mask = _file(files, f"mask-{name}", data())
+    mask = file_in(files, f"mask-{name}", data())
     spec = f"bicubic(8)|mask({mask})"
     return _upsample(
         files, files.photo, *BICUBIC, "--degradation", spec, "--search-degradation", "truth"
@@ -849,7 +922,7 @@ def _hole(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
 
 def _mask_cases() -> Iterator[Case]:
     datas: dict[str, tuple[str, Callable[[], bytes]]] = {
-        name: _odd_pictures()[name]
+        name: odd_pictures()[name]
         for name in (
             "empty", "noise", "1x1", "1x30000", "30000x40", "animated gif", "pages that loop",
             "claims 50000x50000", "claims 2^31 x 2^31", "gif claims 65535x65535", "bmp of ones",
@@ -858,7 +931,7 @@ def _mask_cases() -> Iterator[Case]:
     }  # fmt: skip
     for name in ("deep.png", "float.tif", "alpha.png", "a.gif", "cmyk.jpg"):
         for seed in (0, 1):
-            damaged = partial(_damaged_picture, name, seed)
+            damaged = partial(damaged_picture, name, seed)
             datas[f"{name}, damage {seed}"] = (name, damaged)
     for name, (file, data) in datas.items():
         yield Case(f"mask: {name}", "upsample", partial(_noise_mask, file, data))
@@ -940,6 +1013,7 @@ def all_cases() -> list[Case]:
         _weight_cases,
         _solution_cases,
         _start_cases,
+        _resume_cases,
         _name_cases,
         _mask_cases,
         _option_cases,
