@@ -195,10 +195,15 @@ def read_features(path: Path) -> dict[str, np.ndarray]:
     """What `save_features` wrote.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or cannot be read.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as file:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{printable(path)} cannot be read ({reason}); check it") from error
+    try:
+        with np.load(io.BytesIO(data)) as file:
             features = dict(file)
         if not features or not all(np.isfinite(f).all() and f.ndim == 2 for f in features.values()):
             raise ValueError("no rows of numbers")

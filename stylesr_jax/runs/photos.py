@@ -188,14 +188,16 @@ class PhotosJob(Job[PhotosPlan]):
 
     def is_finished(self, source: Source) -> bool:
         """Whether there is a whole result of the same photo and settings."""
+        report = _read_report(self._place(source))
+        if report is None or not _is_of(report, self.facts(source)):
+            return False
         try:
-            return self._is_finished(source)
-        except (AttributeError, LookupError, TypeError):  # a report that something else wrote
+            return self._says_whole(report, source)
+        except (AttributeError, LookupError, TypeError):  # something else has edited it
             return False
 
-    def _is_finished(self, source: Source) -> bool:
-        report = _read_report(self._place(source))
-        if report is None or not _is_of(report, self.facts(source)) or report["status"] != "ok":
+    def _says_whole(self, report: Mapping[str, Any], source: Source) -> bool:
+        if report["status"] != "ok":
             return False
         if "faces" in report:
             return self._has_all(source, report)
