@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from stylesr_jax.errors import UserError
+from stylesr_jax.runtime.files import open_file
 
 AGAIN = "download it again (python -m convert.fetch NAME continues broken downloads)"
 ZIP = b"PK\x03\x04"
@@ -83,7 +84,7 @@ def map_file(path: Path) -> memoryview:
         UserError: there is no such file, or it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if path.stat().st_size == 0:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from convert.raw import refuse_address
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, printable
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.mobile.heads import with_known_heads
 from stylesr_jax.generators.registry import config_from_dict
@@ -39,6 +39,21 @@ def generator_from_file(path: str | os.PathLike[str]) -> Generator:
         config=config.on_this_machine(),
     )
     return with_known_heads(generator)
+
+
+def notes_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """What its converter had to say of a generator's file, each a printable line.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format.
+    """
+    notes = weights.read_header(path).get("notes")
+    found = notes if isinstance(notes, list) else []
+    return tuple(printable(note) for note in dict.fromkeys(filter(_is_text, found)))
+
+
+def _is_text(note: object) -> bool:
+    return isinstance(note, str) and bool(note)
 
 
 def _converted(path: Path, folder: str, convert: Callable[[Path, Path], object]) -> Path:

@@ -10,6 +10,7 @@ from stylesr_jax.cli.console import Console
 from stylesr_jax.degradations import parse
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import find_pictures, read_mask
+from stylesr_jax.loading import notes_of
 from stylesr_jax.runs import cluster
 from stylesr_jax.runs.places import distinct
 from stylesr_jax.runs.plan import Shard, Variant, load_parts
@@ -35,6 +36,13 @@ def plan_fields(args: argparse.Namespace, variants: Sequence[Variant]) -> dict[s
         "noise_mask": read_mask(args.noise_mask) if args.noise_mask else None,
         **load_parts(variants, generator=args.generator, label=args.label, prior=args.prior),
     }
+
+
+def say_notes(weights_file: str | os.PathLike[str] | None, console: Console) -> None:
+    """Tell what the converter had to say of the generator's file."""
+    if weights_file is not None:
+        for note in notes_of(weights_file):
+            console.note(note)
 
 
 def say_nothing(*_: Any, **__: Any) -> None:

@@ -46,6 +46,14 @@ class Console:
         """A line of text."""
         self.say("line", text)
 
+    def note(self, text: str) -> None:
+        """What a user should know and no program reads: a line on standard error."""
+        with self._lock:
+            if self.quiet or self._reader_gone:
+                return
+            self.close()
+            print(f"note: {text}", file=sys.stderr, flush=True)
+
     def error(self, message: str, **values: Any) -> None:
         with self._lock:
             if self._reader_gone:

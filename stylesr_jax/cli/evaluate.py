@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, on_cluster, plan_fields, say_nothing
+from stylesr_jax.cli.common import (
+    images_named,
+    on_cluster,
+    plan_fields,
+    say_notes,
+    say_nothing,
+)
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import change
 from stylesr_jax.errors import UserError
@@ -16,7 +22,7 @@ from stylesr_jax.metrics.scorer import Sizes
 from stylesr_jax.runs.evaluation import EvaluationJob, EvaluationPlan, Say
 from stylesr_jax.runs.evaluation import run as run_plan
 from stylesr_jax.runs.plan import Variant, variant
-from stylesr_jax.runs.tables import write_report
+from stylesr_jax.runs.tables import reference_features, write_report
 from stylesr_jax.runs.worker import work
 from stylesr_jax.runtime.machine import describe_machine
 from stylesr_jax.runtime.storage import Url
@@ -36,6 +42,8 @@ def evaluate(
         UserError: OUT cannot be written or the plan contradicts itself.
         KeyboardInterrupt: Ctrl-C, after the report of what was finished is written.
     """
+    if plan.reference is not None and len(plan.images) > 1:
+        reference_features(plan)  # what is wrong with it is said before anything is searched for
     outcome = run_plan(plan, say=say, do=do)
     summary = write_report(plan, outcome)
     if outcome.interrupted:
@@ -47,6 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate as the options say; the exit code."""
     found, mistaken = images_named(args.images, console)
     plan = _plan(args, found[: args.limit])
+    say_notes(plan.weights_file, console)
     images = len(plan.part(plan.images))
     device = "a Ray cluster" if args.cluster else describe_machine()["device"]
     console.line(

@@ -276,6 +276,7 @@ def upsample_parser() -> argparse.ArgumentParser:
     add("--diversity", metavar="WEIGHT", help="push an image's solutions apart, e.g. 0.02")
     add(
         "--start",
+        type=file,
         metavar="NPZ[#K]",
         help="begin from saved styles: solution K of a solutions.npz, or W or W+ arrays (.npz, "
         ".npy) in the generator's own scale; solutions then differ by their noise",
@@ -387,7 +388,12 @@ def evaluate_parser() -> argparse.ArgumentParser:
     add("--frechet-size", type=whole(32, 4096), default=128, metavar="N", help="default 128 px")
     add("--reference", type=file, metavar="DIR|SHEET", help="pictures for the Fréchet distance")
     add("--reference-tile", type=whole(16, 4096), default=128, metavar="N", help="of a SHEET")
-    add("--inception", metavar="FILE|URL", help="Inception weights: only with them there is FID")
+    add(
+        "--inception",
+        type=file,
+        metavar="FILE|URL",
+        help="Inception weights: only with them there is FID",
+    )
     add("--figure-images", type=whole(1, 64), default=6, metavar="N", help="rows of the figure")
     _add_scale(parser)
     add("--quiet", action="store_true", help="print errors only")

@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.cli.common import images_named, on_cluster, plan_fields, say_nothing
+from stylesr_jax.cli.common import (
+    images_named,
+    on_cluster,
+    plan_fields,
+    say_notes,
+    say_nothing,
+)
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import ALIGNMENTS, change
 from stylesr_jax.errors import UserError
@@ -17,7 +23,7 @@ from stylesr_jax.images.files import write_image
 from stylesr_jax.images.kinds import printable
 from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.methods import method_named
-from stylesr_jax.methods.base import Value
+from stylesr_jax.methods.base import Method, Value
 from stylesr_jax.methods.levers import layer_range
 from stylesr_jax.runs import pace
 from stylesr_jax.runs.alignment import Alignment, read_points
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     make_ready(path_of(args.out), depth=2)
     with gc_paused():
         plan = _plan(args, photos, console)
+    say_notes(plan.weights_file, console)
     _announce(plan, console, device_line() if args.cluster is None else "a Ray cluster's")
     job = PhotosJob(plan, say=console.say, error=console.error)
     job.progress = partial(_show_progress, console, plan.solutions)
@@ -119,10 +126,12 @@ def _variant(args: argparse.Namespace, console: Console) -> Variant:
     return Variant(method.name, method, args.preset)
 
 
-def _check(args: argparse.Namespace, settings: Mapping[str, Value]) -> None:
+def _check(args: argparse.Namespace, method: Method) -> None:
     """Raise UserError for options that do not go together."""
-    if args.noise_mask is not None and not settings.get("noise_std"):
+    if args.noise_mask is not None and not method.settings.get("noise_std"):
         raise UserError("--noise-mask needs --noise-std, e.g. --noise-std 0.1")
+    if args.start is not None:
+        method.from_styles()
     if args.uncertainty and args.solutions < 2:
         raise UserError("a deviation over solutions needs two of them at least: --solutions 2")
 
@@ -143,7 +152,7 @@ def _alignment(args: argparse.Namespace, photos: Sequence[Path], console: Consol
 
 def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) -> PhotosPlan:
     variant = _variant(args, console)
-    _check(args, variant.settings)
+    _check(args, variant.method)
     alignment = _alignment(args, photos, console)
     fields = plan_fields(args, [variant])
     _check_layers(variant.settings, fields["generator"])
@@ -177,7 +186,9 @@ def _redraw(args: argparse.Namespace, console: Console) -> int:
     config = read_solutions(args.source).config
     if missing := REDRAWN_BY - config.keys():
         raise UserError(f"{args.source} does not say its {min(missing)}; search again")
-    generator = generator_from_file(_weights_of(config, args))
+    weights_file = _weights_of(config, args)
+    generator = generator_from_file(weights_file)
+    say_notes(weights_file, console)
     saved = read_solutions(args.source, generator)
     out = Path(args.out) if args.out else Path(args.source).parent
     for i, latents in enumerate(saved.latents):

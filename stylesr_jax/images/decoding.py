@@ -1,12 +1,14 @@
 """The bytes of an image file to a picture in sRGB, and what is to be said about the file."""
 
+import ctypes
 import hashlib
 import io
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -138,7 +140,22 @@ def decode(data: bytes, name: str, *, mosaics: bool = True) -> Picture:
     )
 
 
+@cache
+def _silence_libtiff() -> None:
+    """Have libtiff print nothing; what it cannot decode, Pillow raises.
+
+    Its handlers are asked for through Pillow's module, which is linked with it. Where they are not
+    found (Windows, or a Pillow without libtiff), nothing changes.
+    """
+    with suppress(OSError, AttributeError):
+        pillow = ctypes.CDLL(Image.core.__file__)
+        for setter in (pillow.TIFFSetErrorHandler, pillow.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
 def _open(data: bytes) -> Image.Image:
+    _silence_libtiff()
     is_png = data.startswith(png.SIGNATURE)
     return Image.open(io.BytesIO(png.without_metadata(data) if is_png else data))
 

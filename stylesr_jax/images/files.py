@@ -2,7 +2,6 @@
 
 import glob
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,11 +46,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         if isinstance(path, Url):
             _check_size(path.size(), shown)
             return path.read_bytes()
-        with open(path, "rb", opener=_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{shown}: a device or pipe, not an image; give a file")
-            _check_size(status.st_size, shown)
+        with files.open_file(path) as file:
+            _check_size(os.fstat(file.fileno()).st_size, shown)
             return file.read()
     except FileNotFoundError:
         raise UserError(f"{shown}: no such file; check the path") from None
@@ -69,11 +65,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def _check_size(size: int, shown: str) -> None:
     if size > MAX_BYTES:
         raise UserError(f"{shown}: over {MAX_BYTES >> 20} MB; save a smaller image")
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe nobody writes to is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_picture(path: str | os.PathLike[str], *, mosaics: bool = True) -> Picture:

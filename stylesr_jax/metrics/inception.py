@@ -236,7 +236,7 @@ def load_inception(path: str | os.PathLike[str]) -> Params:
     (pt_inception-2015-12-05-6726825d.pth). Raises UserError for missing files and other weights.
     """
     tree, header = weights.load(path)
-    shapes = {name: part["kernel"].shape for name, part in tree.items() if "kernel" in part}
-    if header.get("kind") != "inception" or shapes != kernel_shapes():
+    shapes = {n: {"kernel": shape, "bias": shape[-1:]} for n, shape in kernel_shapes().items()}
+    if header.get("kind") != "inception" or jax.tree.map(np.shape, tree) != shapes:
         raise UserError(f"{path} does not hold FID's Inception network")
     return jax.tree.map(lambda array: jnp.asarray(np.asarray(array), jnp.float32), tree)

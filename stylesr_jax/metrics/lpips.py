@@ -68,7 +68,7 @@ _LAYERS: dict[str, tuple[_Conv | _Pool, ...]] = {
         _Conv(256, tap=True),
     ),
 }
-_SMALLEST = {"vgg16": 16, "alexnet": 31}  # pixels of a side that leave something to compare
+SMALLEST = {"vgg16": 16, "alexnet": 31}  # pixels of a side that leave something to compare
 _FILES = {"vgg16": "lpips-vgg16.safetensors", "alexnet": "lpips-alexnet.safetensors"}
 
 # Below this many pixels a convolution is a matrix product of gathered columns: XLA's own is up to
@@ -165,9 +165,9 @@ def activations(
     pixels; raises UserError for smaller or other images.
     """
     _check_net(net)
-    if x.ndim != 3 or x.shape[-1] != 3 or min(x.shape[:2]) < _SMALLEST[net]:
+    if x.ndim != 3 or x.shape[-1] != 3 or min(x.shape[:2]) < SMALLEST[net]:
         raise UserError(
-            f"{net} takes images (height, width, 3) of at least {_SMALLEST[net]} pixels a side, "
+            f"{net} takes images (height, width, 3) of at least {SMALLEST[net]} pixels a side, "
             f"got {tuple(x.shape)}; enlarge smaller ones"
         )
     x = (x - jnp.asarray(_SHIFT, jnp.float32)) / jnp.asarray(_SCALE, jnp.float32)

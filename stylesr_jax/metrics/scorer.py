@@ -11,11 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from stylesr_jax.degradations import scaled_size
 from stylesr_jax.errors import UserError
 from stylesr_jax.metrics import image as metrics
 from stylesr_jax.metrics.image import at_shape, at_size
 from stylesr_jax.metrics.inception import inception_features
 from stylesr_jax.metrics.lpips import (
+    SMALLEST,
     Net,
     Params,
     embedding_distance,
@@ -62,6 +64,20 @@ class Sizes:
     score: int = 256
     niqe: int = 512
     frechet: int = 128
+
+    def refuse_narrow(self, shape: tuple[int, ...]) -> None:
+        """Check that a picture (height, width, ...) is wide enough to be compared.
+
+        Raises:
+            UserError: its shorter side leaves nothing that the feature networks see.
+        """
+        asked = (("--score-size", self.score, "alexnet"), ("--frechet-size", self.frechet, "vgg16"))
+        for option, size, net in asked:
+            if min(scaled_size(shape, size)) < SMALLEST[net]:
+                raise UserError(
+                    f"{shape[1]}x{shape[0]} px is too narrow to be compared at {size} px; leave "
+                    f"it out, or give a larger {option}"
+                )
 
 
 class Scorer:

@@ -21,6 +21,7 @@ from stylesr_jax.faces.align import (
 )
 from stylesr_jax.faces.detect import find_faces
 from stylesr_jax.runs.records import content_key
+from stylesr_jax.runtime.files import open_file
 
 Mode = Literal["auto", "on", "off"]
 Points = tuple[tuple[float, float], ...]  # (5, 2): eyes, nose, corners of the mouth
@@ -145,7 +146,7 @@ def read_points(path: str) -> dict[str, tuple[Points, ...]]:
     """
     shown = printable(path)
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise UserError(f"{shown}: over {MAX_BYTES >> 20} MB; give fewer photos at once")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stylesr_jax.errors import UserError, printable
+from stylesr_jax.runtime.files import open_file
 
 ROOM = 1 << 26  # bytes that the arrays of any archive may take
 MOST_UNPACKED = 64  # times an archive's own size that its arrays may take
@@ -24,6 +25,8 @@ def read_arrays(path: Path, advice: str) -> dict[str, np.ndarray]:
     shown = printable(path)
     try:
         return _read(path)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{shown}: no such file; {advice}") from None
     except Exception as error:  # NumPy and zipfile raise whatever they meet in a damaged file
@@ -32,7 +35,7 @@ def read_arrays(path: Path, advice: str) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as handle:
+    with open_file(path) as handle:
         if zipfile.is_zipfile(handle):
             _check_size(handle.seek(0, 2), zipfile.ZipFile(handle).infolist())
         handle.seek(0)

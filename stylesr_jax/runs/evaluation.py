@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 import threading
 import time
@@ -98,8 +99,8 @@ def prepare(plan: EvaluationPlan, path: Path) -> Subject:
     """Read and degrade one image.
 
     Raises:
-        UserError: the file is no image, is smaller than its low-resolution version, or the
-            degradation does not fit it.
+        UserError: the file is no image, is smaller than its low-resolution version or too
+            narrow to be scored, or the degradation does not fit it.
     """
     return _prepare(plan, *open_source(path))
 
@@ -114,6 +115,7 @@ def _prepare(plan: EvaluationPlan, source: Source, data: bytes) -> Subject:
             "give the high-resolution originals"
         )
     try:
+        plan.sizes.refuse_narrow(original.shape)
         observation, assumed = degrade_original(
             original,
             key_of(plan.seed, source.sha256),
@@ -190,9 +192,44 @@ def save_features(path: Path, features: Sequence[Mapping[str, np.ndarray]]) -> N
 
 
 def read_features(path: Path) -> dict[str, np.ndarray]:
-    """What `save_features` wrote."""
-    with np.load(io.BytesIO(path.read_bytes())) as file:
-        return dict(file)
+    """What `save_features` wrote.
+
+    Raises:
+        UserError: the file is damaged, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{printable(path)} cannot be read ({reason}); check it") from error
+    try:
+        with np.load(io.BytesIO(data)) as file:
+            features = dict(file)
+        if not features or not all(np.isfinite(f).all() and f.ndim == 2 for f in features.values()):
+            raise ValueError("no rows of numbers")
+    except Exception as error:  # NumPy and zipfile raise whatever they meet in a damaged file
+        raise damaged(path) from error
+    return features
+
+
+def damaged(path: Path) -> UserError:
+    """That a file which an earlier run left is of no use."""
+    return UserError(
+        f"{printable(path)} is damaged: remove it, and the same command makes it again"
+    )
+
+
+def _is_whole(row: Row, solutions: int) -> bool:
+    """Whether a row has scores of so many solutions, numbers or unknown; others may edit files."""
+    try:
+        scores = [one.get(name) for one in (row, *row["solutions"]) for name in MEASURES]
+        return len(row["solutions"]) == solutions and all(map(_is_score, scores))
+    except (AttributeError, LookupError, TypeError):
+        return False
+
+
+def _is_score(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
 
 
 # --- The run --------------------------------------------------------------------------------
@@ -335,10 +372,14 @@ class EvaluationJob(Job[EvaluationPlan]):
         pictures = [picture_path(plan, variant, source.name, i) for i in range(plan.solutions)]
         kept = [features_path(plan, variant.label, source.name), *pictures]
         row = self.finished.get(fingerprint(plan, source, variant))
+        if row is None or not _is_whole(row, plan.solutions):
+            return None
         return row if all(file.is_file() for file in kept) else None
 
     def _row_of_original(self, source: Source) -> Row | None:
         row = self.finished.get(self._fingerprint_of_original(source))
+        if row is None or not _is_whole(row, 1):
+            return None
         return row if features_path(self.plan, ORIGINAL, source.name).is_file() else None
 
     def _fingerprint_of_original(self, source: Source) -> str:

@@ -11,6 +11,7 @@ from stylesr_jax.images.kinds import printable
 from stylesr_jax.runs.arrays import WHOLE, read_arrays
 
 NAMES = ("ws", "w", "w_plus", "latent", "latents", "arr_0")  # of styles in an .npz, ours first
+DIGITS = 18  # of a solution's number that are read: no file holds so many
 LARGEST = 1e3  # of a style's numbers: those of published generators stay far below
 
 
@@ -24,17 +25,22 @@ def read_styles(text: str, generator: Generator) -> np.ndarray:
         UserError: there are no such styles, or not of this generator's shape.
     """
     path, index = _parsed(text)
-    styles = _as_stack(_read(path), path, generator)
-    if index >= len(styles):
-        raise UserError(f"{printable(text)}: the file holds {len(styles)}, counted from 0")
-    return styles[index]
+    stack = _as_stack(_read(path), path, generator)
+    if index >= len(stack):
+        raise UserError(f"{printable(text)}: the file holds {len(stack)}, counted from 0")
+    styles = stack[index].astype(np.float64)
+    if not np.abs(styles).max() < LARGEST:  # NaN neither
+        raise UserError(
+            f"{printable(path)}: styles are numbers below {LARGEST:g}, all of them finite"
+        )
+    return np.repeat(styles, generator.num_ws // len(styles), axis=0).astype(np.float32)
 
 
 def _parsed(text: str) -> tuple[Path, int]:
     """The file and the number of FILE#K; a file whose name has such an end is itself."""
     name, mark, number = text.rpartition("#")
     if mark and number.isdecimal() and not os.path.exists(text):
-        return Path(name), int(number)
+        return Path(name), int(number[:DIGITS])
     return Path(text), 0
 
 
@@ -51,22 +57,16 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _as_stack(array: np.ndarray, path: Path, generator: Generator) -> np.ndarray:
-    """W or W+ styles, one or several, as (n, num_ws, w_dim) float32."""
+    """W or W+ styles, one or several: (n, 1, w_dim) or (n, num_ws, w_dim)."""
     layers, width = generator.num_ws, generator.w_dim
     if array.dtype.kind not in "fiu":
         raise UserError(f"{printable(path)}: holds {array.dtype}, not numbers")
     fits = array.shape[-1:] == (width,) and array.size > 0
     if fits and array.ndim >= 2 and array.shape[-2] == layers:
-        stack = array.reshape(-1, layers, width)
-    elif fits and (array.ndim <= 2 or array.shape[-2] == 1):
-        stack = np.repeat(array.reshape(-1, 1, width), layers, axis=1)
-    else:
-        raise UserError(
-            f"{printable(path)}: an array {array.shape}, but {generator.name} takes W "
-            f"({width},) or W+ ({layers}, {width}), or several of them"
-        )
-    if not np.abs(stack).max() < LARGEST:  # NaN neither
-        raise UserError(
-            f"{printable(path)}: styles are numbers below {LARGEST:g}, all of them finite"
-        )
-    return stack.astype(np.float32)
+        return array.reshape(-1, layers, width)
+    if fits and (array.ndim <= 2 or array.shape[-2] == 1):
+        return array.reshape(-1, 1, width)
+    raise UserError(
+        f"{printable(path)}: an array {array.shape}, but {generator.name} takes W "
+        f"({width},) or W+ ({layers}, {width}), or several of them"
+    )

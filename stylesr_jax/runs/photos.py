@@ -189,11 +189,20 @@ class PhotosJob(Job[PhotosPlan]):
     def is_finished(self, source: Source) -> bool:
         """Whether there is a whole result of the same photo and settings."""
         report = _read_report(self._place(source))
-        if report is None or not _is_of(report, self.facts(source)) or report["status"] != "ok":
+        if report is None or not _is_of(report, self.facts(source)):
+            return False
+        try:
+            return self._says_whole(report, source)
+        except (AttributeError, LookupError, TypeError):  # something else has edited it
+            return False
+
+    def _says_whole(self, report: Mapping[str, Any], source: Source) -> bool:
+        if report["status"] != "ok":
             return False
         if "faces" in report:
             return self._has_all(source, report)
-        return len(report["solutions"]) == self.plan.solutions
+        named = [str(one["file"]) for one in report["solutions"]]
+        return len(named) == self.plan.solutions
 
     def _has_all(self, source: Source, report: Mapping[str, Any]) -> bool:
         """Whether a photo's report is of as many faces and enlarged photos as are wanted."""
@@ -457,7 +466,7 @@ class PhotosJob(Job[PhotosPlan]):
             else:
                 entry["seconds"] = report["seconds"]
                 entry["residual_l1"] = [one["residual_l1"] for one in report["solutions"]]
-        except KeyError:  # another run into the same folder is at it
+        except (LookupError, TypeError):  # another run into the same folder is at it
             entry["status"] = "unfinished"
         return entry
 
@@ -469,7 +478,7 @@ def _read_report(place: Place) -> dict[str, Any] | None:
     """The report of a place, or None if there is none that is whole."""
     try:
         report = json.loads(place.report.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return report if isinstance(report, dict) else None
 

@@ -24,9 +24,12 @@ def safe_stem(path: Path) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name that can be a file's with an ending, and is no other's; most stay as they are."""
-    cut = _cut(name)
-    if cut == name and name.strip("."):
+    """A name that can be a file's with an ending, is no other's and not hidden.
+
+    Most stay as they are.
+    """
+    cut = _cut(name.lstrip(".") or "image")
+    if cut == name:
         return name
     return f"{cut}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 

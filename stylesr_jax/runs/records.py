@@ -4,13 +4,14 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from stylesr_jax.errors import UserError, printable
 from stylesr_jax.runtime import files
 
 Row = dict[str, Any]
@@ -66,18 +67,31 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of a file; lines that are not whole are passed over."""
-    with suppress(FileNotFoundError):
-        return list(_parse_rows(path.read_bytes()))
-    return []
+    """The whole rows of a file; lines that are not whole are passed over.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{printable(path)} cannot be read ({reason}); move it away") from error
+    return [row for row in map(_parse_row, lines) if row is not None]
 
 
-def _parse_rows(text: bytes) -> Iterator[Row]:
-    for line in text.decode(errors="replace").splitlines():
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "fingerprint" in row:
-                yield row
+def _parse_row(text: str) -> Row | None:
+    with suppress(ValueError, RecursionError):
+        row = json.loads(text)
+        if isinstance(row, dict) and isinstance(row.get("fingerprint"), str):
+            return row
+    return None
+
+
+def _is_ok(row: Row) -> bool:
+    return row.get("status") == "ok"
 
 
 class Rows:
@@ -94,14 +108,15 @@ class Rows:
     def __init__(self, folder: Path, *, apart: bool = False) -> None:
         self.folder, self.apart = folder, apart
         self._path = folder / "rows.jsonl"
-        whole = (row for row in read_rows(self._path) if row["status"] == "ok")
-        self._finished = {row["fingerprint"]: row for row in whole}
+        self._finished = {row["fingerprint"]: row for row in read_rows(self._path) if _is_ok(row)}
 
     def get(self, fingerprint: str) -> Row | None:
         """The row of this fingerprint, or None if there is none that is whole."""
         if fingerprint not in self._finished:
             with suppress(OSError, ValueError):
-                self._finished[fingerprint] = json.loads(self._file(fingerprint).read_text())
+                row = _parse_row(self._file(fingerprint).read_text())
+                if row is not None and row["fingerprint"] == fingerprint and _is_ok(row):
+                    self._finished[fingerprint] = row
         return self._finished.get(fingerprint)
 
     def append(self, row: Row) -> Row:

@@ -14,6 +14,7 @@ import numpy as np
 from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import find_images, read_image, write_png
 from stylesr_jax.images.grid import draw_grid
+from stylesr_jax.images.kinds import printable
 from stylesr_jax.metrics.image import frechet_distance
 from stylesr_jax.metrics.scorer import FRECHET, MEASURES, mean_scores
 from stylesr_jax.runs.evaluation import (
@@ -21,6 +22,7 @@ from stylesr_jax.runs.evaluation import (
     EvaluationPlan,
     Example,
     Outcome,
+    damaged,
     example_of,
     features_path,
     picture_path,
@@ -58,7 +60,7 @@ def summarise(plan: EvaluationPlan, outcome: Outcome) -> dict[str, Any]:
         table[label] = entry
     facts = about(plan, len(complete))
     if plan.reference is not None and len(complete) > 1:
-        reference = _reference_features(plan)
+        reference = reference_features(plan)
         facts["reference_pictures"] = len(next(iter(reference.values())))
         for label, entry in table.items():
             entry |= _frechet(plan, label, complete, reference)
@@ -86,8 +88,12 @@ def _by_image(plan: EvaluationPlan, rows: Rows, names: Sequence[str]) -> dict[st
     return found
 
 
-def _reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
-    """Features (n, width) of the reference set, kept in OUT once computed."""
+def reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
+    """Features (n, width) of the reference set, kept in OUT once computed.
+
+    Raises:
+        UserError: there are no two pictures that can be read.
+    """
     assert plan.reference is not None
     is_sheet = plan.reference.is_file()
     pictures = [plan.reference] if is_sheet else find_images([str(plan.reference)])
@@ -109,7 +115,10 @@ def _reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
         tops = range(0, max(image.shape[0] - tile, 0) + 1, tile)
         lefts = range(0, max(image.shape[1] - tile, 0) + 1, tile)
         parts = [image[y : y + tile, x : x + tile] for y in tops for x in lefts]
-        features += [scorer.features(part) for part in parts]
+        try:
+            features += [scorer.features(part) for part in parts]
+        except UserError as error:
+            raise UserError(f"{printable(path)}: {error}") from error
     if len(features) < 2:
         raise UserError(f"--reference {plan.reference} holds a single picture; give more")
     save_features(saved, features)
@@ -122,8 +131,11 @@ def _frechet(
     """A label's Fréchet distances to the reference set."""
     parts: dict[str, list[np.ndarray]] = {kind: [] for kind in reference}
     for name in names:
-        features_of = read_features(features_path(plan, label, name))
+        path = features_path(plan, label, name)
+        features_of = read_features(path)
         for kind, found in parts.items():
+            if kind not in features_of or features_of[kind].shape[1] != reference[kind].shape[1]:
+                raise damaged(path)
             found.append(features_of[kind])
     features = {kind: np.concatenate(found) for kind, found in parts.items()}
     return {
@@ -167,12 +179,16 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
         "|---|---:|" + "---:|" * len(columns),
     ]
     for label in table:
+        name = printable(label).replace("|", "\\|")
         used = summary["about"]["variants"].get(label, {}).get("evaluations", "")
         cells = " | ".join(column.cell(label) for column in columns)
-        lines.append(f"| {label} | {used} | {cells} |")
+        lines.append(f"| {name} | {used} | {cells} |")
     text = "\n".join(lines) + "\n\n" + "\n\n".join(_notes(summary)) + "\n"
     if failed:
-        text += "\nFailed:\n\n" + "".join(f"- {i}, {k}: {m}\n" for i, k, m in failed)
+        text += "\nFailed:\n\n" + "".join(
+            f"- {printable(image)}, {printable(label)}: {message}\n"
+            for image, label, message in failed
+        )
     return text
 
 
@@ -296,6 +312,13 @@ def _draw_examples(plan: EvaluationPlan, outcome: Outcome) -> None:
         write_png(plan.out / "examples.png", draw_grid(grid))
 
 
+def _picture(path: Path) -> np.ndarray:
+    try:
+        return read_image(path)
+    except UserError as error:
+        raise damaged(path) from error
+
+
 def _any_variant(plan: EvaluationPlan, rows: Mapping[str, Row]) -> bool:
     return any(variant.label in rows for variant in plan.variants)
 
@@ -310,7 +333,7 @@ def _example_row(plan: EvaluationPlan, outcome: Outcome, path: Path) -> list[Any
             continue
         score = rows[variant.label]["solutions"][0]["lpips_vgg"]
         title = variant.label if score is None else f"{variant.label}  LPIPS {score:.3f}"
-        cells.append((title, read_image(picture_path(plan, variant, path.name, 0)), True))
+        cells.append((title, _picture(picture_path(plan, variant, path.name, 0)), True))
     return [*cells, (ORIGINAL, example.original, True)]
 
 
@@ -326,7 +349,7 @@ def _draw_solutions(plan: EvaluationPlan, outcome: Outcome) -> None:
     for variant in plan.variants:
         cells: list[Any] = [(f"{variant.label}: input", example.low, False)]
         for i, score in enumerate(outcome.rows[path.name][variant.label]["solutions"]):
-            picture = read_image(picture_path(plan, variant, path.name, i))
+            picture = _picture(picture_path(plan, variant, path.name, i))
             cells.append((f"{i}: low-res L1 {score['low_l1']:.3f}", picture, True))
         grid.append(cells)
     write_png(plan.out / "solutions.png", draw_grid(grid))

@@ -1,9 +1,11 @@
 """Files: written whole or not at all, hashed, and the user's cache folder."""
 
 import hashlib
+import io
 import os
 import platform
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, printable
 from stylesr_jax.runtime.background import in_background
 from stylesr_jax.runtime.storage import Url
 
@@ -22,6 +24,25 @@ _TEMPORARY = re.compile(r"\..*-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\w{8}(\
 _DAY = 86_400.0  # seconds after which nobody writes a file any more
 
 _hashing: dict[tuple[Any, ...], Future[str]] = {}  # by `_version`
+
+
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """A file that a user named, to be read; nothing is waited for at a pipe.
+
+    Raises:
+        UserError: it is a device, a pipe or a socket.
+        OSError: it cannot be opened.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115, the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{printable(path)}: a device or pipe; give a file")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe nobody writes to is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
@@ -142,7 +163,7 @@ def _version(path: str | os.PathLike[str]) -> tuple[Any, ...]:
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

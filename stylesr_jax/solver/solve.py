@@ -141,10 +141,10 @@ def solve(
     _check(method, generator, prior, perceptual, solutions, batch)
     degradation = degradation or default_degradation(observations[0])
     check_fit(degradation, observations[0], generator.resolution)
-    if not tuple(method.make_stages()):
-        return [_direct(method, o, generator, degradation, solutions) for o in observations]
     if start is not None:
         method = method.from_styles()
+    if not tuple(method.make_stages()):
+        return [_direct(method, o, generator, degradation, solutions) for o in observations]
     if method.diversity and solutions < 2:  # type: ignore[attr-defined]
         if not type(method)().diversity:  # type: ignore[attr-defined]
             raise UserError("diversity pushes solutions apart: it needs two of them at least")

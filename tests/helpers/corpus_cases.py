@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -45,12 +46,14 @@ class Files:
     Attributes:
         generator, prior: of the tiny generator.
         solutions: a solutions.npz of a search on it.
+        evaluation: a folder in which `evaluate` has run, results in "out".
         folder: where a case puts its own files; --out is "out" in there.
     """
 
     generator: Path
     prior: Path
     solutions: Path
+    evaluation: Path
     folder: Path
 
     @property
@@ -59,6 +62,14 @@ class Files:
         path = self.folder / "photo.png"
         if not path.exists():
             path.write_bytes(saved(smooth("RGB").resize((8, 8)), "PNG"))
+        return path
+
+    @property
+    def original(self) -> Path:
+        """A sound picture to degrade, made at the first use."""
+        path = self.folder / "original.png"
+        if not path.exists():
+            path.write_bytes(saved(smooth("RGB").resize((24, 24)), "PNG"))
         return path
 
 
@@ -70,7 +81,7 @@ class Case:
     """A command line that `arguments` makes, its files included.
 
     Attributes:
-        command: "upsample" or "convert".
+        command: "upsample", "evaluate" or "convert".
         ends: the exit codes that are right.
     """
 
@@ -91,23 +102,24 @@ def _upsample(
 
 
 @cache
-def _pictures() -> dict[str, bytes]:
+def sound_pictures() -> dict[str, bytes]:
     with TemporaryDirectory() as folder:
         return sound_files(Path(folder))
 
 
-def _file(files: Files, name: str, data: bytes) -> Path:
+def file_in(files: Files, name: str, data: bytes) -> Path:
+    """A case's own file."""
     path = files.folder / name
     path.write_bytes(data)
     return path
 
 
 def _picture(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    return _upsample(files, _file(files, name, data()), *BICUBIC)
+    return _upsample(files, file_in(files, name, data()), *BICUBIC)
 
 
-def _damaged_picture(name: str, seed: int) -> bytes:
-    data = _pictures()[name]
+def damaged_picture(name: str, seed: int) -> bytes:
+    data = sound_pictures()[name]
     damaged = with_damage(data, np.random.default_rng([seed, len(data)]))
     return with_right_checksums(damaged) if seed % 2 else damaged
 
@@ -142,7 +154,7 @@ def _app(number: int, body: bytes) -> bytes:
     return bytes((0xFF, 0xE0 + number)) + struct.pack(">H", len(body) + 2) + body
 
 
-def _odd_pictures() -> dict[str, tuple[str, Callable[[], bytes]]]:
+def odd_pictures() -> dict[str, tuple[str, Callable[[], bytes]]]:
     """Name -> a file's name and its bytes."""
     noise = np.random.default_rng(5)
     text = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0up\0\0" + bytes(4)
@@ -207,11 +219,11 @@ def _odd_pictures() -> dict[str, tuple[str, Callable[[], bytes]]]:
 
 
 def _picture_cases() -> Iterator[Case]:
-    for name, (file, data) in _odd_pictures().items():
+    for name, (file, data) in odd_pictures().items():
         yield Case(f"picture: {name}", "upsample", partial(_picture, file, data))
-    for name in _pictures():
+    for name in sound_pictures():
         for seed in SEEDS:
-            make = partial(_picture, name, partial(_damaged_picture, name, seed))
+            make = partial(_picture, name, partial(damaged_picture, name, seed))
             yield Case(f"picture: {name}, damage {seed}", "upsample", make)
 
 
@@ -245,12 +257,12 @@ def _weights() -> dict[str, bytes]:
 
 
 def _converted(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    source = _file(files, name, data())
+    source = file_in(files, name, data())
     return [source, "--out", files.folder / "out" / "converted.safetensors"]
 
 
 def _as_generator(name: str, data: Callable[[Files], bytes], files: Files) -> Arguments:
-    own = _file(files, name, data(files))
+    own = file_in(files, name, data(files))
     search = ("--method", "csgm", "--steps", "2", "--solutions", "1")
     return _upsample(files, files.photo, *search, generator=own)
 
@@ -345,7 +357,9 @@ TAMPERED: dict[str, Change] = {
 
 def _as_prior(data: Callable[[Files], bytes], files: Files) -> Arguments:
     search = ("--method", "rls", "--steps", "1", "--solutions", "1")
-    return _upsample(files, files.photo, *search, prior=_file(files, "p.safetensors", data(files)))
+    return _upsample(
+        files, files.photo, *search, prior=file_in(files, "p.safetensors", data(files))
+    )
 
 
 def _weight_cases() -> Iterator[Case]:
@@ -502,7 +516,7 @@ SOLUTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def _redrawn(data: Callable[[Files], bytes], files: Files) -> Arguments:
-    source = _file(files, "solutions.npz", data(files))
+    source = file_in(files, "solutions.npz", data(files))
     options = ("--generator", files.generator, "--out", files.folder / "out", "--quiet")
     return ["--from", source, *options]
 
@@ -547,7 +561,220 @@ def _solution_cases() -> Iterator[Case]:
         yield Case(f"npz: {name}", "upsample", partial(_redrawn, data))
 
 
+# --- Starts -----------------------------------------------------------------------------------
+
+LAYERS_OF_TINY, WIDTH_OF_TINY = 8, 16  # num_ws and w_dim of the tiny generator
+SAVED = ("a.npy", "a.npz", "projected_w.npz")
+
+
+def _started(start: str | Path, files: Files, method: str = "pulse") -> Arguments:
+    """A search of two steps from saved styles."""
+    search = ("--method", method, "--steps", "2", "--solutions", "1")
+    return _upsample(files, files.photo, *search, f"--start={os.fspath(start)}")
+
+
+def _from_file(
+    name: str, data: Callable[[Files], bytes], files: Files, suffix: str = ""
+) -> Arguments:
+    return _started(f"{file_in(files, name, data(files))}{suffix}", files)
+
+
+def _styles(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _changed_styles(change: Callable[[np.ndarray], Any]) -> np.ndarray:
+    return np.asarray(change(_styles(0, LAYERS_OF_TINY, WIDTH_OF_TINY)))
+
+
+def _saved_as(name: str, array: np.ndarray) -> bytes:
+    """The file of an array, of the kind that its name says."""
+    if name.endswith(".npy"):
+        return _npy(array)
+    return _npz({"w" if name == "projected_w.npz" else "latent": array})
+
+
+def _damaged_styles(name: str, seed: int) -> bytes:
+    data = _saved_as(name, _styles(seed, 1, LAYERS_OF_TINY, WIDTH_OF_TINY))
+    return with_damage(data, np.random.default_rng([seed, len(data)]))
+
+
+SOUND_STYLES: dict[str, tuple[int, ...]] = {
+    "W": (WIDTH_OF_TINY,),
+    "a W": (1, WIDTH_OF_TINY),
+    "three W": (3, WIDTH_OF_TINY),
+    "W of a projector": (1, 1, WIDTH_OF_TINY),
+    "W+": (LAYERS_OF_TINY, WIDTH_OF_TINY),
+    "three W+": (3, LAYERS_OF_TINY, WIDTH_OF_TINY),
+    "W+ of a projector": (1, LAYERS_OF_TINY, WIDTH_OF_TINY),
+}
+OTHER_TYPES: dict[str, Any] = {  # of the same numbers
+    "halves": np.float16, "doubles": np.float64, "long doubles": np.longdouble,
+    "big-endian": np.dtype(">f4"), "bytes": np.int8, "whole": np.int64,
+}  # fmt: skip
+WRONG_STYLES: dict[str, Callable[[np.ndarray], Any]] = {
+    "of a number": lambda a: a[0, 0],
+    "of nothing": lambda a: a[:0],
+    "of no width": lambda a: a[:, :0],
+    "of a number less": lambda a: a[:, 1:],
+    "of a layer less": lambda a: a[1:, :].reshape(1, LAYERS_OF_TINY - 1, WIDTH_OF_TINY),
+    "of ffhq's shape": lambda a: np.zeros((1, 18, 512), np.float32),
+    "transposed": lambda a: a.T,
+    "of 32 axes": lambda a: a.reshape((1,) * 30 + a.shape)[..., :3],
+    "of NaN": lambda a: np.full_like(a, np.nan),
+    "with one NaN": lambda a: np.where(np.arange(a.size).reshape(a.shape) == 7, np.nan, a),
+    "of infinities": lambda a: np.full_like(a, -np.inf),
+    "of huge numbers": lambda a: np.full_like(a, 3e38),
+    "of huge doubles": lambda a: np.full(a.shape, 1e300),
+    "of the least whole number": lambda a: np.full(a.shape, -(2**63)),
+    "of the most whole numbers": lambda a: np.full(a.shape, 2**64 - 1, np.uint64),
+    "of texts": lambda a: a.astype(str),
+    "of complex numbers": lambda a: a.astype(complex),
+    "of bits": lambda a: a > 0,
+    "of dates": lambda a: np.zeros(a.shape, "datetime64[s]"),
+    "of records": lambda a: np.zeros(a.shape, [("a", "f4"), ("b", "f4")]),
+}
+
+
+def _many_styles(files: Files) -> bytes:
+    """W of so many pictures that W+ of them all would not fit."""
+    return _npz({"w": np.zeros((2_000_000, WIDTH_OF_TINY), np.float16)})
+
+
+def _start_cases() -> Iterator[Case]:
+    def case(name: str, arguments: Callable[[Files], Arguments], *ends: int) -> Case:
+        return Case(f"start: {name}", "upsample", arguments, ends or (0, 2))
+
+    for name, shape in SOUND_STYLES.items():
+        for i, file in enumerate(SAVED):
+            data = partial(lambda file, shape, _: _saved_as(file, _styles(3, *shape)), file, shape)
+            yield case(f"{name} in {file}", partial(_from_file, file, data), 0)
+            if name.startswith("three"):
+                number, end = (("#2", 0), ("#3", 2), ("#1", 0))[i]
+                make = partial(_from_file, file, data, suffix=number)
+                yield case(f"{name} in {file}{number}", make, end)
+    for name, kind in OTHER_TYPES.items():
+        data = partial(lambda kind, _: _npy(_changed_styles(lambda a: a.astype(kind))), kind)
+        yield case(f"W+ of {name}", partial(_from_file, "a.npy", data), 0)
+    for name, change in WRONG_STYLES.items():
+        for file in SAVED[:2]:
+            data = partial(
+                lambda file, change, _: _saved_as(file, _changed_styles(change)), file, change
+            )
+            yield case(f"{file} {name}", partial(_from_file, file, data), 2)
+    for file in SAVED:
+        for seed in range(8):
+            data = partial(lambda file, seed, _: _damaged_styles(file, seed), file, seed)
+            yield case(f"{file}, damage {seed}", partial(_from_file, file, data))
+    for seed in range(6):
+        make = partial(_from_file, "solutions.npz", partial(_damaged_solutions, seed + 100))
+        yield case(f"solutions.npz, damage {seed}", make)
+    sound = partial(lambda files: files.solutions.read_bytes())
+    for suffix, end in {
+        "": 0, "#0": 0, "#00": 0, "#1": 2, "#999999999999": 2, "#" + "9" * 5000: 2, "#": 2,
+        "#-1": 2, "#x": 2, "#0#0": 2, "#²": 2, "#\u0660": 0, "# 0": 2, "#/": 2,
+    }.items():  # fmt: skip
+        make = partial(_from_file, "solutions.npz", sound, suffix=suffix)
+        yield case(f"solutions.npz{suffix[:20]}", make, end)
+    datas: dict[str, Callable[[Files], bytes]] = {
+        "empty": lambda _: b"",
+        "a picture": lambda _: saved(smooth("RGB"), "PNG"),
+        "text": lambda _: b"0.1 0.2 0.3\n",
+        "a pickle": lambda _: wf.dumps({"w": 1}),
+        "a checkpoint": lambda _: _weights()["rosinality.pt"],
+        "a generator": lambda files: files.generator.read_bytes(),
+        "objects": lambda _: _npz({"w": np.array([{}], object)}),
+        "another array": lambda _: _npz({"mean": np.zeros(16)}),
+        "no array": lambda _: _zip({}),
+        "a folder's name": lambda _: _zip({"w.npy/": b""}),
+        "a bomb": lambda _: _with_zeros({"w.npy": _npy(np.zeros(16))}),
+        "a huge claim": lambda _: _huge("99999999, 8, 16"),
+        "a huge claim in an archive": lambda _: _zip({"w.npy": _huge("99999999, 8, 16")}),
+        "a negative claim": lambda _: _huge("-1, 16"),
+        "a claim of 2^70": lambda _: _huge("1099511627776, 1073741824"),
+        "a claim of texts": lambda _: _huge("'16', 16"),
+        "a header cut off": lambda _: _npy(np.zeros(16))[:40],
+        "version 9": lambda _: b"\x93NUMPY\x09\0" + _npy(np.zeros(16))[8:],
+    }
+    for name, data in datas.items():
+        yield case(name, partial(_from_file, "a.npz", data), 2)
+    yield case("many W", partial(_from_file, "a.npz", _many_styles), 0)
+    for text in ("", "#0", "x" * 5000, "/", "/dev/zero", "/dev/null", "two\nlines", "none.npz",
+                 "http://example.org/a.npz", "~nobody/a.npy"):  # fmt: skip
+        yield case(f"name {text[:24]!r}", partial(_started, text), 2)
+    yield case("a loop", partial(_looping, "--start"), 2)
+    yield case("a pipe", partial(_pipe, "--start"), 2)
+    for method in ("bicubic", "csgm", "multimodal", "langevin", "ilo"):
+        end = 2 if method in ("bicubic", "csgm") else 0
+        yield case(f"with {method}", partial(_sound_start, method), end)
+
+
+def _sound_start(method: str, files: Files) -> Arguments:
+    return _started(files.solutions, files, method)
+
+
+# --- Resuming ---------------------------------------------------------------------------------
+
+
+def _resumed(change: Callable[[bytes], bytes], files: Files) -> Arguments:
+    """The search of `Files.solutions` again, where something has changed its report."""
+    folder = files.folder / "out" / "photo"
+    shutil.copytree(files.solutions.parent, folder)
+    report = folder / "report.json"
+    report.write_bytes(change(report.read_bytes()))
+    search = ("--method", "csgm", "--steps", "2", "--solutions", "1")
+    return _upsample(files, files.photo, *search, "--resume")
+
+
+def _entry_is(**values: Any) -> Callable[[bytes], bytes]:
+    """A report with other entries; those of ... are gone."""
+
+    def change(data: bytes) -> bytes:
+        report = {**json.loads(data), **values}
+        return json.dumps({name: v for name, v in report.items() if v is not ...}).encode()
+
+    return change
+
+
+REPORTS: dict[str, Callable[[bytes], bytes]] = {
+    "as it is": lambda data: data,
+    "empty": lambda _: b"",
+    "cut off": lambda data: data[:-9],
+    "not UTF-8": lambda data: b"\xff" + data,
+    "a list": lambda _: b"[1]",
+    "nested deeply": lambda _: b"[" * 100_000,
+    "of a huge number": lambda _: b"9" * 9000,
+    "of no status": _entry_is(status=...),
+    "of a list as status": _entry_is(status=[1]),
+    "of no solutions": _entry_is(solutions=...),
+    "of a number as solutions": _entry_is(solutions=3),
+    "of numbers as solutions": _entry_is(solutions=[3]),
+    "of empty solutions": _entry_is(solutions=[{}]),
+    "of faces": _entry_is(faces=[]),
+    "of a face": _entry_is(faces=[1], found=1),
+    "of a number as faces": _entry_is(faces=3, found=3),
+    "of text as faces": _entry_is(faces="a", found="b"),
+    "of no seconds": _entry_is(seconds=...),
+    "of no host": _entry_is(host=...),
+}
+
+
+def _resume_cases() -> Iterator[Case]:
+    for name, change in REPORTS.items():
+        yield Case(f"resume: a report {name}", "upsample", partial(_resumed, change), (0,))
+    for seed in range(6):
+        change = partial(lambda seed, data: with_damage(data, np.random.default_rng(seed)), seed)
+        yield Case(f"resume: damage {seed}", "upsample", partial(_resumed, change), (0,))
+
+
 # --- Names ------------------------------------------------------------------------------------
+
+
+def _pipe(option: str, files: Files) -> Arguments:
+    """A pipe to which nobody writes."""
+    pipe = files.folder / "pipe.json"
+    os.mkfifo(pipe)
+    return _with_file(option, pipe, files)
 
 
 def _named(name: str | bytes, files: Files) -> Arguments:
@@ -576,8 +803,17 @@ def _link_to_itself(files: Files) -> Arguments:
 def _looping(option: str, files: Files) -> Arguments:
     link = files.folder / "loop.png"
     link.symlink_to(link)
+    return _with_file(option, link, files)
+
+
+def _with_file(option: str, file: Path, files: Files) -> Arguments:
+    """A command that reads the file which the option names."""
+    if option == "--from":
+        return ["--from", file, "--out", files.folder / "out", "--quiet"]
+    methods = {"--prior": ("--method", "rls"), "--start": ("--method", "pulse")}
     extra = ("--noise-std", "0.1") if option == "--noise-mask" else ()
-    return [*_upsample(files, files.photo, *BICUBIC), *extra, option, link]
+    own = _upsample(files, files.photo, *methods.get(option, BICUBIC))
+    return [*own, *extra, option, file]
 
 
 def _fifo(files: Files) -> Arguments:
@@ -590,6 +826,11 @@ def _input(text: str, files: Files) -> Arguments:
 
 
 def _out_is(kind: str, files: Files) -> Arguments:
+    return out_is(kind, files, _upsample(files, files.photo, *BICUBIC))
+
+
+def out_is(kind: str, files: Files, arguments: Arguments) -> Arguments:
+    """A command whose results have no place."""
     out = files.folder / "place"
     if kind == "a file":
         out.write_bytes(b"")
@@ -597,7 +838,7 @@ def _out_is(kind: str, files: Files) -> Arguments:
         out.symlink_to(out)
     elif kind == "a dangling link":
         out.symlink_to(files.folder / "nowhere" / "deeper")
-    return [*_upsample(files, files.photo, *BICUBIC), "--out", _out_text(kind, out)]
+    return [*arguments, "--out", _out_text(kind, out)]
 
 
 def _out_text(kind: str, out: Path) -> str | Path:
@@ -617,6 +858,12 @@ def _from_is(text: str, files: Files) -> Arguments:
     return ["--from", text, "--out", files.folder / "out"]
 
 
+def _converted_pipe(files: Files) -> Arguments:
+    pipe = files.folder / "pipe.pkl"
+    os.mkfifo(pipe)
+    return _converts(str(pipe), "out/o.safetensors", files)
+
+
 def _converts(text: str, out: str, files: Files) -> Arguments:
     return [text, "--out", files.folder / out]
 
@@ -634,6 +881,9 @@ def _name_cases() -> Iterator[Case]:
     yield Case("name: a pipe", "upsample", _fifo, (2,))
     for option in ("--generator", "--noise-mask", "--from"):
         yield Case(f"name: {option} loops", "upsample", partial(_looping, option), (2,))
+    for option in ("--generator", "--prior", "--noise-mask", "--from", "--align"):
+        yield Case(f"name: {option} is a pipe", "upsample", partial(_pipe, option), (2,))
+    yield Case("name: convert a pipe", "convert", _converted_pipe, (2,))
     for text in (
         "", " ", "/dev/null", "/dev/zero", "/proc/self/mem", "FOLDER/none.png", "FOLDER/*.bmp",
         "FOLDER/**", "x" * 5000, "FOLDER/" + "a/" * 2000, "http://example.org/a.png", "[", "FOLDER",
@@ -657,13 +907,13 @@ def _name_cases() -> Iterator[Case]:
 
 
 def _noise_mask(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    mask = _file(files, f"mask-{name}", data())
+    mask = file_in(files, f"mask-{name}", data())
     options = ("--noise-std", "0.1", "--noise-mask", mask, "--steps", "2", "--method", "csgm")
     return _upsample(files, files.photo, "--solutions", "1", *options)
 
 
 def _hole(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
-    mask = _file(files, f"mask-{name}", data())
+    mask = file_in(files, f"mask-{name}", data())
     spec = f"bicubic(8)|mask({mask})"
     return _upsample(
         files, files.photo, *BICUBIC, "--degradation", spec, "--search-degradation", "truth"
@@ -672,7 +922,7 @@ def _hole(name: str, data: Callable[[], bytes], files: Files) -> Arguments:
 
 def _mask_cases() -> Iterator[Case]:
     datas: dict[str, tuple[str, Callable[[], bytes]]] = {
-        name: _odd_pictures()[name]
+        name: odd_pictures()[name]
         for name in (
             "empty", "noise", "1x1", "1x30000", "30000x40", "animated gif", "pages that loop",
             "claims 50000x50000", "claims 2^31 x 2^31", "gif claims 65535x65535", "bmp of ones",
@@ -681,7 +931,7 @@ def _mask_cases() -> Iterator[Case]:
     }  # fmt: skip
     for name in ("deep.png", "float.tif", "alpha.png", "a.gif", "cmyk.jpg"):
         for seed in (0, 1):
-            damaged = partial(_damaged_picture, name, seed)
+            damaged = partial(damaged_picture, name, seed)
             datas[f"{name}, damage {seed}"] = (name, damaged)
     for name, (file, data) in datas.items():
         yield Case(f"mask: {name}", "upsample", partial(_noise_mask, file, data))
@@ -762,6 +1012,8 @@ def all_cases() -> list[Case]:
         _picture_cases,
         _weight_cases,
         _solution_cases,
+        _start_cases,
+        _resume_cases,
         _name_cases,
         _mask_cases,
         _option_cases,

@@ -146,3 +146,14 @@ def test_wrong_endings_do_not_matter():
         ("a", saved(smooth("RGB"), "WEBP")),
     ):
         assert _read_or_refuse(data, name) is not None
+
+
+COMPRESSIONS = ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "group4", "packbits")
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_no_library_prints_lines_of_its_own(compression, capfd):
+    data = saved(smooth("1" if compression == "group4" else "RGB"), "TIFF", compression=compression)
+    for seed in range(24):
+        _read_or_refuse(with_damage(data, np.random.default_rng(seed)), "a.tif")
+    assert capfd.readouterr() == ("", "")

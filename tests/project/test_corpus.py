@@ -1,5 +1,6 @@
 """A corpus of hostile inputs: a right result, or one line and exit code 2, whatever is given."""
 
+import csv
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +19,19 @@ from PIL import Image
 
 from convert.stylegan2 import main as convert
 from corpus_cases import Case, Files, all_cases
+from corpus_evaluations import evaluate_cases, sound_evaluation
 from corpus_pictures import peak_kilobytes
+from stylesr_jax.evaluate import main as evaluate
 from stylesr_jax.runtime import weights
 from stylesr_jax.upsample import main as upsample
 from where import ROOT
 
-COMMANDS = {"upsample": upsample, "convert": convert}
+COMMANDS = {"upsample": upsample, "evaluate": evaluate, "convert": convert}
 HANGS = 240  # seconds after which a case counts as hanging, on any machine
 MAX_GROWTH = 1 << 20  # kB of memory, of one case
 SAMPLED = 14  # of so many cases one is in the fast part
 HEAVY = ("prior: ", "mask: 30000x40")  # these compile programs of their own
-CASES = all_cases()
+CASES = [*all_cases(), *evaluate_cases()]
 
 
 def _param(index: int, case: Case):
@@ -37,13 +41,17 @@ def _param(index: int, case: Case):
 
 @pytest.fixture(scope="module")
 def sound(tiny_files, tmp_path_factory):
-    """The tiny generator, its prior, and solutions that were searched on it."""
+    """Files of the tiny generator, of which only the folder is another for each case."""
     folder = tmp_path_factory.mktemp("sound")
-    files = Files(tiny_files["generator"], tiny_files["prior"], folder / "none", folder)
+    solutions, evaluation = folder / "out" / "photo" / "solutions.npz", folder / "evaluated"
+    files = Files(*map(tiny_files.get, ("generator", "prior")), solutions, evaluation, folder)
     own = ("--generator", str(files.generator), "--prior", str(files.prior), "--quiet")
     search = ("--method", "csgm", "--steps", "2", "--solutions", "1")
     assert upsample([str(files.photo), "--out", str(folder / "out"), *own, *search]) == 0
-    return folder / "out" / "photo" / "solutions.npz"
+    evaluation.mkdir()
+    arguments = sound_evaluation(replace(files, folder=evaluation))
+    assert evaluate(list(map(os.fspath, arguments))) == 0
+    return files
 
 
 @pytest.fixture(autouse=True)
@@ -86,18 +94,43 @@ def _run(command, arguments, capfd):
 
 
 def _errors(lines):
-    """The lines that say what is wrong.
-
-    Argparse shows how the command is used before its own, and libtiff prints lines by itself.
-    """
+    """The lines that say what is wrong; argparse shows how the command is used before its own."""
     said = [line for line in lines if re.match(r"error: |python -m \S+: error: ", line)]
-    others = [line for line in lines if re.match(r"usage: |  |note: |\S+\.tif: |JPEGLib: ", line)]
+    others = [line for line in lines if re.match(r"usage: |  |note: ", line)]
     assert len(said) + len(others) == len(lines), lines
     return said
 
 
 def _files_under(folder):
     return {path for path in folder.rglob("*") if not path.is_dir()}
+
+
+def _assert_evaluation(out, code, written):
+    """What was written is whole; the table says what failed, unless nothing was done."""
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                picture.load()
+        elif path.suffix == ".npz":
+            with np.load(path) as saved:
+                assert all(np.isfinite(saved[name]).all() for name in saved.files)
+    if code and out / "table.json" not in written:
+        parts = {path.relative_to(out).parts[0] for path in written}
+        assert parts <= {"features"}  # of a reference
+        return
+    report = json.loads((out / "table.json").read_text())
+    labels, images = report["about"]["variants"], report["images"]
+    failed = {one["image"] for one in report["failed"]}
+    assert code == (2 if failed else 0) or images  # else an input was no file
+    assert failed or images
+    for label in labels:
+        numbers = {entry["n"] for entry in report["table"][label].values()}
+        assert not numbers or max(numbers) == len(images)
+    with open(out / "rows.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    n_solutions = report["about"]["solutions"]
+    assert len(rows) >= len(images) * (1 + n_solutions * len(labels))
+    assert (out / "table.md").read_text(encoding="utf-8").startswith("| method |")
 
 
 def _assert_result(case, out):
@@ -115,12 +148,13 @@ def _assert_result(case, out):
     for path in out.glob("*/report.json"):
         report = json.loads(path.read_text())
         assert report["status"] == "ok" and len(report["solutions"]) >= 1
+        assert all((path.parent / one["file"]).is_file() for one in report["solutions"])
 
 
 @pytest.mark.parametrize("case", [_param(i, case) for i, case in enumerate(CASES)])
-def test_a_hostile_input(case, sound, tiny_files, tmp_path, monkeypatch, capfd):
+def test_a_hostile_input(case, sound, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    files = Files(tiny_files["generator"], tiny_files["prior"], sound, tmp_path)
+    files = replace(sound, folder=tmp_path)
     arguments = list(map(os.fsdecode, case.arguments(files)))
     before, peak = _files_under(tmp_path), _peak_from_now()
     code, lines = _run(case.command, arguments, capfd)
@@ -131,10 +165,13 @@ def test_a_hostile_input(case, sound, tiny_files, tmp_path, monkeypatch, capfd):
     assert peak_kilobytes() - peak < MAX_GROWTH
     written = _files_under(tmp_path) - before
     assert not [path for path in written if path.name.startswith(".")]
-    if code:
+    out = tmp_path / "out"
+    if case.command == "evaluate":
+        _assert_evaluation(out, code, written)
+    elif code:
         assert not written
     else:
-        _assert_result(case, tmp_path / "out")
+        _assert_result(case, out)
 
 
 # --- Killed runs ----------------------------------------------------------------------------

@@ -6,6 +6,12 @@ import sys
 
 import pytest
 
+from stylesr_jax.cli.options import (
+    evaluate_parser,
+    fit_heads_parser,
+    fit_prior_parser,
+    upsample_parser,
+)
 from where import ROOT
 
 
@@ -50,3 +56,26 @@ def test_no_option_is_guessed_from_its_beginning():
     assert len(parsers) > 5
     exact = "allow_abbrev=False"
     assert not [place for place, call in parsers if exact not in map(ast.unparse, call.keywords)]
+
+
+PLACES = ("FILE", "PATH", "DIR", "NPZ", "OUT", "PRIOR", "SHEET")  # in what an option's value is
+
+
+def _of_places(parser):
+    """The options whose values are paths."""
+    for action in parser._actions:
+        text = str(action.metavar or action.dest.upper())
+        if action.option_strings and action.nargs is None and any(p in text for p in PLACES):
+            yield action
+
+
+@pytest.mark.parametrize(
+    "parser", [upsample_parser, evaluate_parser, fit_heads_parser, fit_prior_parser]
+)
+def test_a_tilde_in_any_path_is_the_home_folder(parser, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/someone")
+    places = list(_of_places(parser()))
+    assert len(places) >= 2
+    for action in places:
+        read = action.type or str
+        assert str(read("~/a.json")) == "/home/of/someone/a.json", action.option_strings

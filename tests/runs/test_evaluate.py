@@ -29,6 +29,7 @@ from stylesr_jax.runs.evaluation import EvaluationPlan, prepare, run
 from stylesr_jax.runs.plan import variant
 from stylesr_jax.runs.records import append_row, read_rows
 from stylesr_jax.runs.tables import write_report
+from stylesr_jax.runtime import weights
 from stylesr_jax.solver.observation import key_of, place_on_canvas
 from stylesr_jax.solver.solve import solve
 from where import ROOT
@@ -271,6 +272,15 @@ def test_a_killed_run_goes_on_without_recomputing(tiny_files, folder, tmp_path):
     assert len({row["fingerprint"] for row in after}) == 6
 
 
+def test_what_the_converter_noted_is_said_once(call, tiny_files, tmp_path, capsys):
+    tensors, header = weights.load(tiny_files["generator"])
+    note = "fixed noise maps were drawn"
+    weights.save(tmp_path / "noted.safetensors", tensors, {**header, "notes": [note]})
+    assert call("--generator", tmp_path / "noted.safetensors", *FEW, "--limit", "1") == 0
+    found = capsys.readouterr()
+    assert found.err.splitlines() == [f"note: {note}"] and note not in found.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -416,6 +426,77 @@ def test_interruption_keeps_what_is_finished(tiny, tiny_prior, folder, tmp_path,
     assert outcome.interrupted and "rls" in outcome.rows["face0.png"]
     summary = write_report(plan, outcome)
     assert summary["images"] == ["face0.png"] and (tmp_path / "table.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.pop("status"),
+        lambda row: row.update(solutions=3),
+        lambda row: row.update(solutions=[]),
+        lambda row: row["solutions"][0].update(psnr="a"),
+        lambda row: row.update(fingerprint=[1]),
+    ],
+)
+def test_rows_that_something_else_wrote_are_made_again(call, tmp_path, capsys, change):
+    few = (*FEW, "--limit", "1")
+    assert call(*few) == 0
+    file = tmp_path / "out" / "rows.jsonl"
+    sound = read_rows(file)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        change(row)
+    file.write_text("[" * 100_000 + "\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    assert call(*few) == 0
+    assert "already done" not in capsys.readouterr().out
+    again = {row["label"]: row["solutions"] for row in read_rows(file)}
+    assert again["bicubic"][0]["psnr"] == sound[1]["solutions"][0]["psnr"]
+
+
+def test_a_kept_file_that_is_damaged_is_named(call, tmp_path, capsys, folder):
+    few = (*FEW, "--limit", "2", "--reference", folder)
+    assert call(*few) == 0
+    for pattern in ("images/bicubic/face0.png_0.png", "features/bicubic/face0.png.npz"):
+        file = tmp_path / "out" / pattern
+        before = file.read_bytes()
+        file.write_bytes(before[:60])
+        capsys.readouterr()
+        assert call(*few) == 2
+        assert capsys.readouterr().err == (
+            f"error: {file} is damaged: remove it, and the same command makes it again\n"
+        )
+        file.unlink()
+        assert call(*few) == 0
+        assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("pictures", [{}, {"a.png": b"no picture", "b.png": b"none"}])
+def test_a_reference_of_no_use_is_refused_before_the_search(call, tmp_path, capsys, pictures):
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    for name, data in pictures.items():
+        (reference / name).write_bytes(data)
+    assert call(*FEW, "--reference", reference) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_originals_too_narrow_to_be_scored_are_listed(call, folder, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    images = ("--images", tmp_path / "wide.png", folder / "face0.png")
+    assert call(*images, *FEW, "--score-size", "64", "--quiet") == 2
+    assert "wide.png: 60x12 px is too narrow to be compared at 64 px" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert json.loads((out / "table.json").read_text())["images"] == ["face0.png"]
+    assert {path.name for path in (out / "images" / "bicubic").iterdir()} == {"face0.png_0.png"}
+
+
+def test_labels_leave_the_table_a_table(call, tmp_path):
+    assert call("--methods", "a|b=bicubic,two\nlines=bicubic", "--limit", "1", "--quiet") == 0
+    lines = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()
+    assert lines[2].startswith("| a\\|b |") and lines[3].startswith("| two\\nlines |")
 
 
 def test_rows_survive_torn_lines(tmp_path):

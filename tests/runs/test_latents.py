@@ -1,5 +1,7 @@
 """Latents of files: our own, and those that other tools save."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,8 @@ def test_solutions_are_counted_from_0(tiny, wplus, tmp_path):
     np.testing.assert_array_equal(read_styles(f"{tmp_path}/solutions.npz#2", tiny), wplus[2])
     with pytest.raises(UserError, match="holds 3, counted from 0"):
         read_styles(f"{tmp_path}/solutions.npz#3", tiny)
+    with pytest.raises(UserError, match="holds 3, counted from 0"):
+        read_styles(f"{tmp_path}/solutions.npz#{'9' * 5000}", tiny)
 
 
 def test_arrays_of_other_tools(tiny, wplus, tmp_path):
@@ -54,6 +58,7 @@ def test_a_name_may_end_like_a_number(tiny, wplus, tmp_path):
         (np.full(16, np.nan, np.float32), "finite"),
         (np.full(16, np.inf, np.float32), "finite"),
         (np.full(16, 1e30), "numbers below"),
+        (np.full(16, -(2**63)), "numbers below"),  # which has no absolute value in its type
         (np.array(["text"] * 16), "not numbers"),
         (np.ones(16, np.complex64), "not numbers"),
     ],
@@ -87,6 +92,12 @@ def test_nothing_in_a_file_is_executed(tiny, tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}] * 16, dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="damaged, or no file of arrays"):
         read_styles(str(tmp_path / "a.npy"), tiny)
+
+
+def test_nobody_waits_at_a_pipe(tiny, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(UserError, match="a device or pipe"):
+        read_styles(str(tmp_path / "pipe.npz"), tiny)
 
 
 def test_missing_files_and_names_are_told(tiny, tmp_path):

@@ -43,7 +43,9 @@ def test_long_names_stay_apart():
     long = [f"{'x' * 250}{i}.png" for i in range(2)]
     short = [short_name(name) for name in long]
     assert len(set(short)) == 2 and all(len(name) < 220 for name in short)
-    assert short_name("face.png") == "face.png" and short_name("..") not in ("..", ".")
+    assert short_name("face.png") == "face.png"
+    hidden = [short_name(name) for name in (".", "..", "...png", "..png", ".png")]
+    assert len(set(hidden)) == 5 and not [name for name in hidden if name.startswith(".")]
 
 
 def test_a_file_counts_once_however_it_is_named(tmp_path, monkeypatch):
