@@ -131,6 +131,23 @@ def test_a_photo_without_a_face_ends_with_code_2_and_others_go_on(
     assert [entry["status"] for entry in entries] == ["ok", "failed"]
 
 
+@pytest.mark.parametrize("face", [(150.0, 130.0, 20.0, 0.0), (150.0, 130.0, 160.0, 180.0)])
+def test_a_face_that_is_tiny_or_upside_down_is_not_found_and_may_be_marked(
+    run, tmp_path, capsys, face
+):
+    photo_of((300, 260), face).save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    assert run(tmp_path / "photo.png", "--out", out, *FEW) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "photo.png: no face was found in it; turn it upright, mark the faces" in error
+    marked = {"photo.png": [face_at(*face).points.tolist()]}
+    (tmp_path / "points.json").write_text(json.dumps(marked))
+    points = ("--align", tmp_path / "points.json")
+    assert run(tmp_path / "photo.png", *points, "--out", out, *FEW) == 0
+    side = int(face[2])
+    assert report(out, "photo", "face_0", "report.json")["input_size"] == [side, side]
+
+
 def test_a_face_whose_search_breaks_does_not_stop_the_others(
     run, photo, tmp_path, looked, monkeypatch, capsys
 ):
