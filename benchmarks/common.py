@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, pip_install
 
 
 def _inner(equation: Any) -> Iterator[tuple[Any, int]]:
@@ -162,7 +162,7 @@ def load_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError("pictures need matplotlib: pip install 'stylesr-jax[plots]'") from error
+        raise UserError(f"pictures need matplotlib: {pip_install('matplotlib>=3.9')}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -17,7 +17,7 @@ import numpy as np
 from convert import ada_pytorch
 from convert.build import build, to_network
 from convert.mobilestylegan import bands_first
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, pip_install
 from stylesr_jax.generators.base import Generator
 
 ADA, MOBILE = "stylegan2-ada-pytorch", "MobileStyleGAN.pytorch"
@@ -90,7 +90,7 @@ def load_reference(path: Path, *, resolution: int, channel_base: int) -> Referen
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise UserError("install PyTorch to measure against it: pip install torch") from error
+        raise UserError(f"it is measured against PyTorch: {pip_install('torch')}") from error
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
     if kind == ADA:
         networks = _import(path, "training.networks")

@@ -1,6 +1,7 @@
 """The one exception that means: the user can mend this; and what commands make of it."""
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -18,6 +19,11 @@ class UserError(ValueError):
 def printable(text: str | os.PathLike[str]) -> str:
     """A name or another file's text in one line; what is not printable is escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(text))
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs packages where this process would find them."""
+    return printable(shlex.join([sys.executable or "python", "-m", "pip", "install", *packages]))
 
 
 def in_a_line(error: Exception) -> str:

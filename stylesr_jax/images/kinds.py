@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image, features
 
-from stylesr_jax.errors import UserError, printable
+from stylesr_jax.errors import UserError, pip_install, printable
 
 
 class Unreadable(NamedTuple):
@@ -16,8 +16,8 @@ class Unreadable(NamedTuple):
     advice: str
 
 
-_HEIC = Unreadable("HEIC", "pip install pillow-heif, or save it as JPEG")
-_AVIF = Unreadable("AVIF", "pip install --upgrade pillow, or save it as PNG")
+_HEIC = Unreadable("HEIC", f"save it as JPEG, or {pip_install('pillow-heif')}")
+_AVIF = Unreadable("AVIF", f"save it as PNG, or {pip_install('--upgrade', 'pillow')}")
 _RAW = Unreadable("raw camera data", "develop it to a TIFF, PNG or JPEG file")
 _VIDEO = Unreadable("video", "save a frame as PNG: ffmpeg -i VIDEO -frames:v 1 frame.png")
 _DRAWING = Unreadable("drawing or document", "export it as PNG")

@@ -10,18 +10,21 @@ import numpy as np
 
 from stylesr_jax.errors import UserError, printable
 from stylesr_jax.faces.align import (
+    LARGEST,
     SHOWN,
     SMALLEST,
     SQUARE,
     Face,
     ffhq_transform,
+    is_framed,
     observation_size,
     seen_fraction,
     taken_as_it_is,
 )
-from stylesr_jax.faces.detect import find_faces
+from stylesr_jax.faces.detect import MAX_PIXELS, find_faces
 from stylesr_jax.runs.records import content_key
 from stylesr_jax.runtime.files import open_file
+from stylesr_jax.solver.observation import reduced
 
 Mode = Literal["auto", "on", "off"]
 Points = tuple[tuple[float, float], ...]  # (5, 2): eyes, nose, corners of the mouth
@@ -32,6 +35,7 @@ REDUCED = 1.1  # how much larger than its observation a face is when this is sai
 # Distance of the eyes over that from eyes to mouth: about 1 from the front, and the cosine of the
 # angle by which a head is turned.
 PROFILE = 0.6
+UNFRAMED = "is not framed as the generator's faces are: leave out --align off"
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,29 @@ def notes_of_face(face: Face, image: np.ndarray) -> list[str]:
     return notes
 
 
-def note_of_shape(image: np.ndarray) -> list[str]:
-    """A warning of a picture (H, W, 3) that cannot be framed as FFHQ's are."""
+def note_of_frame(image: np.ndarray) -> list[str]:
+    """A warning of a picture (H, W, 3) in [-1, 1] that is not framed as FFHQ's are.
+
+    One of at most 256 px counts as framed unless it shows the whole crop of a face, as for "auto".
+    """
     height, width = image.shape[:2]
-    if abs(np.log(width / height)) <= SQUARE:
+    if abs(np.log(width / height)) > SQUARE:
+        return [f"{width}x{height} px {UNFRAMED}"]
+    if max(height, width) <= LOOKED_AT:
         return []
-    return [
-        f"{width}x{height} px is not framed as the generator's faces are: leave out --align off"
-    ]
+    large = max(height, width) > LARGEST
+    # A framed picture is quickly seen to be one; in others small faces are looked for.
+    looks = [reduced(image), image] if large else [image]
+    if height * width > MAX_PIXELS:
+        looks.pop()
+    found: list[Face] = []
+    for look in looks:
+        found = find_faces(look)
+        if taken_as_it_is(look, found) if look is image else is_framed(look, found):
+            return []
+    if not found:
+        return ["no face that fills it, as the generator's do, was found in it"]
+    return [f"the largest face in it {UNFRAMED}"]
 
 
 # --- points by hand -------------------------------------------------------------------------

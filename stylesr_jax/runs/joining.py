@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from stylesr_jax.errors import UserError, in_a_line, printable
+from stylesr_jax.errors import UserError, in_a_line, pip_install, printable
 
 AUTO = "auto"  # instead of an address
 CONNECT = 5.0  # s, until the port of an address is open
@@ -32,7 +32,7 @@ QUIET = {
 # Attempts of a second each; what the storage of the cluster's state answers is shown.
 TRIED = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_BACKEND_LOG_LEVEL": "warning"}
 AUTH_MODE = "RAY_AUTH_MODE"
-MISSING = "--cluster needs Ray: pip install 'stylesr-jax[cluster]', on every machine"
+MISSING = f"--cluster needs Ray on every machine: {pip_install('stylesr-jax[cluster]')}"
 _HERE = ("", AUTO, "local")  # in RAY_ADDRESS, no address either
 _PLACE = re.compile(r"\[?([^/\[\]]+)\]?:([0-9]+)")
 _TRY = """

@@ -22,7 +22,7 @@ from stylesr_jax.images.kinds import printable
 from stylesr_jax.metrics.image import scores
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.runs import pace
-from stylesr_jax.runs.alignment import Alignment, note_of_shape
+from stylesr_jax.runs.alignment import Alignment, note_of_frame
 from stylesr_jax.runs.folder import Format, Place, place_in, write_result
 from stylesr_jax.runs.pasting import Photo, paste, photo_of
 from stylesr_jax.runs.places import (
@@ -253,7 +253,7 @@ class PhotosJob(Job[PhotosPlan]):
 
     def _doubts(self, picture: Picture) -> list[str]:
         """What is to be said of a picture that is taken as it is."""
-        notes = note_of_shape(picture.pixels) if self.plan.alignment.mode == "off" else []
+        notes = note_of_frame(picture.pixels) if self.plan.alignment.mode == "off" else []
         if self.plan.paste_back:
             notes.append("taken as it is: there is no photo to put its solutions back into")
         return notes

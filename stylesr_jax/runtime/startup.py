@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, pip_install
 from stylesr_jax.runtime import files, program_cache
 
 # Searches are in 32 bits, and set aside by themselves what is not finite.
@@ -66,5 +66,5 @@ def check_device() -> None:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
             f"JAX finds no device for JAX_PLATFORMS={asked}; unset it to compute with what there "
-            "is, or install JAX for the device: pip install 'jax[cuda13]'"
+            f"is, or install JAX for the device: {pip_install('jax[cuda13]')}"
         ) from error

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any, TypeVar
 
-from stylesr_jax.errors import UserError, in_a_line
+from stylesr_jax.errors import UserError, in_a_line, pip_install
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
 _FILE = "file://"  # an address of a file of this machine
@@ -113,7 +113,7 @@ def _open(address: str) -> tuple[Any, str]:
         import fsspec.core
     except ImportError as error:
         raise UserError(
-            f"{address}: addresses need fsspec: pip install 'stylesr-jax[cluster]'"
+            f"{address}: addresses need fsspec: {pip_install('stylesr-jax[cluster]')}"
         ) from error
     try:  # what others have written must be seen: nothing is remembered
         return fsspec.core.url_to_fs(address, use_listings_cache=False)

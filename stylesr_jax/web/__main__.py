@@ -7,10 +7,10 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from stylesr_jax.errors import UserError, exit_code
+from stylesr_jax.errors import UserError, exit_code, pip_install
 from stylesr_jax.web.options import parse
 
-EXTRA = "pip install 'gradio>=6.31,<7', or this project with its extra: pip install '.[web]'"
+GRADIO = "gradio>=6.31,<7"  # as the extra `web` has it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
-        raise UserError(f"the page needs Gradio: {EXTRA}")
+        raise UserError(f"the page needs Gradio: {pip_install(GRADIO)}")
     with tempfile.TemporaryDirectory(prefix="stylesr-page-", ignore_cleanup_errors=True) as folder:
         # Gradio reads these when it is imported: where files go, and that it reports nothing.
         os.environ |= {

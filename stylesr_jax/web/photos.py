@@ -42,6 +42,7 @@ NO_FACE = (
     "no face was found: the picture is taken whole. If there is one, crop the photo so that the "
     "head fills a square"
 )
+UNFRAMED = "the picture is not framed as the generator's faces are: pick a face"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +114,11 @@ class Photo:
         parts = [f"{self.name}: {self.size[1]}x{self.size[0]} px, {count}", *self.notes]
         if self.transform(choice) is not None:
             parts += notes_of_face(self.faces[int(choice)], self.pixels)
-        elif max(self.size) > MAX_LOW and side is None:
-            parts.append(f"the picture is reduced to {MAX_LOW} px")
+        else:
+            if not self.whole:
+                parts.append(UNFRAMED)
+            if max(self.size) > MAX_LOW and side is None:
+                parts.append(f"the picture is reduced to {MAX_LOW} px")
         if side is not None:
             parts.append(f"shrunk to {side} px")
         return "; ".join(parts)

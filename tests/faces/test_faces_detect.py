@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from photos import background, paste
+from photos import background, half_hidden, paste
 from stylesr_jax.errors import UserError
 from stylesr_jax.faces import detect
 from stylesr_jax.faces.align import Transform, is_framed
@@ -120,6 +120,19 @@ def test_a_face_upside_down_is_not_taken_for_an_upright_one(portrait, monkeypatc
     assert find_faces(picture) == []
     monkeypatch.setattr(detect, "_right_way_up", lambda levels, faces: faces)
     assert len(find_faces(picture)) == 1  # so that the test would see it
+
+
+@pytest.mark.parametrize(
+    ("by", "most"), [("sunglasses", 0.04), ("mask", 0.04), ("hand", 0.04), ("half", 0.2)]
+)
+def test_a_half_hidden_face_is_found_and_framed_about_where_it_is(portrait_face, by, most):
+    canvas = background((300, 260))
+    transform = Transform(np.array([150.0, 130.0]), 200.0, 0.0)
+    paste(canvas, half_hidden(by), transform)
+    (face,) = find_faces(floats(canvas))
+    true = transform.to_photo(portrait_face.transform.corners / 384)
+    apart = np.linalg.norm(face.transform.corners - true, axis=1).mean()
+    assert apart < most * np.linalg.norm(true[1] - true[0])
 
 
 def test_images_of_other_shapes_are_refused():

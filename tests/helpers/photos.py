@@ -1,7 +1,7 @@
 """Photos for tests: square portraits laid on coloured noise, where they are known to be."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from stylesr_jax.faces.align import Face, Transform
 from where import PORTRAIT
@@ -10,6 +10,28 @@ from where import PORTRAIT
 def portrait() -> Image.Image:
     """The shipped portrait."""
     return Image.open(PORTRAIT).convert("RGB")
+
+
+def half_hidden(by: str) -> Image.Image:
+    """The shipped portrait with sunglasses, a mask, a hand before the mouth, or its left half."""
+    photo = portrait()
+    draw = ImageDraw.Draw(photo)
+    if by == "sunglasses":
+        draw.rounded_rectangle((120, 150, 190, 210), 18, (15, 15, 20))
+        draw.rounded_rectangle((205, 150, 275, 210), 18, (15, 15, 20))
+        draw.line((185, 170, 210, 170), (15, 15, 20), 8)
+    elif by == "mask":
+        edge = ((105, 225), (195, 210), (285, 225), (270, 320), (195, 355), (125, 320))
+        draw.polygon(edge, (150, 190, 220))
+    elif by == "hand":
+        for x in range(110, 246, 45):
+            draw.rounded_rectangle((x, 236, x + 40, 330), 18, (200, 155, 135))
+        draw.rounded_rectangle((105, 290, 295, 384), 30, (205, 160, 140))
+    elif by == "half":
+        draw.rectangle((0, 0, 192, 384), (60, 80, 70))
+    else:
+        raise ValueError(by)
+    return photo
 
 
 def background(size: tuple[int, int], seed: int = 0) -> Image.Image:

@@ -90,5 +90,8 @@ def test_the_reason_is_the_last_line(answers):
 
 def test_without_ray_its_package_is_asked_for(monkeypatch):
     monkeypatch.setattr(joining, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="--cluster needs Ray: pip install"), joined("auto"):
+    with (
+        pytest.raises(UserError, match="needs Ray on every machine"),
+        joined("auto"),
+    ):
         pass

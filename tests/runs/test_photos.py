@@ -14,6 +14,7 @@ from stylesr_jax.cli.options import evaluate_parser
 from stylesr_jax.images.files import read_image
 from stylesr_jax.runs import alignment, photos, worker
 from stylesr_jax.solver.solve import solve
+from where import PORTRAIT
 
 FEW = ("--method", "bicubic", "--solutions", "1")
 SEARCH = ("--method", "csgm", "--solutions", "1", "--steps", "6")
@@ -130,6 +131,23 @@ def test_a_photo_without_a_face_ends_with_code_2_and_others_go_on(
     assert [entry["status"] for entry in entries] == ["ok", "failed"]
 
 
+@pytest.mark.parametrize("face", [(150.0, 130.0, 20.0, 0.0), (150.0, 130.0, 160.0, 180.0)])
+def test_a_face_that_is_tiny_or_upside_down_is_not_found_and_may_be_marked(
+    run, tmp_path, capsys, face
+):
+    photo_of((300, 260), face).save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    assert run(tmp_path / "photo.png", "--out", out, *FEW) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "photo.png: no face was found in it; turn it upright, mark the faces" in error
+    marked = {"photo.png": [face_at(*face).points.tolist()]}
+    (tmp_path / "points.json").write_text(json.dumps(marked))
+    points = ("--align", tmp_path / "points.json")
+    assert run(tmp_path / "photo.png", *points, "--out", out, *FEW) == 0
+    side = int(face[2])
+    assert report(out, "photo", "face_0", "report.json")["input_size"] == [side, side]
+
+
 def test_a_face_whose_search_breaks_does_not_stop_the_others(
     run, photo, tmp_path, looked, monkeypatch, capsys
 ):
@@ -219,18 +237,50 @@ def test_align_on_aligns_framed_pictures_too(run, tmp_path, looked):
     assert folders(tmp_path / "out") == ["face", "face/face_0"]
 
 
-def test_align_off_looks_for_no_face_and_warns_of_pictures_that_are_not_square(
+def test_align_off_takes_pictures_whole_and_warns_of_those_that_are_not_square(
     run, photo, tmp_path, looked, capsys
 ):
     portrait().save(tmp_path / "face.png")
     options = ("--align", "off", "--out", tmp_path / "out", *FEW)
+    looked["faces"] = [face_at(128.0, 128.0, 247.0)]  # of the portrait at 256 px
     assert run(photo, tmp_path / "face.png", *options) == 0
-    assert looked["times"] == 0
     said = capsys.readouterr().out
     assert "photo.png: 300x200 px is not framed as the generator's faces are" in said
     assert "photo.png: reduced from 300x200 to 256x171 px" in said
     assert "face.png: 384x384" not in said
     assert report(tmp_path / "out", "photo", "report.json")["input_size"] == [256, 171]
+
+
+@pytest.mark.parametrize(
+    ("picture", "faces", "says"),
+    [
+        (photo_of((300, 300), LARGE), [face_at(*LARGE)], "the largest face in it is not framed"),
+        (photo_of((150, 150), LARGE), [face_at(*LARGE)], "the largest face in it is not framed"),
+        (background((300, 300)), [], "no face that fills it"),
+        (background((150, 150)), [], None),  # as auto: perhaps of too few pixels to be found
+        (portrait(), [face_at(128.0, 128.0, 247.0)], None),  # at 256 px
+        (portrait().resize((32, 32)), [face_at(16.0, 16.0, 10.0)], None),  # not looked at
+    ],
+)
+def test_align_off_warns_of_square_pictures_that_are_not_framed(
+    run, tmp_path, looked, capsys, picture, faces, says
+):
+    picture.save(tmp_path / "photo.png")
+    looked["faces"] = faces
+    out = tmp_path / "out"
+    assert run(tmp_path / "photo.png", "--align", "off", "--out", out, *FEW) == 0
+    said, notes = capsys.readouterr().out, report(out, "photo", "report.json")["notes"]
+    assert folders(out) == ["photo"]
+    warnings = [note for note in notes if "leave out --align off" in note or "no face" in note]
+    assert [note.startswith(says or "-") for note in warnings] == ([] if says is None else [True])
+    assert says is None or f"photo.png: {says}" in said
+
+
+def test_align_off_sees_that_a_portrait_is_framed_and_a_snapshot_is_not():
+    assert alignment.note_of_frame(read_image(PORTRAIT)) == []
+    snapshot = np.asarray(photo_of((700, 700), (150.0, 200.0, 80.0, 20.0)), np.float32)
+    (note,) = alignment.note_of_frame(snapshot / np.float32(127.5) - np.float32(1.0))
+    assert note.startswith("the largest face in it is not framed")
 
 
 def test_networks_are_not_loaded_unless_faces_are_looked_for(run, photo, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The command line of the page."""
 
+import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -27,7 +29,10 @@ def test_a_missing_extra_is_said(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install" in line and ".[web]" in line
+    how = shlex.split(line.removeprefix("error: the page needs Gradio: "))
+    assert how[:4] == [sys.executable, "-m", "pip", "install"]  # where this Python looks
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert how[4:] == project["optional-dependencies"]["web"]
 
 
 def test_it_listens_on_this_machine_alone_unless_told():

@@ -46,6 +46,12 @@ def test_a_face_in_a_photo_comes_first_at_the_size_that_it_has(wide):
     assert observe(wide, "0").image.shape == (side, side, 3)
 
 
+def test_a_photo_that_is_picked_whole_is_said_not_to_be_framed(wide):
+    assert photos.UNFRAMED in wide.description(WHOLE)
+    assert photos.UNFRAMED not in wide.description("0")
+    assert photos.UNFRAMED not in open_photo(*portrait()).description(WHOLE)
+
+
 def test_observations_are_shrunk_but_never_enlarged(wide):
     assert observe(wide, "0", 16).image.shape == (16, 16, 3)
     assert observe(wide, "0", 256).image.shape[0] == wide.largest("0") < 256
