@@ -176,6 +176,8 @@ def test_candidates_are_presets_with_changes():
     fast = METHODS["rls"].resolve("fast").settings
     assert name == "mine" and method.settings == {**fast, "lambda_w": 0.5}
     assert presets.parse_candidate("balanced:")[1].settings == METHODS["rls"]().settings
+    more = presets.parse_candidate("more:times=5")[1]
+    assert more.settings["activation_steps"] == 5 * METHODS["rls"]().activation_steps
     with pytest.raises(UserError, match="no setting"):
         presets.parse_candidate("mine:nothing=1")
 

@@ -64,9 +64,10 @@ def test_the_mesh_does_not_change_solutions(tiny_files, tmp_path, method, settin
     found = _solve_on_meshes(tiny_files, tmp_path / "found.npz", method, settings, devices)
     assert found["8"].shape == (6, 32, 32, 3)
     assert np.unique(np.round(found["8"], 3), axis=0).shape[0] == 6  # six different pictures
-    # The programs are compiled for different numbers of devices and round differently.
+    # The programs are compiled for different numbers of devices and round differently; Adam's first
+    # steps are as long where the gradient is next to nothing. A level of 8 bits is 0.008.
     for number in devices:
-        np.testing.assert_allclose(found[number], found["8"], atol=1e-4)
+        np.testing.assert_allclose(found[number], found["8"], atol=1e-3)
 
 
 @pytest.mark.slow

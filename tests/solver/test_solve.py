@@ -9,13 +9,17 @@ import pytest
 
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.errors import UserError
+from stylesr_jax.images.files import read_image
+from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import method_named
 from stylesr_jax.methods.view import Context, Start
+from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.runs.folder import read_solutions, save_solutions
 from stylesr_jax.solver import solve as solver
 from stylesr_jax.solver.observation import key_of, place_on_canvas
 from stylesr_jax.solver.rendering import add_correction, redraw
 from stylesr_jax.solver.solve import solve, upsample
+from where import PORTRAIT
 
 KEY = jax.random.key(7)
 pytestmark = pytest.mark.usefixtures("kept_programs")
@@ -88,6 +92,30 @@ def test_further_solutions_begin_from_the_nearest_of_their_tries(tiny, tiny_prio
     )
     # Small images say which is the nearest, and err a little.
     assert (many <= few * 1.02).all() and many.mean() < 0.95 * one.mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+@pytest.mark.parametrize("face", ["portrait", "drawn"])
+def test_more_steps_make_no_solution_worse(preset, face):
+    generator = load_generator()
+    if face == "portrait":
+        small = np.clip(np.asarray(Bicubic(size=32)(jnp.asarray(read_image(PORTRAIT)))), -1.0, 1.0)
+    else:
+        small = _target(generator, size=32)
+    method = method_named("rls").resolve(preset)
+    once, five_times = (
+        upsample(
+            small,
+            generator=generator,
+            prior=load_prior(generator),
+            method=method.with_budget(times * method.steps_in_all),
+            solutions=1,
+            key=jax.random.key(0),
+        ).solutions[0]
+        for times in (1, 5)
+    )
+    assert five_times.loss < 1.01 * once.loss
 
 
 def test_ctrl_c_before_a_further_search_keeps_earlier_solutions(
