@@ -164,7 +164,7 @@ class RLS(StyleSearch):
     step_fields = (*StyleSearch.step_fields, "activation_steps")
     presets: ClassVar = {
         "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 5, "activation_steps": 10},
-        "best": {"steps": 20, "activation_steps": 120},
+        "best": {"steps": 20, "activation_steps": 120, "activation_rate": 0.05},
         "diverse": {"spread": 1.0},  # starts further from the mean
         "paper": {**PAPER, "activation_steps": 0},
         # The ablations of the published method.
