@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import threading
 import time
@@ -71,7 +72,7 @@ class EvaluationPlan(Plan):
     @cached_property
     def inception_identity(self) -> str | None:
         """The address of the Inception weights, or a hash of their file."""
-        if self.inception is None or not Path(self.inception).is_file():
+        if self.inception is None or not os.path.isfile(self.inception):
             return self.inception
         return files.sha256(self.inception)
 
