@@ -77,13 +77,19 @@ class EvaluationPlan(Plan):
         return files.sha256(self.inception)
 
     @cached_property
-    def observed_size(self) -> int:
-        """Pixels of the longer side of the low-resolution version of a square original."""
+    def observed_size(self) -> int | None:
+        """Pixels of the longer side of the low-resolution version of a square original.
+
+        None for a degradation that does not fit square images.
+        """
         if self.degradation is None:
             return self.lr_size
         resolution = self.generator.resolution
         realised = self.degradation.realise(jax.random.key(0))
-        return max(output_shape(realised, (resolution, resolution, 3))[:2])
+        try:
+            return max(output_shape(realised, (resolution, resolution, 3))[:2])
+        except UserError:
+            return None
 
 
 # --- Data -----------------------------------------------------------------------------------
