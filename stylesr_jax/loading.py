@@ -123,6 +123,6 @@ def inception_path(source: str | os.PathLike[str]) -> Path:
 
     text = os.fspath(source)
     path = download_weights(text) if text.startswith(("http://", "https://")) else Path(text)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, too, for names that no file can have
         raise UserError(f"{path} does not exist; give pytorch-fid's .pth file or its address")
     return path if path.suffix == ".safetensors" else _converted(path, "features", convert_file)

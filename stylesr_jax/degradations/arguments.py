@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from stylesr_jax.degradations.resize import Size
 
+LARGEST = 4096  # px, of sizes, blurs and motions: four times the side of the largest generators
+
 
 class Argument(NamedTuple):
     """An argument of a degradation.

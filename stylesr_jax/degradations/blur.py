@@ -8,14 +8,14 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Key
 
-from stylesr_jax.degradations.arguments import Argument, number
+from stylesr_jax.degradations.arguments import LARGEST, Argument, number
 from stylesr_jax.degradations.base import Degradation, Separable
 from stylesr_jax.degradations.resize import reflect, taps_matrix
 from stylesr_jax.errors import UserError
 
 
 class GaussianBlur(Separable):
-    """Gaussian blur; sigma in pixels of the image it is applied to, more than 0.
+    """Gaussian blur; sigma in pixels of the image it is applied to, more than 0, up to LARGEST.
 
     Cut at 4 sigma, borders mirrored with the edge repeated, as scipy.ndimage.gaussian_filter.
     """
@@ -28,8 +28,10 @@ class GaussianBlur(Separable):
     sigma: float = struct.field(pytree_node=False)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.sigma < float("inf"):
-            raise UserError(f"blur: sigma must be a positive number of pixels, got {self.sigma}")
+        if not 0.0 < self.sigma <= LARGEST:
+            raise UserError(
+                f"blur: sigma must be a positive number of pixels up to {LARGEST}, got {self.sigma}"
+            )
 
     def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The matrices (height, height) and (width, width)."""
@@ -70,7 +72,7 @@ def _fast_length(n: int) -> int:
 
 
 class MotionBlur(Degradation):
-    """Blur along a straight line of `length` pixels, at least 1.
+    """Blur along a straight line of `length` pixels, from 1 to LARGEST.
 
     angle, in degrees anticlockwise from the x axis, is a leaf: images with different directions
     share one compiled search. None means a direction drawn for each image by `realise`; such a
@@ -89,8 +91,10 @@ class MotionBlur(Degradation):
     angle: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        if not 1.0 <= self.length < float("inf"):
-            raise UserError(f"motion: length must be at least 1 pixel, got {self.length}")
+        if not 1.0 <= self.length <= LARGEST:
+            raise UserError(
+                f"motion: length must be at least 1 pixel and at most {LARGEST}, got {self.length}"
+            )
 
     def __call__(self, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
         """A(x): (H, W, C) -> (H, W, C)."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from flax import struct
 
-from stylesr_jax.degradations.arguments import SIZES, Argument, flag
+from stylesr_jax.degradations.arguments import LARGEST, SIZES, Argument, flag
 from stylesr_jax.degradations.base import Separable
 from stylesr_jax.degradations.resize import Size, cubic_taps, resize_matrix, taps_matrix
 from stylesr_jax.errors import UserError
@@ -15,7 +15,7 @@ class DownSampler(Separable):
     """Down-sampling to a size or by a factor.
 
     size is the shorter side (the shape is kept) or (height, width); factor is whole and divides
-    both sides. Raises UserError for neither, both, or sizes below 1.
+    both sides. Raises UserError for neither, both, or sizes below 1 or over LARGEST.
     """
 
     arguments: ClassVar[tuple[Argument, ...]] = SIZES
@@ -28,9 +28,10 @@ class DownSampler(Separable):
         if (size is None) == (factor is None):
             raise UserError(f"{name} takes either a size or a factor, for example {name}(32)")
         numbers = [factor] if size is None else [size] if isinstance(size, int) else list(size)
-        if len(numbers) > 2 or not all(isinstance(n, int) and n >= 1 for n in numbers):
+        if len(numbers) > 2 or not all(isinstance(n, int) and 1 <= n <= LARGEST for n in numbers):
             raise UserError(
-                f"{name}: a size or factor is made of whole numbers from 1, got {numbers}"
+                f"{name}: a size or factor is made of whole numbers from 1 to {LARGEST}, "
+                f"got {', '.join(map(str, numbers))}"
             )
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:

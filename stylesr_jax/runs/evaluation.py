@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import threading
 import time
@@ -71,18 +72,24 @@ class EvaluationPlan(Plan):
     @cached_property
     def inception_identity(self) -> str | None:
         """The address of the Inception weights, or a hash of their file."""
-        if self.inception is None or not Path(self.inception).is_file():
+        if self.inception is None or not os.path.isfile(self.inception):
             return self.inception
         return files.sha256(self.inception)
 
     @cached_property
-    def observed_size(self) -> int:
-        """Pixels of the longer side of the low-resolution version of a square original."""
+    def observed_size(self) -> int | None:
+        """Pixels of the longer side of the low-resolution version of a square original.
+
+        None for a degradation that does not fit square images.
+        """
         if self.degradation is None:
             return self.lr_size
         resolution = self.generator.resolution
         realised = self.degradation.realise(jax.random.key(0))
-        return max(output_shape(realised, (resolution, resolution, 3))[:2])
+        try:
+            return max(output_shape(realised, (resolution, resolution, 3))[:2])
+        except UserError:
+            return None
 
 
 # --- Data -----------------------------------------------------------------------------------

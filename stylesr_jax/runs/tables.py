@@ -250,8 +250,9 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     """Paragraphs below the table."""
     facts, table = summary["about"], summary["table"]
     sizes = facts["sizes"]
+    size = "no size for all" if facts["lr_size"] is None else f"{facts['lr_size']} px"
     notes = [
-        f"{facts['images']} images, {facts['lr_size']} px -> {facts['resolution']} px, "
+        f"{facts['images']} images, {size} -> {facts['resolution']} px, "
         f"{facts['generator']}; inputs made by `{facts['degradation']}`, the search assumes "
         f"{'the same' if facts['search_degradation'] == 'truth' else 'plain bicubic'}; "
         f"{facts['solutions']} solution(s) for each image, seed {facts['seed']}.",

@@ -493,6 +493,17 @@ def test_originals_too_narrow_to_be_scored_are_listed(call, folder, tmp_path, ca
     assert {path.name for path in (out / "images" / "bicubic").iterdir()} == {"face0.png_0.png"}
 
 
+def test_a_degradation_that_fits_no_square_loses_no_table(call, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "tall.png")
+    Image.fromarray(np.full((32, 21), 255, np.uint8)).save(tmp_path / "hole.png")
+    spec = f"mask({tmp_path / 'hole.png'})|bicubic(8)"
+    options = ("--score-size", "64", "--frechet-size", "64", "--degradation", spec, "--quiet")
+    assert call(*FEW, *options, images=tmp_path / "tall.png") == 0
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["about"]["lr_size"] is None
+    assert "1 images, no size for all -> 32 px" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_labels_leave_the_table_a_table(call, tmp_path):
     assert call("--methods", "a|b=bicubic,two\nlines=bicubic", "--limit", "1", "--quiet") == 0
     lines = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()
