@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 
 import numpy as np
 import pytest
@@ -103,8 +104,9 @@ def _downloaded(page, button):
 def _solutions(page, generator):
     """What the npz that the page offers holds, and the pictures drawn from it."""
     saved = read_solutions(_downloaded(page, "#npz"), generator)
+    draw = partial(redraw, generator, block=saved.config["block"])
     pictures = [
-        add_correction(saved.observation.crop(redraw(generator, latents)), correction)
+        add_correction(saved.observation.crop(draw(latents)), correction)
         for latents, correction in zip(saved.latents, saved.corrections, strict=True)
     ]
     return saved, pictures
