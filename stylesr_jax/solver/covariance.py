@@ -49,8 +49,7 @@ class Covariance(PyTreeNode):
     Attributes:
         variance: of each value, a scalar or (h, w, 1).
         blocks: of a JPEG, the variances of the cosine coefficients of Y and of Cb and Cr, each
-            (rows, columns) of a block in pixels, (1, 1) where they are all alike; (Y,) for a grey
-            file, () for no JPEG.
+            (rows, columns) of a block in pixels; (Y,) for a grey file, () for no JPEG.
     """
 
     variance: Any = 0.0
@@ -82,11 +81,8 @@ class Covariance(PyTreeNode):
         return float(np.sqrt(white + sum(parts)))
 
     def mean(self) -> "Covariance":
-        """For an image that was resampled: white in Y, and white in Cb and Cr.
-
-        These stay apart, as a file's colours are much coarser than its luminance.
-        """
-        return self.replace(blocks=tuple(np.mean(block).reshape(1, 1) for block in self.blocks))
+        """The same without blocks, for an image that was resampled."""
+        return Covariance(variance=self.std**2) if self.blocks else self
 
     def unknown_where(self, known: np.ndarray) -> "Covariance":
         """With `UNKNOWN` variance where `known` (h, w, 1) in [0, 1] is 0."""
@@ -175,13 +171,11 @@ def of_picture(picture: Picture, pixels: np.ndarray) -> Covariance:
         if as_saved and tables.orientation == 1:
             return of_pixels(pixels, tables)
         noise = of_jpeg(tables).mean()
+        noise = noise.replace(variance=noise.variance / picture.block**2)
     elif picture.lossy:
-        noise = Covariance(variance=LOSSY**2)
-    seen, share = of_pixels(pixels), 1.0 / picture.block**2
-    return seen.replace(
-        variance=seen.variance + share * noise.variance,
-        blocks=tuple(share * block for block in noise.blocks),
-    )
+        noise = Covariance(variance=(LOSSY / picture.block) ** 2)
+    seen = of_pixels(pixels)
+    return seen.replace(variance=seen.variance + noise.variance)
 
 
 def of_degraded(degradation: Degradation, pixels: np.ndarray, *, told: bool) -> Covariance:
