@@ -124,14 +124,20 @@ class StyleSearch(Search):
         return self.replace(style_steps=0)
 
     def fitted(self, generator: Generator, side: int) -> Self:
-        """Without small images where the generator makes none."""
-        return self.replace(coarse=self.coarse and small_size(generator) is not None)
+        """Without small images, and with fewer steps in W, where the generator makes none."""
+        if small_size(generator) is not None:
+            return self
+        return self.replace(coarse=False, style_steps=min(self.style_steps, self.full_steps))
+
+    @property
+    def used_step_fields(self) -> tuple[str, ...]:
+        """All, or those of phases with full images."""
+        return tuple(name for name in self.step_fields if self.coarse or name != "coarse_steps")
 
     def make_stages(self) -> Iterator[Stage]:
         """Steps in W, then in the space that was chosen, at last with full images."""
         if self.style_steps:
-            steps = self.style_steps if self.coarse else min(self.style_steps, self.full_steps)
-            yield self.stage(steps, space="w", coarse=self.coarse)
+            yield self.stage(self.style_steps, space="w", coarse=self.coarse)
         if self.coarse and self.coarse_steps:
             yield self.stage(self.coarse_steps, space=self.space, coarse=True)
         yield self.stage(self.steps, space=self.space, coarse=False)

@@ -188,7 +188,7 @@ def test_means_of_candidates_stand_in_the_table():
         for name, value in (("a", 1.0), ("b", 5.0), ("a", 2.0))
     ]
     lines = presets.table(rows).splitlines()
-    assert lines[2:] == ["| a |" + " 1.5 |" * 8, "| b |" + " 5 |" * 8]
+    assert lines[2:] == ["| a |" + " 1.5 |" * 9, "| b |" + " 5 |" * 9]
 
 
 def test_summaries_and_plot(tmp_path):

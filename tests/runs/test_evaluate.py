@@ -344,7 +344,7 @@ def test_data_suffer_what_the_search_need_not_know(tiny, tiny_prior, folder, tmp
 
 
 def test_truth_that_does_not_fit_is_refused(tiny, tiny_prior, tmp_path):
-    Image.fromarray(np.zeros((20, 32, 3), np.uint8)).save(tmp_path / "wide.png")
+    Image.fromarray(np.zeros((40, 64, 3), np.uint8)).save(tmp_path / "wide.png")
     spec = parse("bicubic(8)")
     plan = _plan(tiny, tiny_prior, tmp_path, tmp_path, degradation=spec, truth=True)
     with pytest.raises(UserError, match="square images"):

@@ -86,7 +86,11 @@ def job(tiny, tmp_path):
 def _finish(job, source):
     place = job.plan.place_of(job.name(source))
     place.report.parent.mkdir(parents=True, exist_ok=True)
-    facts = {**job.facts(source), "status": "ok", "solutions": [{}] * job.plan.solutions}
+    facts = {
+        **job.facts(source),
+        "status": "ok",
+        "solutions": [{"file": "0.png"}] * job.plan.solutions,
+    }
     place.report.write_text(json.dumps(facts))
     return job.name(source)
 
