@@ -141,7 +141,6 @@ def solve(
     _check(method, generator, prior, perceptual, solutions, batch)
     degradation = degradation or default_degradation(observations[0])
     check_fit(degradation, observations[0], generator.resolution)
-    asked = method.settings
     if start is not None:
         method = method.from_styles()
     if not tuple(method.make_stages()):
@@ -154,7 +153,6 @@ def solve(
         batch, mesh = solutions, None
     search = _Search(
         method=method.fitted(generator, observations[0].target.shape[0]),
-        settings=asked,
         context=Context(generator, prior, degradation, perceptual),
         observations=observations,
         keys=keys,
@@ -194,7 +192,6 @@ class _Search(NamedTuple):
     """What all batches of a call share."""
 
     method: Any
-    settings: dict[str, Value]  # the method's, before they were fitted to generator and input
     context: Context
     observations: Sequence[Observation]
     keys: Sequence[Array]
@@ -231,7 +228,7 @@ def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
             observation=search.observations[i],
             solutions=_in_order(search.method, found[i]),
             method=search.method.name,
-            settings=search.settings,
+            settings=search.method.settings,
             seconds=seconds[i],
             interrupted=i in cut,
         )

@@ -345,8 +345,8 @@ def test_data_suffer_what_the_search_need_not_know(tiny, tiny_prior, folder, tmp
 
 def test_truth_that_does_not_fit_is_refused(tiny, tiny_prior, tmp_path):
     Image.fromarray(np.zeros((40, 64, 3), np.uint8)).save(tmp_path / "wide.png")
-    spec = parse("bicubic(8)")
-    plan = _plan(tiny, tiny_prior, tmp_path, tmp_path, degradation=spec, truth=True)
+    options = {"degradation": parse("bicubic(8)"), "truth": True, "sizes": Sizes(64, 64, 64)}
+    plan = _plan(tiny, tiny_prior, tmp_path, tmp_path, **options)
     with pytest.raises(UserError, match="square images"):
         prepare(plan, tmp_path / "wide.png")
 
