@@ -305,23 +305,25 @@ def render(
     if latents.synthesis is not None:
         params = {**generator.params, "synthesis": latents.synthesis}
         generator = generator.replace(params=params)  # type: ignore[attr-defined]
-    start = None
-    if latents.activation is not None:
-        start = (block, jax.tree.map(lambda x: x[None], latents.activation))
+    start = _entry(latents, block)
     return generator.synthesise(latents.ws[None], latents.noise, start=start, stop=stop)[0]
 
 
 def activation_entering(
     generator: Generator, latents: Latents, *, block: int, before: int = 0
 ) -> Any:
-    """What enters a block: computed from the input, or from `latents.activation` that enters an
-    earlier one."""
+    """The activation of one image that enters `block`, from latents whose own enters `before`."""
     maps = generator.stored_noise if latents.noise is None else latents.noise
-    start = None
-    if latents.activation is not None:
-        start = (before, jax.tree.map(lambda x: x[None], latents.activation))
+    start = _entry(latents, before)
     entering = generator.features(latents.ws[None], maps, block=block, start=start)
     return jax.tree.map(lambda x: x[0], entering)
+
+
+def _entry(latents: Latents, block: int) -> tuple[int, Any] | None:
+    """Where synthesis begins, for a generator: at latents' activation, or, None, at its input."""
+    if latents.activation is None:
+        return None
+    return block, jax.tree.map(lambda x: x[None], latents.activation)
 
 
 def small_size(generator: Generator) -> int | None:

@@ -33,8 +33,8 @@ class Langevin(StyleSearch):
     step_fields = (*StyleSearch.step_fields, "chain_steps")
     draws = True
     presets: ClassVar = {
-        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 10, "chain_steps": 50},
-        "best": {"style_steps": 200, "coarse_steps": 300, "steps": 200, "chain_steps": 500},
+        "fast": {**StyleSearch.presets["fast"], "chain_steps": 50},
+        "best": {**StyleSearch.presets["best"], "chain_steps": 500},
         # Nothing was published; RLS's published weights in coordinates that can be sampled.
         "paper": {name: PAPER[name] for name in ("lambda_w", "lambda_g", "lambda_c", "fidelity")},
     }

@@ -79,6 +79,10 @@ class StyleSearch(Search):
 
     step_fields = ("style_steps", "coarse_steps", "steps")
     needs_prior = True
+    presets: ClassVar = {
+        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 10},
+        "best": {"style_steps": 200, "coarse_steps": 300, "steps": 200},
+    }
 
     coarse: bool = static(True)  # phases with small images, if the generator makes them
     style_steps: int = 150  # in W, from where each layer has a style of its own
@@ -161,6 +165,9 @@ class StyleSearch(Search):
         )
 
 
+STYLES_ALONE: Mapping[str, Value] = {**PAPER, "activation_steps": 0}
+
+
 class RLS(StyleSearch):
     """Regularised latent search (Gheisari & Genovesio 2022)."""
 
@@ -172,12 +179,12 @@ class RLS(StyleSearch):
         "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 5, "activation_steps": 10},
         "best": {"steps": 20, "activation_steps": 120, "activation_rate": 0.05},
         "diverse": {"spread": 1.0},  # starts further from the mean
-        "paper": {**PAPER, "activation_steps": 0},
+        "paper": STYLES_ALONE,
         # The ablations of the published method.
-        "paper-no-gauss": {**PAPER, "activation_steps": 0, "lambda_g": 0.0},
-        "paper-no-prior": {**PAPER, "activation_steps": 0, "lambda_w": 0.0},
-        "paper-no-cross": {**PAPER, "activation_steps": 0, "lambda_c": 0.0},
-        "paper-w": {**PAPER, "activation_steps": 0, "space": "w"},
+        "paper-no-gauss": {**STYLES_ALONE, "lambda_g": 0.0},
+        "paper-no-prior": {**STYLES_ALONE, "lambda_w": 0.0},
+        "paper-no-cross": {**STYLES_ALONE, "lambda_c": 0.0},
+        "paper-w": {**STYLES_ALONE, "space": "w"},
     }
 
     steps: int = 5
@@ -195,13 +202,10 @@ class RLS(StyleSearch):
         """With a block that the generator has."""
         sizes = generator.config.block_resolutions
         half = sum(size <= min(side // 2, LARGEST_ACTIVATION) for size in sizes)
-        return (
-            super()
-            .fitted(generator, side)
-            .replace(
-                activation_block=min(self.activation_block or max(half, 1), len(sizes) - 1),
-                activation_steps=self.activation_steps if len(sizes) > 1 else 0,
-            )
+        fitted = super().fitted(generator, side)
+        return fitted.replace(
+            activation_block=min(self.activation_block or max(half, 1), len(sizes) - 1),
+            activation_steps=self.activation_steps if len(sizes) > 1 else 0,
         )
 
     def make_stages(self) -> Iterator[Stage]:

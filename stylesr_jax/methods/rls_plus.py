@@ -27,8 +27,8 @@ class RLSPlus(StyleSearch):
     source = "Gheisari & Genovesio, arXiv 2311.16923 (RLS+)"
     step_fields = (*StyleSearch.step_fields, "weights_steps")
     presets: ClassVar = {
-        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 10, "weights_steps": 25},
-        "best": {"style_steps": 200, "coarse_steps": 300, "steps": 200, "weights_steps": 100},
+        "fast": {**StyleSearch.presets["fast"], "weights_steps": 25},
+        "best": {**StyleSearch.presets["best"], "weights_steps": 100},
         "paper": PAPER,
     }
 

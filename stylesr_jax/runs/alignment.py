@@ -136,15 +136,15 @@ def note_of_frame(image: np.ndarray) -> list[str]:
         return [f"{width}x{height} px {UNFRAMED}"]
     if max(height, width) <= LOOKED_AT:
         return []
-    large = max(height, width) > LARGEST
-    # A framed picture is quickly seen to be one; in others small faces are looked for.
-    looks = [reduced(image), image] if large else [image]
-    if height * width > MAX_PIXELS:
-        looks.pop()
     found: list[Face] = []
-    for look in looks:
-        found = find_faces(look)
-        if taken_as_it_is(look, found) if look is image else is_framed(look, found):
+    if max(height, width) > LARGEST:  # a framed picture is quickly seen to be one
+        small = reduced(image)
+        found = find_faces(small)
+        if is_framed(small, found):
+            return []
+    if height * width <= MAX_PIXELS:  # small faces are looked for
+        found = find_faces(image)
+        if taken_as_it_is(image, found):
             return []
     if not found:
         return ["no face that fills it, as the generator's do, was found in it"]

@@ -503,7 +503,11 @@ def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, A
         "input": str(subject.path),
         "notes": list(subject.notes),
         "input_size": list(result.observation.image.shape[1::-1]),
-        "fitted_settings": dict(result.settings.items() - plan.variant.settings.items()),
+        "fitted_settings": {
+            name: value
+            for name, value in result.settings.items()
+            if value != plan.variant.settings[name]
+        },
         "preset": plan.variant.preset,
         "generator": plan.generator.name,
         "device": device_line(),
