@@ -307,6 +307,7 @@ def search(
     steps: int,
     chunk: int = 10,
     mesh: Mesh | None = None,
+    begin: Callable[..., SearchState] = begin,
     advance: Callable[..., tuple[SearchState, Terms]] = advance,
     on_progress: Progress | None = None,
     on_state: Callable[[SearchState], None] | None = None,
@@ -323,7 +324,7 @@ def search(
         chunk: steps per compiled call, between which progress is reported.
         mesh: devices to spread the starts over, along its axis "starts"; B is a multiple of
             their number, and no tied problem may be spread.
-        advance: `advance`, perhaps kept compiled in another way.
+        begin, advance: the functions of these names, perhaps kept compiled in another way.
         on_progress: called after each chunk.
         on_state: the same, with where the search stands.
 

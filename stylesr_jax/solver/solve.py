@@ -49,6 +49,7 @@ Progress = Callable[[int, int, int, int, dict[str, float]], None]
 Preview = Callable[[int, int, Callable[[], np.ndarray]], None]
 
 _latents = jax.jit(lambda stage, *args: stage.latents(*args))
+_begin = kept_jit(engine.begin)
 _advance = kept_jit(engine.advance, static_argnames=("length", "mesh"))
 
 
@@ -309,6 +310,7 @@ def _solve_batch(search: _Search, jobs: Sequence[_Job], count: int) -> tuple[lis
             keys=keys,
             chunk=search.chunk,
             mesh=search.mesh,
+            begin=_begin,
             advance=_advance,
         )
         if number and stages[number - 1].coarse and not stage.coarse:
