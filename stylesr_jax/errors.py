@@ -37,6 +37,11 @@ def print_error(message: str) -> None:
     print(f"error: {printable(message)}", file=sys.stderr, flush=True)
 
 
+def print_note(text: str) -> None:
+    """A line on stderr of what a user should know though nothing is wrong."""
+    print(f"note: {printable(text)}", file=sys.stderr, flush=True)
+
+
 def stop_printing() -> None:
     """Let what is still to be printed go nowhere: nobody reads standard output any more."""
     with suppress(OSError, ValueError):

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stylesr_jax.errors import READER_GONE, exit_code, print_error, stop_printing
+from stylesr_jax.errors import READER_GONE, exit_code, print_error, print_note, stop_printing
 from stylesr_jax.runs.records import finite
 
 
@@ -52,7 +52,7 @@ class Console:
             if self.quiet or self._reader_gone:
                 return
             self.close()
-            print(f"note: {text}", file=sys.stderr, flush=True)
+            print_note(text)
 
     def error(self, message: str, **values: Any) -> None:
         with self._lock:

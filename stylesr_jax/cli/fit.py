@@ -10,10 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from stylesr_jax.cli.common import say_notes
+from stylesr_jax.cli.console import Console
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.heads import heads_folder, save_heads, synthesis_sha256
 from stylesr_jax.generators.mobile.network import MobileConfig
-from stylesr_jax.loading import load_generator
+from stylesr_jax.loading import generator_from_file, generator_path
 from stylesr_jax.priors import flow
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.fit import Progress, fit
@@ -57,7 +59,8 @@ def fit_prior(options: argparse.Namespace) -> Path:
         UserError: the options do not fit the generator, or a file cannot be read or written.
     """
     configure()
-    generator = load_generator(options.generator)
+    weights_file = generator_path(options.generator)
+    generator = generator_from_file(weights_file)
     key = jax.random.key(options.seed)
     class_key, fit_key, figure_key = jax.random.split(key, 3)
     radial_key = jax.random.fold_in(key, 3)
@@ -91,6 +94,7 @@ def fit_prior(options: argparse.Namespace) -> Path:
     if options.start is not None:
         start = flow.without_radial(flow.load_prior(generator, options.start))
         flow_config = dataclasses.replace(flow_config, floor=start.config.floor)
+    say_notes(weights_file, Console(quiet=options.quiet))
     begin = time.monotonic()
     try:
         exact = fit(
@@ -143,7 +147,8 @@ def fit_heads(options: argparse.Namespace) -> Path:
         UserError: the generator needs none, or the options make no sense.
     """
     configure()
-    generator = load_generator(options.generator)
+    weights_file = generator_path(options.generator)
+    generator = generator_from_file(weights_file)
     if not isinstance(generator.config, MobileConfig):
         raise UserError(f"{generator.name} is no MobileStyleGAN; only those need heads")
     if options.draws < 2 * HELD_OUT:
@@ -153,6 +158,7 @@ def fit_heads(options: argparse.Namespace) -> Path:
     sizes = [size for size in SIZES if 4 * size <= generator.resolution]
     if not sizes:
         raise UserError(f"{generator.name} is too small to gain from heads")
+    say_notes(weights_file, Console(quiet=options.quiet))
     say: Say = (lambda text: None) if options.quiet else partial(print, flush=True)
     default = heads_folder() / f"{synthesis_sha256(generator)[:12]}.safetensors"
     out = options.out or default

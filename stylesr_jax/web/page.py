@@ -39,6 +39,7 @@ countless others. Never use them to identify a person or as evidence. The genera
 biases of the photographs it was trained on; its weights are for research and non-commercial use.
 Photos stay on this machine.
 """
+INVITATION = "Drop a photo, or take the shipped one."
 SCRIBBLE = """
 Solutions downscale to this. Where you scribble on it, each of them gets noise of its own on its
 reference: there they vary more.
@@ -179,9 +180,7 @@ class Page:
             self.stop = gr.Button(
                 "Stop, keep the best", variant="stop", interactive=False, elem_id="stop"
             )
-        self.status = gr.HTML(
-            said("Drop a photo, or take the shipped one."), elem_id="status", elem_classes="status"
-        )
+        self.status = gr.HTML(said(self._invitation), elem_id="status", elem_classes="status")
         with gr.Row():
             with gr.Column(min_width=280):
                 self.preview = gr.Image(
@@ -290,6 +289,12 @@ class Page:
     def _session(self, request: gr.Request) -> Session:
         return self.sessions.get(request.session_hash or "")
 
+    @property
+    def _invitation(self) -> str:
+        """What the status says at first, with what is to be said of the generator's file."""
+        notes = "; ".join(self.models.notes)
+        return INVITATION + (f" Of the generator's file: {notes}." if notes else "")
+
     def _unload(self, request: gr.Request) -> None:
         self.sessions.forget(request.session_hash or "")
 
@@ -299,7 +304,7 @@ class Page:
     def open_file(self, file: str | None, request: gr.Request) -> Values:
         """A photo that was uploaded; the upload is deleted once it is read."""
         if file is None:
-            return {self.status: said("Drop a photo, or take the shipped one.")}
+            return {self.status: said(self._invitation)}
         path = Path(file)
         try:
             return self._open(read_bytes(path), path.name, request)

@@ -13,6 +13,7 @@ import numpy as np
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
+from stylesr_jax.loading import notes_of
 from stylesr_jax.methods.base import Method
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.priors.flow import load_prior
@@ -27,7 +28,15 @@ PAUSE = 2.0  # seconds at least between two previews, each of which draws a whol
 
 
 class Models:
-    """The generator, and what methods need beside it; each is loaded when it is first needed."""
+    """The generator, and what methods need beside it; each is loaded when it is first needed.
+
+    Attributes:
+        name: of the generator, or its file as it was given.
+        generator: of the class that was asked for.
+        weights_file: of the generator, in this project's format.
+        identity: see `Plan`.
+        notes: what the converter had to say of the file, each a printable line.
+    """
 
     def __init__(
         self, *, generator: str | None = None, label: int | None = None, prior: str | None = None
@@ -38,6 +47,7 @@ class Models:
         self.generator: Generator = parts["generator"]
         self.weights_file: Path = parts["weights_file"]
         self.identity: dict[str, Any] = parts["identity"]
+        self.notes = notes_of(self.weights_file)
 
     @cached_property
     def prior(self) -> Any:

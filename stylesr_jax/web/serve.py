@@ -9,7 +9,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from stylesr_jax.errors import UserError
+from stylesr_jax.errors import UserError, print_note
 from stylesr_jax.generators.mobile.native import compiler
 from stylesr_jax.runtime.startup import check_device, configure
 from stylesr_jax.web.guard import Guard
@@ -63,6 +63,8 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     check_device()
     models = Models(generator=args.generator, label=args.label, prior=args.prior)
     app, sessions = application(models, folder, names=(args.host, *args.allow_host))
+    for note in models.notes:
+        print_note(note)
     host, port = listening.getsockname()[:2]
     _announce(host, port)
     config: Any = uvicorn.Config(

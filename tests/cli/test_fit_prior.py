@@ -10,13 +10,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import KEPT
 
 from stylesr_jax import fit_prior as command
+from stylesr_jax.cli import fit as work
 from stylesr_jax.errors import UserError
 from stylesr_jax.priors import autoregressive, flow
 from stylesr_jax.priors import fit as fit_prior
 from stylesr_jax.runtime import weights
 from toy_mapping import toy_generator
+from untrained import with_notes
 
 KEY = jax.random.key(11)
 TINY = autoregressive.FlowConfig(dim=3, blocks=2, width=16, noise=0.1)
@@ -180,6 +183,22 @@ def test_mistakes_end_in_one_line_and_code_two(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             command.main(bad)
         assert stop.value.code == 2
+
+
+def test_what_the_converter_noted_is_said_once(tiny_files, tmp_path, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise UserError("stopped")
+
+    monkeypatch.setenv("STYLESR_CACHE", str(KEPT))
+    monkeypatch.setattr(work, "fit", stopped)
+    noted = with_notes(tiny_files["generator"], tmp_path, ["fixed noise maps were drawn"])
+    fit = ("--generator", str(noted), "--out", str(tmp_path / "prior.safetensors"))
+    assert command.main([*fit]) == 2
+    found = capsys.readouterr()
+    assert found.err.splitlines() == ["note: fixed noise maps were drawn", "error: stopped"]
+    assert found.out == ""
+    assert command.main([*fit, "--quiet"]) == 2
+    assert capsys.readouterr().err == "error: stopped\n"
 
 
 def test_help_does_not_import_jax():

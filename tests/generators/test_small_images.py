@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import KEPT
 
+from stylesr_jax.cli import fit
 from stylesr_jax.degradations import Area, Bicubic, Compose, MotionBlur
 from stylesr_jax.errors import UserError
 from stylesr_jax.fit_heads import main as fit_heads
@@ -15,6 +17,7 @@ from stylesr_jax.generators.registry import config_to_dict
 from stylesr_jax.methods.base import small_size
 from stylesr_jax.methods.view import Context, degraded
 from stylesr_jax.runtime import weights
+from untrained import with_notes
 
 
 def _tiny_mobile() -> Generator:
@@ -88,14 +91,40 @@ def test_heads_are_recognised_by_their_network(tiny_mobile, with_head, tmp_path,
     assert with_known_heads(other).config.heads == ()
 
 
-@pytest.mark.slow
-def test_fit_heads_learns_and_goes_on_from_kept_pictures(tiny_mobile, tmp_path, capsys):
-    path = tmp_path / "tiny.safetensors"
+def _saved(generator, folder):
+    """The generator as a file."""
+    path = folder / "tiny.safetensors"
     weights.save(
         path,
-        {"params": tiny_mobile.params, "statistics": tiny_mobile.statistics},
-        {"kind": "generator", "config": config_to_dict(tiny_mobile.config)},
+        {"params": generator.params, "statistics": generator.statistics},
+        {"kind": "generator", "config": config_to_dict(generator.config)},
     )
+    return path
+
+
+def test_what_the_converter_noted_is_said_once(
+    tiny_mobile, tiny_files, tmp_path, monkeypatch, capsys
+):
+    def stopped(*_, **__):
+        raise UserError("stopped")
+
+    monkeypatch.setenv("STYLESR_CACHE", str(KEPT))
+    monkeypatch.setattr(fit, "render_pictures", stopped)
+    noted = with_notes(_saved(tiny_mobile, tmp_path), tmp_path, ["read from 'G'"])
+    assert fit_heads(["--generator", str(noted)]) == 2
+    found = capsys.readouterr()
+    assert found.err.splitlines() == ["note: read from 'G'", "error: stopped"] and not found.out
+    assert fit_heads(["--generator", str(noted), "--quiet"]) == 2
+    assert capsys.readouterr().err == "error: stopped\n"
+    other = with_notes(tiny_files["generator"], tmp_path, ["read from 'G'"])
+    assert fit_heads(["--generator", str(other)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is no MobileStyleGAN" in line
+
+
+@pytest.mark.slow
+def test_fit_heads_learns_and_goes_on_from_kept_pictures(tiny_mobile, tmp_path, capsys):
+    path = _saved(tiny_mobile, tmp_path)
     out = tmp_path / "heads.safetensors"
     command = ["--generator", str(path), "--out", str(out), "--draws", "160"]
     assert fit_heads([*command, "--steps", "0"]) == 2

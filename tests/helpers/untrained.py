@@ -41,3 +41,10 @@ def untrained_files(
     prior = Prior(whitening, init_flow(jax.random.key(2), flow_config), flow_config)
     save_prior(files["prior"], prior, generator, header={})
     return files
+
+
+def with_notes(file: Path, folder: Path, notes: Any) -> Path:
+    """A copy of a generator's file in a folder, with a converter's notes."""
+    tensors, header = weights.load(file)
+    weights.save(folder / "noted.safetensors", tensors, {**header, "notes": notes})
+    return folder / "noted.safetensors"

@@ -29,9 +29,9 @@ from stylesr_jax.runs.evaluation import EvaluationPlan, prepare, run
 from stylesr_jax.runs.plan import variant
 from stylesr_jax.runs.records import append_row, read_rows
 from stylesr_jax.runs.tables import write_report
-from stylesr_jax.runtime import weights
 from stylesr_jax.solver.observation import key_of, place_on_canvas
 from stylesr_jax.solver.solve import solve
+from untrained import with_notes
 from where import ROOT
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
@@ -273,10 +273,9 @@ def test_a_killed_run_goes_on_without_recomputing(tiny_files, folder, tmp_path):
 
 
 def test_what_the_converter_noted_is_said_once(call, tiny_files, tmp_path, capsys):
-    tensors, header = weights.load(tiny_files["generator"])
     note = "fixed noise maps were drawn"
-    weights.save(tmp_path / "noted.safetensors", tensors, {**header, "notes": [note]})
-    assert call("--generator", tmp_path / "noted.safetensors", *FEW, "--limit", "1") == 0
+    noted = with_notes(tiny_files["generator"], tmp_path, [note])
+    assert call("--generator", noted, *FEW, "--limit", "1") == 0
     found = capsys.readouterr()
     assert found.err.splitlines() == [f"note: {note}"] and note not in found.out
 

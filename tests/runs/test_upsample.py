@@ -24,9 +24,9 @@ from stylesr_jax.runs.folder import write_result
 from stylesr_jax.runs.photos import PhotosJob, PhotosPlan
 from stylesr_jax.runs.plan import variant
 from stylesr_jax.runtime import program_cache as programs
-from stylesr_jax.runtime import weights
 from stylesr_jax.solver import solve as solve_module
 from stylesr_jax.solver.solve import solve
+from untrained import with_notes
 
 
 @pytest.fixture(autouse=True)
@@ -642,19 +642,13 @@ def test_the_help_does_not_import_jax():
     assert "never use them to identify" in done.stdout.replace("\n", " ")
 
 
-def _noted(path, folder, notes):
-    """A generator's file with a converter's notes."""
-    tensors, header = weights.load(path)
-    weights.save(folder / "noted.safetensors", tensors, {**header, "notes": notes})
-    return folder / "noted.safetensors"
-
-
 NOTES = ["fixed ones were drawn (seed 0)", "read from 'g_ema'\n, the averaged one"]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_the_converter_noted_is_said_once(run, tiny_files, photo, tmp_path, capsys, as_json):
-    noted, out = _noted(tiny_files["generator"], tmp_path, [*NOTES, NOTES[0], 3]), tmp_path / "out"
+    noted = with_notes(tiny_files["generator"], tmp_path, [*NOTES, NOTES[0], 3])
+    out = tmp_path / "out"
     command = (photo, "--generator", noted, *FEW, "--out", out)
     assert run(*command, *(["--json"] if as_json else []), generator=False) == 0
     found = capsys.readouterr()
@@ -673,5 +667,5 @@ def test_what_the_converter_noted_is_said_once(run, tiny_files, photo, tmp_path,
 
 @pytest.mark.parametrize("notes", [None, 3, "text", {"a": 1}, [[1]], [""]])
 def test_other_notes_are_passed_over(tiny_files, tmp_path, notes):
-    assert notes_of(_noted(tiny_files["generator"], tmp_path, notes)) == ()
+    assert notes_of(with_notes(tiny_files["generator"], tmp_path, notes)) == ()
     assert notes_of(tiny_files["generator"]) == ()

@@ -1,14 +1,20 @@
 """The command line of the page."""
 
+import html
+import json
 import shlex
 import subprocess
 import sys
 import tomllib
+import urllib.request
+from importlib.util import find_spec
 
 import pytest
 
+from browser import running_server
 from stylesr_jax.web.__main__ import main
 from stylesr_jax.web.options import parse
+from untrained import with_notes
 from where import ROOT
 
 
@@ -45,3 +51,18 @@ def test_ports_are_checked(port, capsys):
     with pytest.raises(SystemExit):
         parse(["--port", port])
     assert "whole number 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs pip install '.[web]'")
+def test_what_the_converter_noted_is_said_in_the_terminal_and_on_the_page(tiny_files, tmp_path):
+    noted = with_notes(tiny_files["generator"], tmp_path, ["noise drawn", "read from 'G'"])
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with running_server(folder, "--generator", noted) as server:
+        with urllib.request.urlopen(f"{server.address}/config") as answer:
+            components = json.load(answer)["components"]
+        (status,) = [one for one in components if one["props"].get("elem_id") == "status"]
+        lines = (tmp_path / "errors.txt").read_text().splitlines()
+    assert lines == ["note: noise drawn", "note: read from 'G'"]
+    said = html.unescape(status["props"]["value"])
+    assert "shipped one. Of the generator's file: noise drawn; read from 'G'.<" in said
