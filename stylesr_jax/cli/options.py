@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from stylesr_jax.errors import UserError, printable
+from stylesr_jax.runs.joining import AUTO, host_and_port
 
 PRESETS = ("fast", "balanced", "best", "paper")
 ALIGNMENTS = ("auto", "on", "off")
@@ -87,6 +88,15 @@ def shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r}: write I/N, I from 0 to N-1, e.g. 0/8")
     return int(index), int(count)
+
+
+def cluster(text: str) -> str:
+    """Parses --cluster: "auto", or an address."""
+    if text != AUTO and host_and_port(text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write {AUTO}, or HOST:PORT with a port from 1 to 65535"
+        )
+    return text
 
 
 def alignment(text: str) -> str:
@@ -214,6 +224,7 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
     )
     division.add_argument(
         "--cluster",
+        type=cluster,
         metavar="auto|HOST:PORT",
         help="divide the inputs over a Ray cluster's machines, skipping those that are finished",
     )

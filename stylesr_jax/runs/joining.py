@@ -34,7 +34,7 @@ TRIED = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_BACKEND_LOG_LEVEL": "warning"}
 AUTH_MODE = "RAY_AUTH_MODE"
 MISSING = f"--cluster needs Ray on every machine: {pip_install('stylesr-jax[cluster]')}"
 _HERE = ("", AUTO, "local")  # in RAY_ADDRESS, no address either
-_PLACE = re.compile(r"\[?([^/\[\]]+)\]?:([0-9]+)")
+_PLACE = re.compile(r"\[?([^/\[\]]+)\]?:([0-9]{1,5})")
 _TRY = """
 import sys, ray
 try:
@@ -101,13 +101,21 @@ def check_answers(address: str) -> None:
         raise _none_at(address, said.splitlines()[-1])
 
 
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """The two parts of HOST:PORT; None if that is not how an address is written."""
+    place = _PLACE.fullmatch(address)
+    if place is None or not place[1].strip() or not 0 < int(place[2]) < 1 << 16:
+        return None
+    return place[1], int(place[2])
+
+
 def _check_port(address: str) -> None:
     """Raise UserError unless a process listens at an address."""
-    place = _PLACE.fullmatch(address)
-    if place is None or int(place[2]) > 65535:
+    place = host_and_port(address)
+    if place is None:
         raise UserError(f"--cluster {printable(address)}: that is not HOST:PORT; write it so")
     try:
-        socket.create_connection((place[1], int(place[2])), timeout=CONNECT).close()
+        socket.create_connection(place, timeout=CONNECT).close()
     except (OSError, UnicodeError) as error:
         raise _none_at(address, in_a_line(error)) from error
 

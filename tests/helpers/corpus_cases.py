@@ -963,6 +963,49 @@ SETS = (
 LAYERS = ("0.1@", "0.1@99", "0.1@-1", "0.1@3-1", "0.1@a", "0.1@0,", "0.1@" + "9" * 50, "@", "nan@0")
 
 
+NOWHERE = "127.0.0.1:1"  # an address where nobody listens
+SHARDS = (
+    "", "0", "1/1", "-1/2", "a/b", "0/0", "1/0", "0/-1", "1/" + "9" * 5000, "0/1/2", "²/3", "2/2",
+    "4/3", "0/3/", "/3", " ",
+)  # fmt: skip
+CLUSTERS = (
+    "", " ", "rubbish", "AUTO", "local", "host", ":6379", " :6379", ":", "127.0.0.1:",
+    "127.0.0.1:0", "127.0.0.1:-1", "127.0.0.1:65536", "127.0.0.1:" + "9" * 5000, "127.0.0.1:x",
+    "127.0.0.1:²", "127.0.0.1:1 ", "127.0.0.1:1/", "ray://127.0.0.1:1", "http://127.0.0.1:1",
+    "[]:1", "x" * 3000, "x" * 3000 + ":1", "two\nlines", "two\nlines:1", "\x1b[31m:1",
+    "caf\udce9:1", "no-such-host.invalid:1", "a:b:1", NOWHERE,
+)  # fmt: skip
+WORKERS = ("", "0", "-1", "x", "nan", "1.5", "²", "9" * 400, "9" * 5000, "two\nlines", "1000001")
+
+
+def divisions() -> dict[str, tuple[str, ...]]:
+    """Name -> options of either command that divide its inputs wrongly."""
+    found: dict[str, tuple[str, ...]] = {
+        "--workers alone": ("--workers", "2"),
+        "--workers of a part": ("--workers", "2", "--shard", "0/3"),
+        "--cluster of a part": ("--cluster", NOWHERE, "--shard", "0/3"),
+        "--cluster auto of a part": ("--cluster", "auto", "--shard", "0/3"),
+        "--cluster of nothing": ("--cluster",),
+        "--workers of an address where nobody listens": ("--cluster", NOWHERE, "--workers", "2"),
+    }
+    for text in SHARDS:
+        found[f"--shard {text[:12]!r}"] = (f"--shard={text}",)
+    for text in CLUSTERS:
+        found[f"--cluster {text[:24]!r}"] = (f"--cluster={text}",)
+    for text in WORKERS:
+        found[f"--workers {text[:12]!r}, {len(text)}"] = (f"--workers={text}", "--cluster", NOWHERE)
+    return found
+
+
+def _divided(options: tuple[str, ...], files: Files) -> Arguments:
+    return [*_upsample(files, files.photo, *BICUBIC), *options]
+
+
+def _redrawn_divided(options: tuple[str, ...], files: Files) -> Arguments:
+    """Options that a command which only redraws has no use for."""
+    return [*_redrawn(lambda files: files.solutions.read_bytes(), files), *options]
+
+
 def _truth(spec: str, files: Files) -> Arguments:
     options = ("--degradation", spec, "--search-degradation", "truth")
     return _upsample(files, files.photo, *BICUBIC, *options)
@@ -993,6 +1036,12 @@ def _option_cases() -> Iterator[Case]:
         yield Case(f"option: --set {text[:30]!r}", "upsample", make, (2,))
     for spec in SPECS:
         yield Case(f"option: --degradation {spec[:24]!r}", "upsample", partial(_truth, spec))
+    for name, options in divisions().items():
+        make = partial(_divided, options)
+        yield Case(f"option: division {name}", "upsample", make, (2,))
+    for options in (("--cluster", NOWHERE), ("--cluster", "auto"), ("--shard", "0/3")):
+        make = partial(_redrawn_divided, options)
+        yield Case(f"option: --from with {' '.join(options)}", "upsample", make, (2,))
     for option in (
         "--method",
         "--preset",

@@ -20,6 +20,7 @@ from corpus_cases import (
     Case,
     Files,
     damaged_picture,
+    divisions,
     file_in,
     odd_pictures,
     out_is,
@@ -289,11 +290,14 @@ SETS = (
     "csgm.learning_rate=nan", "csgm.steps=" + "9" * 400, "bicubic.a=1", "csgm.a\nb=1",
 )  # fmt: skip
 FIDELITIES = ("", "nan", "inf", "-1", "2", "sigma=", "sigma=nan", "sigma=-1", "sigma=1e9", "x=1")
-SHARDS = ("", "0", "1/1", "-1/2", "a/b", "0/0", "0/-1", "1/" + "9" * 5000, "0/1/2", "²/3", "2/2")
 
 
 def _with_option(option: str, text: str, files: Files) -> Arguments:
     return evaluated(files, options=(f"{option}={text}",))
+
+
+def _with_options(options: tuple[str, ...], files: Files) -> Arguments:
+    return evaluated(files, options=options)
 
 
 def _with_methods(text: str, files: Files) -> Arguments:
@@ -324,11 +328,13 @@ def _option_cases() -> Iterator[Case]:
         for text in NUMBERS:
             make = partial(_with_option, option, text)
             yield Case(f"evaluate: {option} {text[:12]!r}", "evaluate", make)
-    for option, texts in {"--fidelity": FIDELITIES, "--shard": SHARDS}.items():
-        for text in texts:
-            make = partial(_with_option, option, text)
-            yield Case(f"evaluate: {option} {text[:12]!r}", "evaluate", make, (2,))
-    for option in ("--preset", "--search-degradation", "--nonsense", "--workers", "--own-steps"):
+    for text in FIDELITIES:
+        make = partial(_with_option, "--fidelity", text)
+        yield Case(f"evaluate: --fidelity {text[:12]!r}", "evaluate", make, (2,))
+    for name, options in divisions().items():
+        make = partial(_with_options, options)
+        yield Case(f"evaluate: division {name}", "evaluate", make, (2,))
+    for option in ("--preset", "--search-degradation", "--nonsense", "--own-steps"):
         for text in ("", "magic", "two\nlines", "x" * 3000):
             make = partial(_with_option, option, text)
             yield Case(f"evaluate: {option} {text[:12]!r}", "evaluate", make, (2,))
