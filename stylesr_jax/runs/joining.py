@@ -1,8 +1,9 @@
 """Joining a Ray cluster.
 
 Ray waits for minutes at an address where no cluster answers, and may end the process then. An
-address is therefore tried before, by a process of its own that has a time limit. Clusters may ask
-for a token, which Ray sends to an address only if RAY_AUTH_MODE says so.
+address is therefore tried before, by a process of its own that has a time limit; so is the cluster
+that Ray would find on this machine. Clusters may ask for a token, which Ray sends to an address
+only if RAY_AUTH_MODE says so.
 """
 
 import logging
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from stylesr_jax.errors import UserError, in_a_line, pip_install, printable
@@ -54,13 +56,16 @@ def joined(address: str) -> Iterator[list[Mapping[str, float]]]:
             belongs to, else a new one of this machine alone.
 
     Raises:
-        UserError: there is none at the address, or it does not answer.
+        UserError: there is none at the address, it does not answer, refuses, or cannot be started.
     """
     if find_spec("ray") is None:
         raise UserError(MISSING)
     given = address if address != AUTO else os.environ.get("RAY_ADDRESS", "")
+    noted = "" if given else noted_here()
     if given not in _HERE:
         check_answers(given)
+    elif noted:
+        check_answers(noted, noted=True)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     ray = imported()
@@ -71,8 +76,10 @@ def joined(address: str) -> Iterator[list[Mapping[str, float]]]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
-        raise _none_at(address, in_a_line(error)) from error
+    except Exception as error:  # Ray raises plain ones too
+        if given in ("", "local") and not noted:
+            raise _not_started(in_a_line(error)) from error
+        raise _none_at(noted or given, in_a_line(error), bool(noted)) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
@@ -81,24 +88,39 @@ def joined(address: str) -> Iterator[list[Mapping[str, float]]]:
         ray.shutdown()
 
 
-def check_answers(address: str) -> None:
+def noted_here() -> str:
+    """The address of the cluster that this machine belongs to, as `ray start` notes it; or ""."""
+    default = os.environ.get("TMPDIR", "/tmp") if sys.platform == "linux" else "/tmp"
+    note = Path(os.environ.get("RAY_TMPDIR", default)) / "ray" / "ray_current_cluster"
+    try:
+        return note.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def check_answers(address: str, *, noted: bool = False) -> None:
     """Try to join a cluster; sets RAY_AUTH_MODE, unless it is set, if the cluster asks for a token.
+
+    Args:
+        address: HOST:PORT.
+        noted: whether it is what `noted_here` found, and no address that the user gave.
 
     Raises:
         UserError: there is none at the address, it does not answer, or refuses.
     """
-    _check_port(address)
+    _check_port(address, noted)
     said = _tried(address)
     if "InvalidAuthToken" in said and AUTH_MODE not in os.environ:
         os.environ[AUTH_MODE] = "token"
         said = _tried(address)
     if "InvalidAuthToken" in said or "no authentication token was found" in said:
+        instead = ", or start a cluster apart with RAY_ADDRESS=local" if noted else ""
         raise UserError(
-            f"--cluster {address}: the cluster asks for a token that is not here; copy "
-            "~/.ray/auth_token from its head, or put the token into RAY_AUTH_TOKEN"
+            f"{_named(address, noted)}: the cluster asks for a token that is not here; copy "
+            f"~/.ray/auth_token from its head, or put the token into RAY_AUTH_TOKEN{instead}"
         )
     if said:
-        raise _none_at(address, said.splitlines()[-1])
+        raise _none_at(address, said.splitlines()[-1], noted)
 
 
 def host_and_port(address: str) -> tuple[str, int] | None:
@@ -109,15 +131,16 @@ def host_and_port(address: str) -> tuple[str, int] | None:
     return place[1], int(place[2])
 
 
-def _check_port(address: str) -> None:
+def _check_port(address: str, noted: bool) -> None:
     """Raise UserError unless a process listens at an address."""
     place = host_and_port(address)
     if place is None:
-        raise UserError(f"--cluster {printable(address)}: that is not HOST:PORT; write it so")
+        problem = f"{printable(_named(address, noted))}: that is not HOST:PORT"
+        raise UserError(f"{problem}; " + ("ray stop forgets it" if noted else "write it so"))
     try:
         socket.create_connection(place, timeout=CONNECT).close()
     except (OSError, UnicodeError) as error:
-        raise _none_at(address, in_a_line(error)) from error
+        raise _none_at(address, in_a_line(error), noted) from error
 
 
 def _tried(address: str) -> str:
@@ -136,11 +159,24 @@ def _tried(address: str) -> str:
     return said.strip() or f"Ray ended with code {done.returncode}"
 
 
-def _none_at(address: str, why: str) -> UserError:
+def _none_at(address: str, why: str, noted: bool = False) -> UserError:
+    if noted:
+        advice = "ray stop forgets it, and RAY_ADDRESS=local starts a cluster apart"
+    else:
+        advice = "start one with ray start --head, here or there, and give its HOST:PORT"
+    return UserError(f"{_named(address, noted)}: no Ray cluster answers ({why}); {advice}")
+
+
+def _not_started(why: str) -> UserError:
     return UserError(
-        f"--cluster {address}: no Ray cluster answers ({why}); start one with "
-        "ray start --head, here or there, and give its HOST:PORT"
+        f"--cluster auto: Ray could not start a cluster here ({why}); leave out --cluster, or try "
+        "again when the machine is less busy"
     )
+
+
+def _named(address: str, noted: bool) -> str:
+    """How an address is spoken of."""
+    return f"--cluster auto: this machine's cluster, {address}" if noted else f"--cluster {address}"
 
 
 @contextmanager

@@ -322,9 +322,16 @@ def test_auto_obeys_ray_address_and_gives_the_token(commands, folder, tmp_path):
     with ray_cluster.running(own) as locked:
         there = {"RAY_ADDRESS": locked.address}
         refused, _, errors = commands.run("upsample", *options, **there, RAY_AUTH_TOKEN="b" * 64)
+        note = tmp_path / "ray" / "ray_current_cluster"
+        note.parent.mkdir()
+        note.write_text(locked.address)
+        found = {"RAY_ADDRESS": "", "RAY_TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+        unnamed, _, more = commands.run("upsample", *options, **found)
         code, said, _ = commands.run("upsample", *options, **there, **token)
-    assert refused == 2 and "asks for a token that is not here" in errors
-    assert len(errors.splitlines()) == 1
+    assert refused == unnamed == 2
+    for lines in (errors, more):
+        assert "asks for a token that is not here" in lines and len(lines.splitlines()) == 1
+    assert f"this machine's cluster, {locked.address}" in more
     assert code == 2 and "a cluster of 3 machine(s)" in said
     assert [*_entries(tmp_path / "out").values()].count("ok") == 6
 

@@ -88,6 +88,97 @@ def test_the_reason_is_the_last_line(answers):
         check_answers(address)
 
 
+@pytest.fixture
+def note(tmp_path, monkeypatch):
+    """Notes an address as `ray start` does."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(joining, "find_spec", lambda _: True)
+    monkeypatch.setattr(joining, "QUIET", {})  # else it stays in the environment
+
+    def begun():
+        raise UserError("begun")
+
+    monkeypatch.setattr(joining, "imported", begun)
+    (tmp_path / "ray").mkdir()
+    return (tmp_path / "ray" / "ray_current_cluster").write_text
+
+
+def _join_auto():
+    with joined("auto"):
+        raise AssertionError("there is no cluster")
+
+
+def test_auto_tries_the_cluster_of_this_machine_first(answers, note):
+    address, found, modes = answers
+    note(f"{address}\n")
+    found += ["InvalidAuthToken", ""]
+    with pytest.raises(UserError, match="begun"):
+        _join_auto()
+    assert modes == [None, "token"] and not found
+
+
+def test_auto_asks_for_the_token_of_the_cluster_of_this_machine(answers, note):
+    address, found, _ = answers
+    note(address)
+    found += ["InvalidAuthToken", "no authentication token was found. Ensure"]
+    with pytest.raises(UserError) as error:
+        _join_auto()
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"--cluster auto: this machine's cluster, {address}: the cluster asks")
+    assert "RAY_AUTH_TOKEN" in line and "RAY_ADDRESS=local" in line
+
+
+def test_auto_does_not_wait_for_a_cluster_that_has_gone(note):
+    note(f"127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match=r"no Ray cluster answers .*refused.*ray stop forgets it"):
+        _join_auto()
+    note("rubbish")
+    with pytest.raises(UserError, match=r"rubbish: that is not HOST:PORT; ray stop"):
+        _join_auto()
+
+
+def test_auto_passes_over_the_cluster_of_this_machine_if_told(answers, note, monkeypatch):
+    address, found, modes = answers
+    with pytest.raises(UserError, match="begun"):  # nothing is noted
+        _join_auto()
+    note(f"127.0.0.1:{free_port()}")
+    for where in ("local", address):
+        monkeypatch.setenv("RAY_ADDRESS", where)
+        found += [""]
+        with pytest.raises(UserError, match="begun"):
+            _join_auto()
+    assert modes == [None]  # at the address alone
+
+
+class _Broken:
+    """A package ray that cannot join."""
+
+    @staticmethod
+    def init(**_):
+        raise Exception("The current node timed out during startup.\nMore")
+
+
+def test_what_ray_raises_is_one_line(answers, note, monkeypatch):
+    address, found, _ = answers
+    monkeypatch.setattr(joining, "imported", lambda: _Broken)
+    with pytest.raises(UserError, match=r"could not start a cluster here \(.*startup\.\); leave"):
+        _join_auto()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match=r"--cluster auto: no Ray .*startup\.\); start one"):
+        _join_auto()
+    monkeypatch.delenv("RAY_ADDRESS")
+    note(address)
+    found += ["", ""]
+    with pytest.raises(UserError, match=rf"machine's cluster, {address}: .*startup\.\); ray stop"):
+        _join_auto()
+    with (
+        pytest.raises(UserError, match=rf"--cluster {address}: no Ray .*startup\.\); start one"),
+        joined(address),
+    ):
+        pass
+
+
 def test_without_ray_its_package_is_asked_for(monkeypatch):
     monkeypatch.setattr(joining, "find_spec", lambda _: None)
     with (
