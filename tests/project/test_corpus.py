@@ -27,7 +27,8 @@ from stylesr_jax.upsample import main as upsample
 from where import ROOT
 
 COMMANDS = {"upsample": upsample, "evaluate": evaluate, "convert": convert}
-HANGS = 240  # seconds after which a case counts as hanging, on any machine
+BUSY = 240  # seconds of CPU after which a case counts as hanging, however loaded the machine is
+WAITS = 1800  # seconds by the clock after which one does that waits and takes no CPU
 MAX_GROWTH = 1 << 20  # kB of memory, of one case
 SAMPLED = 14  # of so many cases one is in the fast part
 HEAVY = ("prior: ", "mask: 30000x40")  # these compile programs of their own
@@ -59,20 +60,32 @@ def _cache(monkeypatch):
     monkeypatch.setenv("STYLESR_CACHE", str(KEPT))
 
 
+class _Hang(BaseException):
+    """Not a TimeoutError: that is an OSError, which a command may take for a file's."""
+
+
 @contextmanager
-def _alarm(seconds):
-    """Interrupts what hangs."""
+def _limited(busy, waits):
+    """Fails what takes over `busy` seconds of this process's CPU, or `waits` by the clock."""
 
-    def interrupt(*_):
-        raise TimeoutError(f"it runs for over {seconds} s")
+    def interrupt(number, _):
+        raise _Hang(f"it hangs ({signal.Signals(number).name})")
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(seconds)
+    timers = {
+        signal.SIGPROF: (signal.ITIMER_PROF, busy),
+        signal.SIGALRM: (signal.ITIMER_REAL, waits),
+    }
+    before = {number: signal.signal(number, interrupt) for number in timers}
     try:
+        for timer, seconds in timers.values():
+            signal.setitimer(timer, seconds)
         yield
+    except _Hang as hang:
+        pytest.fail(str(hang))
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def _peak_from_now():
@@ -85,7 +98,7 @@ def _peak_from_now():
 def _run(command, arguments, capfd):
     """The exit code, and the lines on stderr."""
     capfd.readouterr()
-    with _alarm(HANGS):
+    with _limited(BUSY, WAITS):
         try:
             code = COMMANDS[command](arguments)
         except SystemExit as stop:  # of argparse
@@ -172,6 +185,34 @@ def test_a_hostile_input(case, sound, tmp_path, monkeypatch, capfd):
         assert not written
     else:
         _assert_result(case, out)
+
+
+def _spin():
+    while True:
+        with suppress(Exception):
+            sum(range(1000))
+
+
+def _wait_for_a_writer(pipe):
+    while True:
+        with suppress(OSError):
+            os.close(os.open(pipe, os.O_RDONLY))
+
+
+def test_a_case_that_hangs_fails(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(pytest.fail.Exception, match="SIGPROF"), _limited(0.2, WAITS):
+        _spin()
+    with pytest.raises(pytest.fail.Exception, match="SIGALRM"), _limited(BUSY, 0.2):
+        _wait_for_a_writer(tmp_path / "pipe")
+
+
+def test_a_case_that_has_to_wait_for_the_machine_does_not_fail():
+    with _limited(0.5, WAITS):
+        time.sleep(1.0)
+    with _limited(BUSY, WAITS):
+        pass
+    assert signal.getitimer(signal.ITIMER_PROF) == signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 # --- Killed runs ----------------------------------------------------------------------------
