@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import (
@@ -23,7 +23,7 @@ from stylesr_jax.methods.base import (
 )
 from stylesr_jax.methods.pulse import onto_spheres, sphere_styles, start_on_spheres
 from stylesr_jax.methods.terms import geodesic_cross, mse, perceptual
-from stylesr_jax.methods.view import Beginning, Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.projections import near
 from stylesr_jax.search.schedules import schedule
@@ -168,14 +168,7 @@ class LayerStage(Stage):
         noise = with_stored(context, variables["noise"])
         return Latents(ws, noise, variables.get("activation"))
 
-    def project(
-        self,
-        context: Context,
-        start: Start,
-        key: Key[Array, ""],
-        variables: Variables,
-        anchor: Variables,
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """Spheres for latents and noise, then l1 balls around the stage's start."""
         variables = onto_spheres(variables, anchor)
         maps = zip(variables["noise"], anchor["noise"], strict=True)

@@ -10,12 +10,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
 from stylesr_jax.generators.base import PULSE_SLOPE
 from stylesr_jax.methods.base import Rate, Search, Stage, static, with_stored
 from stylesr_jax.methods.terms import floored_mse, geodesic_cross
-from stylesr_jax.methods.view import Beginning, Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.projections import on_sphere
 from stylesr_jax.search.schedules import schedule
@@ -91,14 +91,7 @@ class SphereStage(Stage):
             noise = (*noise[:-1], jnp.zeros_like(noise[-1]))
         return Latents(sphere_styles(context, variables["latent"]), noise)
 
-    def project(
-        self,
-        context: Context,
-        start: Start,
-        key: Key[Array, ""],
-        variables: Variables,
-        anchor: Variables,
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """Each v_i and each noise map back to the norm that it began with."""
         return onto_spheres(variables, anchor)
 

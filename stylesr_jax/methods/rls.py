@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods.base import (
@@ -35,7 +35,7 @@ from stylesr_jax.methods.terms import (
     whitened_norm,
     whitened_spread,
 )
-from stylesr_jax.methods.view import Beginning, Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import ADAM, NORMALISED
 from stylesr_jax.search.projections import l1_norm, near
@@ -293,14 +293,7 @@ class ActivationStage(Stage):
         activation = jax.tree.map(jnp.multiply, variables["activation"], scale)
         return latents._replace(activation=activation)
 
-    def project(
-        self,
-        context: Context,
-        start: Start,
-        key: Key[Array, ""],
-        variables: Variables,
-        anchor: Variables,
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """The activation in its ball."""
         centre = anchor["activation"]
         radius = self.method.activation_radius * l1_norm(centre)

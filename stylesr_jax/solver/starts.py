@@ -121,9 +121,8 @@ def nearest(
     mesh: Mesh | None = None,
 ) -> Key[Array, " B"]:
     """Of `tries` keys derived from each start's own, that whose start is nearest to the input."""
-    run = partial(_by_distance, tries)
-    if mesh is not None:
-        run = spread(run, mesh, (P(), P(STARTS), P(STARTS), P(), P(STARTS)), P(STARTS))
+    parts = (P(), P(STARTS), P(STARTS), P(), P(STARTS))
+    run = spread(partial(_by_distance, tries), mesh, parts, P(STARTS))
     return run(stage, keys, indices, context, starts)
 
 
