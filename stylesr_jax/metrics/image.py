@@ -18,6 +18,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Float
+from scipy.ndimage import correlate1d
 
 from stylesr_jax.degradations import cubic_taps, resize, scaled_size, taps_matrix
 from stylesr_jax.errors import UserError
@@ -224,12 +225,8 @@ def _block_features(block: np.ndarray) -> list[float]:
 
 
 def _local_mean(image: np.ndarray, window: np.ndarray) -> np.ndarray:
-    radius = window.size // 2
     for axis in (0, 1):
-        widths = [(radius, radius) if k == axis else (0, 0) for k in (0, 1)]
-        padded, size = np.pad(image, widths, mode="edge"), image.shape[axis]
-        shifted = [padded.take(range(i, i + size), axis) for i in range(window.size)]
-        image = np.tensordot(window, np.stack(shifted), 1)
+        image = correlate1d(image, window, axis, mode="nearest")
     return image
 
 
