@@ -87,6 +87,12 @@ def _errors_said(handler: Callable[..., Values]) -> Callable[..., Values]:
     return run
 
 
+def picture(label: str, name: str, *, format: str, **options: Any) -> gr.Image:
+    """A picture that is shown alone; `name` is the id of its element."""
+    options = {"buttons": [], **options}
+    return gr.Image(label=label, elem_id=name, format=format, interactive=False, **options)
+
+
 class Page:
     """The components of a page as attributes; methods are what events do, for whichever session."""
 
@@ -114,13 +120,7 @@ class Page:
                     label="Drop a photo here", file_types=["image"], elem_id="file", height=140
                 )
                 self.shipped = gr.Button("Take the shipped portrait", elem_id="shipped")
-                self.shown = gr.Image(
-                    label="Faces found: click one",
-                    interactive=False,
-                    format="png",
-                    buttons=[],
-                    elem_id="shown",
-                )
+                self.shown = picture("Faces found: click one", "shown", format="png")
                 self.faces = gr.Radio([], label="What is super-resolved", elem_id="faces")
             with gr.Column(min_width=300):
                 gr.Markdown("## 2. Low-resolution observation\n" + SCRIBBLE)
@@ -184,14 +184,7 @@ class Page:
         )
         with gr.Row():
             with gr.Column(min_width=280):
-                self.preview = gr.Image(
-                    label="Best so far",
-                    interactive=False,
-                    format="jpeg",
-                    buttons=[],
-                    height=320,
-                    elem_id="preview",
-                )
+                self.preview = picture("Best so far", "preview", format="jpeg", height=320)
             with gr.Column(min_width=280):
                 self.curve = gr.HTML(elem_id="curve")
 
@@ -218,24 +211,13 @@ class Page:
                 elem_id="slider",
             )
             with gr.Column(min_width=300):
-                options: dict[str, Any] = {"interactive": False, "format": "png", "buttons": []}
                 with gr.Row():
-                    self.low = gr.Image(
-                        label="Downscales to", min_width=130, elem_id="low", **options
-                    )
-                    self.residual = gr.Image(
-                        label=f"{results.GAIN:.0f} x residual",
-                        min_width=130,
-                        elem_id="residual",
-                        **options,
-                    )
-                self.uncertainty = gr.Image(
-                    label="Where the solutions differ (white: most)",
-                    image_mode="L",
-                    height=320,
-                    elem_id="uncertainty",
-                    **options,
-                )
+                    self.low = picture("Downscales to", "low", format="png", min_width=130)
+                    label = f"{results.GAIN:.0f} x residual"
+                    self.residual = picture(label, "residual", format="png", min_width=130)
+                label = "Where the solutions differ (white: most)"
+                options: dict[str, Any] = {"image_mode": "L", "height": 320}
+                self.uncertainty = picture(label, "uncertainty", format="png", **options)
         with gr.Row():
             self.png = gr.DownloadButton("Download PNG", interactive=False, elem_id="png")
             self.npz = gr.DownloadButton("Download latents (npz)", interactive=False, elem_id="npz")
@@ -243,14 +225,8 @@ class Page:
                 "Search on from this solution", interactive=False, elem_id="go_on"
             )
             self.paste = gr.Button("Paste back into the photo", interactive=False, elem_id="paste")
-        self.pasted = gr.Image(
-            label="The photo, enlarged",
-            interactive=False,
-            format="jpeg",
-            buttons=["fullscreen"],
-            visible=False,
-            elem_id="pasted",
-        )
+        options = {"buttons": ["fullscreen"], "visible": False}
+        self.pasted = picture("The photo, enlarged", "pasted", format="jpeg", **options)
         self.pasted_file = gr.DownloadButton(
             "Download the enlarged photo (PNG)", visible=False, elem_id="pasted_file"
         )
