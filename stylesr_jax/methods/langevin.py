@@ -18,7 +18,6 @@ from stylesr_jax.methods.terms import negative_log_prior_whitened
 from stylesr_jax.methods.view import Beginning, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import chain_diagnostics, chain_position, langevin
-from stylesr_jax.search.schedules import Constant
 
 
 class Langevin(StyleSearch):
@@ -55,7 +54,6 @@ class Langevin(StyleSearch):
             method=self,
             steps=self.chain_steps,
             rate=self.step_size,
-            schedule=Constant(),
             space=self.space,
             whitened=True,
         )

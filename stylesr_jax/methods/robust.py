@@ -20,7 +20,6 @@ from stylesr_jax.methods.terms import l1_coarsest, perceptual_pyramid
 from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import NORMALISED
-from stylesr_jax.search.schedules import Constant
 
 
 class Robust(Search):
@@ -64,18 +63,11 @@ class Robust(Search):
             yield self.stage("w", self.style_steps, self.style_rate)
         yield self.stage("w+", self.layer_steps, self.layer_rate)
         if self.filter_steps:
-            yield FilterStage(
-                method=self,
-                steps=self.filter_steps,
-                rate=self.filter_rate,
-                schedule=Constant(),
-            )
+            yield FilterStage(method=self, steps=self.filter_steps, rate=self.filter_rate)
 
     def stage(self, space: Space, steps: int, rate: float) -> "MeanStyleStage":
         """A phase of styles."""
-        return MeanStyleStage(
-            method=self, steps=steps, rate=rate, schedule=Constant(), space=space, normalised=True
-        )
+        return MeanStyleStage(method=self, steps=steps, rate=rate, space=space, normalised=True)
 
 
 class MeanStyleStage(StyleStage):

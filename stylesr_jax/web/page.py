@@ -12,6 +12,7 @@ from gradio.themes import Base, Default
 
 from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.images.files import read_bytes, read_mask, to_uint8
+from stylesr_jax.methods import METHODS, method_named
 from stylesr_jax.web import photos, results
 from stylesr_jax.web.request import (
     LEVERS,
@@ -19,10 +20,8 @@ from stylesr_jax.web.request import (
     NOISE,
     Request,
     levers_of,
-    method_names,
     presets_of,
     scribble,
-    summary_of,
 )
 from stylesr_jax.web.searches import Models, Update, updates
 from stylesr_jax.web.sessions import Found, Session, Sessions
@@ -151,10 +150,10 @@ class Page:
 
     def _settings_part(self) -> None:
         gr.Markdown("## 3. Search")
-        name = method_names()[0]
+        name = next(iter(METHODS))  # the default
         with gr.Row():
             self.method = gr.Dropdown(
-                method_names(), value=name, label="Method", info=summary_of(name), min_width=240
+                list(METHODS), value=name, label="Method", info=METHODS[name].summary, min_width=240
             )
             self.preset = gr.Dropdown(
                 presets_of(name), value=presets_of(name)[0], label="Preset", min_width=140
@@ -341,7 +340,7 @@ class Page:
         """Its presets, and the settings of the first."""
         presets = presets_of(method)
         return {
-            self.method: gr.update(info=summary_of(method)),
+            self.method: gr.update(info=method_named(method).summary),
             self.preset: gr.update(choices=presets, value=presets[0]),
             **self.choose_preset(method, presets[0]),
         }
