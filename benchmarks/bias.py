@@ -30,7 +30,6 @@ from benchmarks.common import machine_line, write_report
 from stylesr_jax.errors import exit_code
 from stylesr_jax.faces.detect import find_faces
 from stylesr_jax.generators.base import Generator
-from stylesr_jax.generators.mapping import truncate
 from stylesr_jax.images.files import find_images, read_image
 from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import method_named
@@ -125,9 +124,7 @@ def draw_faces(generator: Generator, draws: int, seed: int) -> Iterator[np.ndarr
     """Pictures (SIZE, SIZE, 3) of latents drawn from the generator, without truncation."""
     render = jax.jit(lambda generator, ws: generator.synthesise(ws)[0])
     z = jax.random.normal(jax.random.key(seed), (draws, generator.z_dim))
-    styles = truncate(
-        generator.map_latents(z), generator.statistics["w_mean"], num_ws=generator.num_ws
-    )
+    styles = generator.map_latents(z)[:, None].repeat(generator.num_ws, axis=1)
     for ws in styles:
         yield np.asarray(at_size(render(generator, ws[None]), SIZE))
 

@@ -441,7 +441,7 @@ def fit_prior_parser() -> argparse.ArgumentParser:
         "Fit the flow prior that guides the search on a generator, from fresh latents of its "
         "mapping network. The search then finds the prior by itself.",
     )
-    count = at_least(1, int)
+    count, positive = at_least(1, int), at_least(0, float, exclusive=True)
     add = parser.add_argument
     add("--class", dest="label", type=at_least(0, int), help="class of a conditional generator")
     add(
@@ -455,19 +455,19 @@ def fit_prior_parser() -> argparse.ArgumentParser:
     add("--reach", type=at_least(1, float), default=6.0, help="how much wider, at most")
     add("--steps", type=count, default=6000, help="optimiser steps")
     add("--batch", type=count, default=512, help="draws per step")
-    add("--learning-rate", type=at_least(0, float, exclusive=True), default=5e-3, help="peak")
+    add("--learning-rate", type=positive, default=5e-3, help="peak")
     add("--blocks", type=count, default=5, help="autoregressive blocks")
     add("--width", type=count, default=1024, help="hidden units per block")
-    add("--floor", type=at_least(0, float, exclusive=True), default=1e-2, help="of eigenvalues")
+    add("--floor", type=positive, default=1e-2, help="of eigenvalues")
     add(
         "--log-scale-bound",
-        type=at_least(0, float, exclusive=True),
+        type=positive,
         default=0.5,
         help="soft bound on each block's log-scales",
     )
     add(
         "--input-bound",
-        type=at_least(0, float, exclusive=True),
+        type=positive,
         default=3.0,
         help="soft bound on the coordinates that each block's network sees",
     )

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 
 from stylesr_jax.cli.console import Console
 from stylesr_jax.errors import UserError
@@ -36,27 +37,25 @@ OTHERS = (
 def upsample(args: argparse.Namespace) -> int:
     """Run `upsample`; the exit code."""
     console = Console(quiet=args.quiet, as_json=args.json)
-
-    def work() -> int:
-        with _started(args):
-            with gc_paused():
-                from stylesr_jax.cli.upsample import run
-            return run(args, console)
-
-    return console.run(work, interrupted="interrupted; the best so far was saved")
+    return _run("upsample", args, console, "interrupted; the best so far was saved")
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Run `evaluate`; the exit code."""
     console = Console(quiet=args.quiet)
+    return _run("evaluate", args, console, "interrupted; give the same command again to go on")
+
+
+def _run(command: str, args: argparse.Namespace, console: Console, interrupted: str) -> int:
+    """Import a command's module and let it work; the exit code."""
 
     def work() -> int:
         with _started(args):
             with gc_paused():
-                from stylesr_jax.cli.evaluate import run
-            return run(args, console)
+                module = import_module(f"stylesr_jax.cli.{command}")
+            return module.run(args, console)
 
-    return console.run(work, interrupted="interrupted; give the same command again to go on")
+    return console.run(work, interrupted=interrupted)
 
 
 @contextmanager

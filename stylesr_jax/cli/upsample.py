@@ -18,7 +18,6 @@ from stylesr_jax.cli.common import (
 from stylesr_jax.cli.console import Console
 from stylesr_jax.cli.options import ALIGNMENTS, change
 from stylesr_jax.errors import UserError
-from stylesr_jax.generators.base import Generator
 from stylesr_jax.images.files import write_image
 from stylesr_jax.images.kinds import printable
 from stylesr_jax.loading import generator_from_file, generator_path
@@ -136,10 +135,6 @@ def _check(args: argparse.Namespace, method: Method) -> None:
         raise UserError("a deviation over solutions needs two of them at least: --solutions 2")
 
 
-def _check_layers(settings: Mapping[str, Value], generator: Generator) -> None:
-    layer_range(str(settings.get("inject_layers", "all")), len(generator.noise_shapes))
-
-
 def _alignment(args: argparse.Namespace, photos: Sequence[Path], console: Console) -> Alignment:
     if args.align in ALIGNMENTS:
         return Alignment(args.align, most=args.faces)
@@ -155,9 +150,10 @@ def _plan(args: argparse.Namespace, photos: tuple[Path, ...], console: Console) 
     _check(args, variant.method)
     alignment = _alignment(args, photos, console)
     fields = plan_fields(args, [variant])
-    _check_layers(variant.settings, fields["generator"])
-    mask = args.noise_mask
-    start = None if args.start is None else read_styles(args.start, fields["generator"])
+    generator, mask = fields["generator"], args.noise_mask
+    layers = str(variant.settings.get("inject_layers", "all"))
+    layer_range(layers, len(generator.noise_shapes))  # what is wrong with them is said at once
+    start = None if args.start is None else read_styles(args.start, generator)
     return PhotosPlan(
         photos=photos,
         generator_name=args.generator or DEFAULT,

@@ -26,16 +26,6 @@ class Argument(NamedTuple):
     verbatim: bool = False
 
 
-def number(text: str) -> float:
-    """A number."""
-    return float(text)
-
-
-def whole(text: str) -> int:
-    """A whole number."""
-    return int(text)
-
-
 def flag(text: str) -> bool:
     """True or false."""
     return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
@@ -52,5 +42,5 @@ def _size(text: str) -> Size:
 # Of a down-sampler: either of them.
 SIZES = (
     Argument("size", _size, "a size (32, or 24x32 for height x width)", required=False),
-    Argument("factor", whole, "a whole factor (x4 or factor=4)", required=False),
+    Argument("factor", int, "a whole factor (x4 or factor=4)", required=False),
 )

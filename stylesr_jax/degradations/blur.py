@@ -7,8 +7,9 @@ from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Key
+from scipy.fft import next_fast_len
 
-from stylesr_jax.degradations.arguments import LARGEST, Argument, number
+from stylesr_jax.degradations.arguments import LARGEST, Argument
 from stylesr_jax.degradations.base import Degradation, Separable
 from stylesr_jax.degradations.resize import reflect, taps_matrix
 from stylesr_jax.errors import UserError
@@ -23,7 +24,7 @@ class GaussianBlur(Separable):
     name = "blur"
     about = "Gaussian"
     example = "blur(2)"
-    arguments = (Argument("sigma", number, "a number of pixels"),)
+    arguments = (Argument("sigma", float, "a number of pixels"),)
 
     sigma: float = struct.field(pytree_node=False)
 
@@ -65,12 +66,6 @@ def motion_kernel(length: float, angle: ArrayLike) -> Float[Array, "k k"]:
     return kernel / jnp.sum(kernel)
 
 
-def _fast_length(n: int) -> int:
-    """The least length from n whose only prime factors are 2, 3 and 5, which FFTs like."""
-    powers = (2**a * 3**b * 5**c for a in range(16) for b in range(10) for c in range(7))
-    return min(m for m in powers if m >= n)
-
-
 class MotionBlur(Degradation):
     """Blur along a straight line of `length` pixels, from 1 to LARGEST.
 
@@ -83,8 +78,8 @@ class MotionBlur(Degradation):
     about = "motion blur; without an angle, a random direction"
     example = "motion(100,45)"
     arguments = (
-        Argument("length", number, "a number of pixels"),
-        Argument("angle", number, "degrees", required=False),
+        Argument("length", float, "a number of pixels"),
+        Argument("angle", float, "degrees", required=False),
     )
 
     length: float = struct.field(pytree_node=False)
@@ -110,7 +105,7 @@ class MotionBlur(Degradation):
         ]
         padded = x[index[0]][:, index[1]]
         # As long as the padded image, circular convolution leaves the inside exact.
-        shape = [_fast_length(n) for n in padded.shape[:2]]
+        shape = [next_fast_len(n, real=True) for n in padded.shape[:2]]
         spectrum = jnp.fft.rfftn(padded, shape, axes=(0, 1))
         response = jnp.fft.rfftn(kernel, shape)
         blurred = jnp.fft.irfftn(spectrum * response[..., None], shape, axes=(0, 1))

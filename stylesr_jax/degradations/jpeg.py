@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float, Key
 from PIL import Image
 
-from stylesr_jax.degradations.arguments import Argument, whole
+from stylesr_jax.degradations.arguments import Argument
 from stylesr_jax.degradations.base import Degradation
 from stylesr_jax.degradations.mask import LUMA
 from stylesr_jax.degradations.resize import resize
@@ -74,7 +74,7 @@ class Jpeg(Degradation):
     name = "jpeg"
     about = "compression"
     example = "jpeg(30)"
-    arguments = (Argument("quality", whole, "a whole number 1 to 95"),)
+    arguments = (Argument("quality", int, "a whole number 1 to 95"),)
     linear: ClassVar[bool] = False
 
     quality: int = struct.field(pytree_node=False)

@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Float, Key
 
-from stylesr_jax.degradations.arguments import Argument, number
+from stylesr_jax.degradations.arguments import Argument
 from stylesr_jax.degradations.base import Noise
 from stylesr_jax.errors import UserError
 
@@ -25,7 +25,7 @@ class GaussianNoise(Noise):
     name = "noise"
     about = "Gaussian noise"
     example = "noise(0.05)"
-    arguments = (Argument("sigma", number, "a fraction of the full range"),)
+    arguments = (Argument("sigma", float, "a fraction of the full range"),)
 
     sigma: float = struct.field(pytree_node=False)
 
@@ -51,7 +51,7 @@ class LaplaceNoise(Noise):
     name = "laplace"
     about = "Laplace noise"
     example = "laplace(0.05)"
-    arguments = (Argument("scale", number, "a fraction of the full range"),)
+    arguments = (Argument("scale", float, "a fraction of the full range"),)
 
     scale: float = struct.field(pytree_node=False)
 
@@ -77,7 +77,7 @@ class SaltPepper(Noise):
     name = "salt_pepper"
     about = "salt-and-pepper noise"
     example = "salt_pepper(0.05)"
-    arguments = (Argument("fraction", number, "a fraction of the pixels"),)
+    arguments = (Argument("fraction", float, "a fraction of the pixels"),)
 
     fraction: float = struct.field(pytree_node=False)
 

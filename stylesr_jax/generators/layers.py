@@ -17,11 +17,9 @@ def leaky_relu(x: Float[Array, "*shape"], slope: float = SLOPE) -> Float[Array, 
     return jnp.where(x >= 0, x, slope * x)
 
 
-def normalise_second_moment(
-    x: Float[Array, "*shape"], *, eps: float = 1e-8
-) -> Float[Array, "*shape"]:
+def normalise_second_moment(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x divided by its root mean square over the last axis."""
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
 
 
 # --- StyleGAN2's modulated convolutions -----------------------------------------------------

@@ -1,4 +1,4 @@
-"""The mapping network M: z -> w, shared by every generator, and truncation."""
+"""The mapping network M: z -> w, shared by every generator."""
 
 import flax.linen as nn
 import jax
@@ -51,29 +51,3 @@ class Mapping(nn.Module):
         for index, width in enumerate(self.widths):
             x = leaky_relu(Dense(width, name=f"fc{index}")(x)) * SQRT2
         return x
-
-
-def truncate(
-    w: Float[Array, "N w_dim"],
-    w_mean: Float[Array, " w_dim"],
-    *,
-    num_ws: int,
-    psi: float = 1.0,
-    cutoff: int | None = None,
-) -> Float[Array, "N {num_ws} w_dim"]:
-    """Move the first `cutoff` layers' styles towards the mean by 1 - psi.
-
-    Args:
-        w: (N, w_dim).
-        w_mean: (w_dim,).
-        num_ws: layers of the result.
-        psi: 1 leaves w as it is, 0 gives the mean.
-        cutoff: how many layers are moved; None means all.
-
-    Returns:
-        (N, num_ws, w_dim).
-    """
-    ws = jnp.repeat(w[:, None, :], num_ws, axis=1)
-    moved = w_mean + psi * (ws - w_mean)
-    layer = jnp.arange(num_ws)[:, None]
-    return jnp.where(layer < (num_ws if cutoff is None else cutoff), moved, ws)

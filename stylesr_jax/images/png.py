@@ -25,6 +25,16 @@ def _body(data: bytes, begin: int, end: int) -> memoryview:
     return memoryview(data)[begin + 8 : end - 4]
 
 
+def _body_before_pixels(data: bytes, wanted: bytes) -> memoryview | None:
+    """What the first chunk of a name holds, if one stands before the pixels."""
+    for name, begin, end in chunks(data):
+        if name == wanted:
+            return _body(data, begin, end)
+        if name == b"IDAT":
+            break
+    return None
+
+
 def without_metadata(data: bytes) -> bytes:
     """A PNG file without its colour profile and texts, which Pillow bounds in size.
 
@@ -53,13 +63,8 @@ def _says_orientation(data: bytes, begin: int, end: int) -> bool:
 
 def profile(data: bytes) -> bytes | None:
     """The ICC profile, b"" if it cannot be unpacked, None if there is none."""
-    for name, begin, end in chunks(data):
-        if name == b"iCCP":
-            packed = bytes(_body(data, begin, end)).partition(b"\0")[2][1:]
-            return _unpacked(packed, MAX_PROFILE)
-        if name == b"IDAT":
-            break
-    return None
+    body = _body_before_pixels(data, b"iCCP")
+    return None if body is None else _unpacked(bytes(body).partition(b"\0")[2][1:], MAX_PROFILE)
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
@@ -74,9 +79,4 @@ def _unpacked(packed: bytes, most: int) -> bytes:
 
 def significant_bits(data: bytes) -> int | None:
     """Bits of a sample as the sBIT chunk says, the most of any channel; None without one."""
-    for name, begin, end in chunks(data):
-        if name == b"sBIT":
-            return max(_body(data, begin, end), default=None)
-        if name == b"IDAT":
-            break
-    return None
+    return max(_body_before_pixels(data, b"sBIT") or b"", default=None)

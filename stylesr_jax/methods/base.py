@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
-from jaxtyping import Float, Int, Key, Shaped
+from jaxtyping import Float, Shaped
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, Noise
 from stylesr_jax.methods.levers import diversity
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, Start, View
 from stylesr_jax.runtime.pytrees import PyTreeNode, own_fields
 from stylesr_jax.search.engine import Problem, Variables
 from stylesr_jax.search.optimisers import ADAM
@@ -219,21 +219,8 @@ class Stage(Problem):
     coarse: bool = static(False)
     stop: int | None = static(None)
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
-        """Variables to begin from.
-
-        Args:
-            key: the start's.
-            index: counts an image's solutions.
-            previous: what the stage before ended with, None in the first.
-        """
+    def start(self, given: Beginning) -> Variables:
+        """Variables to begin from."""
         raise NotImplementedError
 
     def decode(self, context: Context, variables: Variables) -> Latents:

@@ -5,17 +5,17 @@ its published code.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float
 
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods.base import Rate, Search, Stage, Value, static, with_stored
 from stylesr_jax.methods.terms import collinear, mean_style, mse_255, perceptual
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.schedules import schedule
 
@@ -91,24 +91,17 @@ class NearMeanStage(Stage):
 
     noise_size: int = static(0)
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """The mean style with a little noise, and standard normal noise maps."""
-        latent_key, noise_key = jax.random.split(key)
-        generator, method = context.generator, self.method
+        latent_key, noise_key = jax.random.split(given.key)
+        generator, method, styles = given.context.generator, self.method, given.start.styles
         shape = (generator.num_ws, generator.w_dim)
         jitter = method.start_noise * method.w_std * jax.random.normal(latent_key, shape)
         size = self.noise_size or (128 if generator.resolution >= 1024 else 32)
         count = sum(max(shape) <= size for shape in generator.noise_shapes)
         noise = generator.random_noise(noise_key)[:count]
-        styles = generator.statistics["w_mean"] if start.styles is None else start.styles
-        return {"latent": styles + jitter, "noise": noise}
+        centre = generator.statistics["w_mean"] if styles is None else styles
+        return {"latent": centre + jitter, "noise": noise}
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles and noise maps as they are."""

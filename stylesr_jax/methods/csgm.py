@@ -4,16 +4,16 @@ Source: Bora et al., "Compressed Sensing using Generative Models", ICML 2017.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float
 
 from stylesr_jax.methods.base import Rate, Search, Stage, Value, static
 from stylesr_jax.methods.terms import l2_sum, latent_norm
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.schedules import schedule
 
@@ -53,16 +53,9 @@ class CSGM(Search):
 class InputStage(Stage):
     """A search for z."""
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """A standard normal z."""
-        return {"z": jax.random.normal(key, (context.generator.z_dim,))}
+        return {"z": jax.random.normal(given.key, (given.context.generator.z_dim,))}
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """M(z) for every layer."""

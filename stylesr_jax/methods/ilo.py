@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import (
@@ -23,7 +23,7 @@ from stylesr_jax.methods.base import (
 )
 from stylesr_jax.methods.pulse import onto_spheres, sphere_styles, start_on_spheres
 from stylesr_jax.methods.terms import geodesic_cross, mse, perceptual
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.projections import near
 from stylesr_jax.search.schedules import schedule
@@ -141,24 +141,18 @@ class LayerStage(Stage):
         cross = geodesic_cross(view.variables["latent"][self.first_style :])
         return {**self.method.objective(view), "geocross": self.method.lambda_geocross * cross}
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """Standard normal; or what stage k - 1 found, and the activation that enters block k."""
         if self.block == 0:
-            return start_on_spheres(key, context, start, self.noise_layers)
+            return start_on_spheres(given, self.noise_layers)
+        context, previous = given.context, given.previous
         generator = context.generator
         n_blocks = len(generator.config.block_resolutions)
         if self.block >= n_blocks:
             raise UserError(
                 f"{generator.name} has {n_blocks} blocks: set ilo.stages to {n_blocks} or less"
             )
-        latents = self.latents(context, start, previous)
+        latents = self.latents(context, given.start, previous)
         activation = activation_entering(
             generator, latents, block=self.block, before=self.block - 1
         )
@@ -174,14 +168,7 @@ class LayerStage(Stage):
         noise = with_stored(context, variables["noise"])
         return Latents(ws, noise, variables.get("activation"))
 
-    def project(
-        self,
-        context: Context,
-        start: Start,
-        key: Key[Array, ""],
-        variables: Variables,
-        anchor: Variables,
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """Spheres for latents and noise, then l1 balls around the stage's start."""
         variables = onto_spheres(variables, anchor)
         maps = zip(variables["noise"], anchor["noise"], strict=True)

@@ -9,16 +9,15 @@ from typing import Any, ClassVar, Literal
 
 import optax
 from jax import Array
-from jaxtyping import Float, Int, Key, Shaped
+from jaxtyping import Float, Shaped
 
 from stylesr_jax.errors import UserError
 from stylesr_jax.methods.base import Stage, static
 from stylesr_jax.methods.rls import PAPER, StyleSearch, StyleStage
 from stylesr_jax.methods.terms import negative_log_prior_whitened
-from stylesr_jax.methods.view import Context, Start, View
+from stylesr_jax.methods.view import Beginning, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import chain_diagnostics, chain_position, langevin
-from stylesr_jax.search.schedules import Constant
 
 
 class Langevin(StyleSearch):
@@ -55,7 +54,6 @@ class Langevin(StyleSearch):
             method=self,
             steps=self.chain_steps,
             rate=self.step_size,
-            schedule=Constant(),
             space=self.space,
             whitened=True,
         )
@@ -66,19 +64,12 @@ class ChainStage(StyleStage):
 
     samples = True
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """Where the search ended, in whitened coordinates."""
-        point = previous["latent"]
+        point = given.previous["latent"]
         if self.method.coordinates == "raw":
-            point = context.prior.whiten(point)
-        return super().start(key, index, context, start, {"latent": point})
+            point = given.context.prior.whiten(point)
+        return super().start(given._replace(previous={"latent": point}))
 
     def terms(self, view: View) -> dict[str, Float[Array, ""]]:
         """The objective, with the density of the coordinates that move."""

@@ -5,17 +5,17 @@ Generative Models", CVPR 2020, and its published code.
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float
 
 from stylesr_jax.generators.base import PULSE_SLOPE
 from stylesr_jax.methods.base import Rate, Search, Stage, static, with_stored
 from stylesr_jax.methods.terms import floored_mse, geodesic_cross
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.projections import on_sphere
 from stylesr_jax.search.schedules import schedule
@@ -80,16 +80,9 @@ class SphereStage(Stage):
             noise_layers=method.noise_layers,
         )
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """Standard normal latents and noise maps."""
-        return start_on_spheres(key, context, start, self.noise_layers)
+        return start_on_spheres(given, self.noise_layers)
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles, and the noise maps, of which the last may be zero."""
@@ -98,14 +91,7 @@ class SphereStage(Stage):
             noise = (*noise[:-1], jnp.zeros_like(noise[-1]))
         return Latents(sphere_styles(context, variables["latent"]), noise)
 
-    def project(
-        self,
-        context: Context,
-        start: Start,
-        key: Key[Array, ""],
-        variables: Variables,
-        anchor: Variables,
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """Each v_i and each noise map back to the norm that it began with."""
         return onto_spheres(variables, anchor)
 
@@ -126,15 +112,13 @@ def sphere_points(context: Context, ws: Float[Array, "*L D"]) -> Float[Array, "*
     return (linear - statistics["pulse_mean"]) / statistics["pulse_std"]
 
 
-def start_on_spheres(
-    key: Key[Array, ""], context: Context, start: Start, noise_layers: int
-) -> Variables:
+def start_on_spheres(given: Beginning, noise_layers: int) -> Variables:
     """Standard normal latents (num_ws, w_dim) and the first noise maps, or as many as there are."""
-    latent_key, noise_key = jax.random.split(key)
-    generator = context.generator
+    latent_key, noise_key = jax.random.split(given.key)
+    generator, styles = given.context.generator, given.start.styles
     latent = jax.random.normal(latent_key, (generator.num_ws, generator.w_dim))
     return {
-        "latent": latent if start.styles is None else sphere_points(context, start.styles),
+        "latent": latent if styles is None else sphere_points(given.context, styles),
         "noise": generator.random_noise(noise_key)[:noise_layers],
     }
 

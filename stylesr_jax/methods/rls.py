@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float
 
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods.base import (
@@ -35,7 +35,7 @@ from stylesr_jax.methods.terms import (
     whitened_norm,
     whitened_spread,
 )
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import ADAM, NORMALISED
 from stylesr_jax.search.projections import l1_norm, near
@@ -234,29 +234,29 @@ class StyleStage(Stage):
         """Descent along gradients of unit length, each style's by itself; or Adam."""
         return NORMALISED if self.normalised else ADAM
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """A style, or those that the stage before ended with."""
-        if previous is not None:
-            point = previous["latent"]
+        context, own = given.context, given.start.styles
+        if given.previous is not None:
+            point = given.previous["latent"]
         else:
-            own = start.styles
-            style = self.first_style(key, index, context) if own is None else own
+            style = self.first_style(given) if own is None else own
             point = context.prior.whiten(style) if self.whitened else style
         rows = context.generator.num_ws if self.space == "w+" else 1
         return {"latent": jnp.broadcast_to(point, (rows, point.shape[-1]))}
 
-    def first_style(
-        self, key: Key[Array, ""], index: Int[Array, ""], context: Context
-    ) -> Float[Array, " w_dim"]:
-        """w that the first stage begins from: (w_dim,)."""
-        return start_style(key, index, context, self.method)
+    def first_style(self, given: Beginning) -> Float[Array, " w_dim"]:
+        """w that the first stage begins from: (w_dim,).
+
+        The mean w for an image's first solution and, `spread` of the way from there, a mapped
+        latent of its own for every other one, in whitened coordinates.
+        """
+        generator, method, prior = given.context.generator, self.method, given.context.prior
+        mean = generator.statistics["w_mean"]
+        drawn = generator.map_latents(jax.random.normal(given.key, (1, generator.z_dim)))[0]
+        share = jnp.where(given.index == 0, method.spread_first, method.spread)
+        blend = prior.whiten(mean) + share * (prior.whiten(drawn) - prior.whiten(mean))
+        return jnp.where(share == 0.0, mean, jnp.where(share == 1.0, drawn, prior.unwhiten(blend)))
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles (num_ws, w_dim)."""
@@ -278,20 +278,13 @@ class ActivationStage(Stage):
 
     styles: Any = None
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """The styles that were found, and what they make there."""
-        latents = self.styles.latents(context, start, previous)
-        activation = activation_entering(context.generator, latents, block=self.block)
+        latents = self.styles.latents(given.context, given.start, given.previous)
+        activation = activation_entering(given.context.generator, latents, block=self.block)
         scale = jax.tree.map(lambda x: jnp.maximum(jnp.std(x), 1e-6), activation)
         scaled = jax.tree.map(jnp.divide, activation, scale)
-        return {"styles": previous, "activation": scaled, "scale": scale}
+        return {"styles": given.previous, "activation": scaled, "scale": scale}
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles and the activation."""
@@ -300,32 +293,8 @@ class ActivationStage(Stage):
         activation = jax.tree.map(jnp.multiply, variables["activation"], scale)
         return latents._replace(activation=activation)
 
-    def project(
-        self,
-        context: Context,
-        start: Start,
-        key: Key[Array, ""],
-        variables: Variables,
-        anchor: Variables,
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """The activation in its ball."""
         centre = anchor["activation"]
         radius = self.method.activation_radius * l1_norm(centre)
         return {**variables, "activation": near(variables["activation"], centre, radius)}
-
-
-def start_style(
-    key: Key[Array, ""], index: Int[Array, ""], context: Context, method: StyleSearch
-) -> Float[Array, " w_dim"]:
-    """w to begin a solution from: (w_dim,).
-
-    The mean w for an image's first solution and, `spread` of the way from there, a mapped
-    latent of its own for every other one, in whitened coordinates.
-    """
-    generator = context.generator
-    mean = generator.statistics["w_mean"]
-    drawn = generator.map_latents(jax.random.normal(key, (1, generator.z_dim)))[0]
-    share = jnp.where(index == 0, method.spread_first, method.spread)
-    whiten, unwhiten = context.prior.whiten, context.prior.unwhiten
-    blend = whiten(mean) + share * (whiten(drawn) - whiten(mean))
-    return jnp.where(share == 0.0, mean, jnp.where(share == 1.0, drawn, unwhiten(blend)))

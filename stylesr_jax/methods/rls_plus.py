@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import jax
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float
 
 from stylesr_jax.methods.base import Stage, static
 from stylesr_jax.methods.rls import PAPER, StyleSearch
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.projections import l1_norm, near
 from stylesr_jax.search.schedules import Cosine
@@ -59,16 +59,10 @@ class WeightsStage(Stage):
 
     styles: Any = None
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """The styles that were found, and the generator's own weights."""
-        return {"latent": previous["latent"], "synthesis": context.generator.params["synthesis"]}
+        weights = given.context.generator.params["synthesis"]
+        return {"latent": given.previous["latent"], "synthesis": weights}
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles, and the weights that move."""
@@ -80,14 +74,7 @@ class WeightsStage(Stage):
         """The likelihood alone: the prior's terms do not depend on the weights."""
         return {"l1": self.method.lambda_l1 * self.method.distance(view)}
 
-    def project(
-        self,
-        context: Context,
-        start: Start,
-        key: Key[Array, ""],
-        variables: Variables,
-        anchor: Variables,
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """Weights stay in an l1 ball around the originals: one for all, or one for each tensor."""
 
         def ball(weights: Any, originals: Any) -> Any:

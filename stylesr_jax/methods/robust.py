@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float
 
 from stylesr_jax.generators.base import StyledLayer
 from stylesr_jax.methods.base import Search, Stage
 from stylesr_jax.methods.rls import Space, StyleStage
 from stylesr_jax.methods.terms import l1_coarsest, perceptual_pyramid
-from stylesr_jax.methods.view import Context, Latents, Start, View
+from stylesr_jax.methods.view import Beginning, Context, Latents, View
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import NORMALISED
-from stylesr_jax.search.schedules import Constant
 
 
 class Robust(Search):
@@ -64,51 +63,36 @@ class Robust(Search):
             yield self.stage("w", self.style_steps, self.style_rate)
         yield self.stage("w+", self.layer_steps, self.layer_rate)
         if self.filter_steps:
-            yield FilterStage(
-                method=self,
-                steps=self.filter_steps,
-                rate=self.filter_rate,
-                schedule=Constant(),
-            )
+            yield FilterStage(method=self, steps=self.filter_steps, rate=self.filter_rate)
 
     def stage(self, space: Space, steps: int, rate: float) -> "MeanStyleStage":
         """A phase of styles."""
-        return MeanStyleStage(
-            method=self, steps=steps, rate=rate, schedule=Constant(), space=space, normalised=True
-        )
+        return MeanStyleStage(method=self, steps=steps, rate=rate, space=space, normalised=True)
 
 
 class MeanStyleStage(StyleStage):
     """Styles from the mean; of further solutions from mapped latents half-way to it."""
 
-    def first_style(
-        self, key: Key[Array, ""], index: Int[Array, ""], context: Context
-    ) -> Float[Array, " w_dim"]:
+    def first_style(self, given: Beginning) -> Float[Array, " w_dim"]:
         """The mean style, or one half-way to a drawn one: (w_dim,)."""
-        mean = context.generator.statistics["w_mean"]
-        z = jax.random.normal(key, (1, context.generator.z_dim))
-        drawn = context.generator.map_latents(z)[0]
-        return jnp.where(index == 0, mean, 0.5 * (mean + drawn))
+        generator = given.context.generator
+        mean = generator.statistics["w_mean"]
+        drawn = generator.map_latents(jax.random.normal(given.key, (1, generator.z_dim)))[0]
+        return jnp.where(given.index == 0, mean, 0.5 * (mean + drawn))
 
 
 class FilterStage(Stage):
     """W++: a style for each filter of the convolutions, which modulates that filter alone."""
 
-    def start(
-        self,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        context: Context,
-        start: Start,
-        previous: Any,
-    ) -> Variables:
+    def start(self, given: Beginning) -> Variables:
         """Every filter with its layer's style, (filters, w_dim) for each layer."""
-        styles, synthesis = previous["latent"], context.generator.params["synthesis"]
+        generator, styles = given.context.generator, given.previous["latent"]
+        synthesis = generator.params["synthesis"]
         filters = {
             "/".join(layer.path): jnp.broadcast_to(
                 styles[layer.style], (_weight_of(synthesis, layer).shape[-1], styles.shape[-1])
             )
-            for layer in context.generator.config.styled_layers
+            for layer in generator.config.styled_layers
         }
         return {"filters": filters, "latent": styles}
 

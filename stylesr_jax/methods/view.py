@@ -31,6 +31,16 @@ class Start(NamedTuple):
     styles: Array | None = None  # (num_ws, w_dim) to begin from, instead of the method's own
 
 
+class Beginning(NamedTuple):
+    """What a stage is given to begin one start's search from."""
+
+    key: Array  # the start's
+    index: Array  # int32: counts an image's solutions
+    context: Context
+    start: Start
+    previous: Any  # variables that the stage before ended with, None in the first
+
+
 class Latents(NamedTuple):
     """What a method's variables decode to: all that the generator needs for one image."""
 

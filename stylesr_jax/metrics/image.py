@@ -18,6 +18,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Float
+from scipy.ndimage import correlate1d
 
 from stylesr_jax.degradations import cubic_taps, resize, scaled_size, taps_matrix
 from stylesr_jax.errors import UserError
@@ -174,16 +175,10 @@ _BLOCK = 96
 _SHAPES = np.arange(0.2, 10.001, 0.001)
 
 
-class _Pristine(NamedTuple):
-    mean: np.ndarray  # (36,)
-    covariance: np.ndarray  # (36, 36)
-    window: np.ndarray  # (7,), sums to 1
-
-
 @lru_cache(maxsize=1)
-def _pristine() -> _Pristine:
-    params, _ = weights.load(weights.find_weights("niqe.safetensors"))
-    return _Pristine(params["mean"], params["covariance"], params["window"])
+def _pristine() -> dict[str, np.ndarray]:
+    """The published model: "mean" (36,), "covariance" (36, 36), "window" (7,), which sums to 1."""
+    return weights.load(weights.find_weights("niqe.safetensors"))[0]
 
 
 @lru_cache(maxsize=1)
@@ -224,12 +219,8 @@ def _block_features(block: np.ndarray) -> list[float]:
 
 
 def _local_mean(image: np.ndarray, window: np.ndarray) -> np.ndarray:
-    radius = window.size // 2
     for axis in (0, 1):
-        widths = [(radius, radius) if k == axis else (0, 0) for k in (0, 1)]
-        padded, size = np.pad(image, widths, mode="edge"), image.shape[axis]
-        shifted = [padded.take(range(i, i + size), axis) for i in range(window.size)]
-        image = np.tensordot(window, np.stack(shifted), 1)
+        image = correlate1d(image, window, axis, mode="nearest")
     return image
 
 
@@ -267,7 +258,7 @@ def niqe(x: ArrayLike) -> float:
     pristine = _pristine()
     scales = []
     for size in (_BLOCK, _BLOCK // 2):
-        texture = _normalised(luma, pristine.window)
+        texture = _normalised(luma, pristine["window"])
         blocks = texture.reshape(rows, size, columns, size).swapaxes(1, 2).reshape(-1, size, size)
         scales.append([_block_features(block) for block in blocks])
         taps = cubic_taps(2)
@@ -277,8 +268,8 @@ def niqe(x: ArrayLike) -> float:
     whole = features[~np.isnan(features).any(axis=1)]
     if len(whole) < 2:
         raise UserError("niqe: the image has too little texture (is it one flat colour?)")
-    difference = pristine.mean - np.nanmean(features, axis=0)
-    pooled = (pristine.covariance + np.cov(whole, rowvar=False)) / 2.0
+    difference = pristine["mean"] - np.nanmean(features, axis=0)
+    pooled = (pristine["covariance"] + np.cov(whole, rowvar=False)) / 2.0
     return math.sqrt(difference @ np.linalg.pinv(pooled) @ difference)
 
 

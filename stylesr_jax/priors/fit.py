@@ -61,11 +61,6 @@ def _load_checkpoint(
     return state, jax.tree.map(jnp.asarray, tensors["whitening"])
 
 
-def _shapes(key: Array, flow_config: FlowConfig) -> Any:
-    shapes = jax.eval_shape(lambda key: init_flow(key, flow_config), key)
-    return jax.tree.map(lambda leaf: leaf.shape, shapes)
-
-
 def fit(
     key: Key[Array, ""],
     generator: Generator,
@@ -106,11 +101,13 @@ def fit(
         "mapping_sha256": flow.mapping_sha256(generator),
     }
     whitening_key, init_key, held_out_key, draw_key = jax.random.split(key, 4)
-    weights = init_flow(init_key, flow_config) if start is None else start.flow
-    if jax.tree.map(jnp.shape, weights) != _shapes(init_key, flow_config):
-        raise UserError(
-            "the prior to start from has other sizes; give --blocks and --width as then"
-        )
+    weights = init_flow(init_key, flow_config)
+    if start is not None:
+        if jax.tree.map(jnp.shape, start.flow) != jax.tree.map(jnp.shape, weights):
+            raise UserError(
+                "the prior to start from has other sizes; give --blocks and --width as then"
+            )
+        weights = start.flow
     state = flow.init_fit(weights, fit_config)
     if checkpoint is not None and checkpoint.exists():
         if not resume:

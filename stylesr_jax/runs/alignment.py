@@ -177,12 +177,12 @@ def read_points(path: str) -> dict[str, tuple[Points, ...]]:
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{shown}: no JSON ({printable(str(error))[:80]}); see docs/faces.md"
-        ) from (error)
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f'{shown}: write {{"photo.jpg": [five points, ...]}}; see docs/faces.md')
     return {
         name: tuple(_faces_of(f"{shown}: {printable(name)}", faces))
-        for name, faces in (values.items())
+        for name, faces in values.items()
     }
 
 

@@ -34,7 +34,8 @@ class Pipeline:
     def __exit__(self, *_: Any) -> None:
         self._reader.shutdown(cancel_futures=True)
         self._writer.shutdown()
-        self.flush()
+        while self._writing:
+            self._writing.popleft().result()
 
     def read(self, function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
         """function(item) in the items' order, made on the reading thread."""
@@ -46,19 +47,12 @@ class Pipeline:
         while waiting:
             yield waiting.popleft().result()
 
-    def write(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call on the writing thread, in order; an error is raised by a later `write` or `flush`.
+    def write(self, function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
+        """Call with each of the arguments, on the writing thread and in order.
 
-        Waits while too much is waiting to be written.
-        """
-        while len(self._writing) >= self.behind:
-            self._writing.popleft().result()
-        self._writing.append(self._writer.submit(function, *arguments))
-
-    def write_group(self, function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> None:
-        """One piece of work of `function` with each of the arguments; as many are read ahead.
-
-        So the results of a group wait together, and the next group is read while it is searched.
+        It is one piece of work, and as many items are read ahead: so the results of a group wait
+        together, and the next group is read while it is searched. Waits while too much is waiting
+        to be written. An error is raised by a later `write`, or at the end.
         """
 
         def write_all() -> None:
@@ -66,12 +60,9 @@ class Pipeline:
                 function(*arguments)
 
         self.ahead = max(self.ahead, len(calls))
-        self.write(write_all)
-
-    def flush(self) -> None:
-        """Wait until all is written."""
-        while self._writing:
+        while len(self._writing) >= self.behind:
             self._writing.popleft().result()
+        self._writing.append(self._writer.submit(write_all))
 
 
 def images_together(starts: int, solutions: int) -> int:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -175,13 +175,13 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
     table = summary["table"]
     columns = _columns(summary)
     lines = [
-        "| method | evaluations | " + " | ".join(column.heading for column in columns) + " |",
+        "| method | evaluations | " + " | ".join(columns) + " |",
         "|---|---:|" + "---:|" * len(columns),
     ]
     for label in table:
         name = printable(label).replace("|", "\\|")
         used = summary["about"]["variants"].get(label, {}).get("evaluations", "")
-        cells = " | ".join(column.cell(label) for column in columns)
+        cells = " | ".join(cell(label) for cell in columns.values())
         lines.append(f"| {name} | {used} | {cells} |")
     text = "\n".join(lines) + "\n\n" + "\n\n".join(_notes(summary)) + "\n"
     if failed:
@@ -192,33 +192,28 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[tuple[str, str, str]] 
     return text
 
 
-class _Column(NamedTuple):
-    """A column of the table: its heading, and the text of a label's cell."""
+def _columns(summary: Mapping[str, Any]) -> dict[str, Callable[[str], str]]:
+    """By their headings, what gives the text of a label's cell.
 
-    heading: str
-    cell: Callable[[str], str]
-
-
-def _columns(summary: Mapping[str, Any]) -> list[_Column]:
-    """Scores that some label has, then the comparison of images, then Fréchet distances."""
-    table = summary["table"]
-
-    def held(names: Iterable[str]) -> list[str]:
-        return [name for name in names if any(name in entry for entry in table.values())]
-
+    Scores that some label has, then the comparison of images, then Fréchet distances.
+    """
+    table, by_image = summary["table"], summary["by_image"]
     arrows = {1: " ↑", -1: " ↓", 0: ""}
-    columns = [
-        _Column(MEASURES[n].heading + arrows[MEASURES[n].better], partial(_score, table, n))
-        for n in held(MEASURES)
-    ]
-    by_image = summary["by_image"]
+    columns = {
+        MEASURES[n].heading + arrows[MEASURES[n].better]: partial(_score, table, n)
+        for n in _held(table, MEASURES)
+    }
     if _compares_images(summary):
-        columns.append(_Column("worst LPIPS ↓", partial(_worst, by_image)))
+        columns["worst LPIPS ↓"] = partial(_worst, by_image)
         if any("beats_bicubic" in entry for entry in by_image.values()):
-            columns.append(_Column("beats bicubic ↑", partial(_beaten, by_image)))
-    return columns + [
-        _Column(f"{FRECHET[n]} ↓", partial(_distance, table, n)) for n in held(FRECHET)
-    ]
+            columns["beats bicubic ↑"] = partial(_beaten, by_image)
+    distances = {f"{FRECHET[n]} ↓": partial(_distance, table, n) for n in _held(table, FRECHET)}
+    return columns | distances
+
+
+def _held(table: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of some scores that some label has."""
+    return [name for name in names if any(name in entry for entry in table.values())]
 
 
 def _compares_images(summary: Mapping[str, Any]) -> bool:
@@ -264,8 +259,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     ]
     if _compares_images(summary):
         notes[-1] += " Worst images, and those that beat bicubic, are by LPIPS-VGG."
-    distances = [name for name in FRECHET if any(name in entry for entry in table.values())]
-    if distances:
+    if distances := _held(table, FRECHET):
         counts = sorted({e[n]["n"] for e in table.values() for n in distances if n in e})
         notes.append(
             f"Fréchet-VGG16: Fréchet distance of mean VGG16 features at {sizes['frechet']} px to "
@@ -307,7 +301,8 @@ def _example(plan: EvaluationPlan, outcome: Outcome, path: Path) -> Example:
 
 def _draw_examples(plan: EvaluationPlan, outcome: Outcome) -> None:
     """OUT/examples.png: for each of the first images input, every variant's first, original."""
-    shown = [path for path in plan.images if _any_variant(plan, outcome.rows.get(path.name, {}))]
+    labels = {variant.label for variant in plan.variants}
+    shown = [path for path in plan.images if labels & outcome.rows.get(path.name, {}).keys()]
     grid = [_example_row(plan, outcome, path) for path in shown[: plan.figure_images]]
     if grid:
         write_png(plan.out / "examples.png", draw_grid(grid))
@@ -318,10 +313,6 @@ def _picture(path: Path) -> np.ndarray:
         return read_image(path)
     except UserError as error:
         raise damaged(path) from error
-
-
-def _any_variant(plan: EvaluationPlan, rows: Mapping[str, Row]) -> bool:
-    return any(variant.label in rows for variant in plan.variants)
 
 
 def _example_row(plan: EvaluationPlan, outcome: Outcome, path: Path) -> list[Any]:

@@ -270,7 +270,7 @@ class Worker:
             return
         self._batches[variant.label, subjects[0].canvas] = batch
         found = zip(subjects, results, strict=False)  # Ctrl-C leaves out the last ones
-        pipeline.write_group(self._write, [(subject, variant, result) for subject, result in found])
+        pipeline.write(self._write, [(subject, variant, result) for subject, result in found])
         if len(results) < len(subjects) or any(result.interrupted for result in results):
             raise KeyboardInterrupt
 

@@ -61,9 +61,7 @@ class Problem(PyTreeNode):
         """
         raise NotImplementedError
 
-    def project(
-        self, context: Context, start: Start, key: Array, variables: Variables, anchor: Variables
-    ) -> Variables:
+    def project(self, variables: Variables, anchor: Variables) -> Variables:
         """Variables after an update, put back where they belong; `anchor` is where they began."""
         return variables
 
@@ -189,7 +187,7 @@ def step(
     optimiser = optax.with_extra_args_support(problem.optimiser())
 
     def update(gradient: Any, state: Any, variables: Any, key: Array, loss: Array) -> Any:
-        own_key = jax.random.fold_in(key, 1)  # the projection draws from `key`
+        own_key = jax.random.fold_in(key, 1)
         return optimiser.update(gradient, state, variables, rate=rate, key=own_key, loss=loss)
 
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
@@ -197,7 +195,7 @@ def step(
             gradient, state.optimiser, state.variables, step_keys, losses
         )
     moved = jax.tree.map(lambda v, d: v + rate * d, state.variables, direction)
-    moved = jax.vmap(partial(problem.project, context))(starts, step_keys, moved, state.anchor)
+    moved = jax.vmap(problem.project)(moved, state.anchor)
     going = running & finite
     return (
         SearchState(
@@ -219,8 +217,15 @@ def step(
 _STATE = SearchState._make([P(), *[P(STARTS)] * (len(SearchState._fields) - 1)])
 
 
-def spread(run: Callable[..., Any], mesh: Mesh, inputs: Any, outputs: Any) -> Callable[..., Any]:
-    """`run` on every device's own part; unchecked, as the devices exchange nothing."""
+def spread(
+    run: Callable[..., Any], mesh: Mesh | None, inputs: Any, outputs: Any
+) -> Callable[..., Any]:
+    """`run` on every device's own part; unchecked, as the devices exchange nothing.
+
+    Without a mesh it is `run` itself.
+    """
+    if mesh is None:
+        return run
     return jax.shard_map(run, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
 
@@ -244,10 +249,8 @@ def advance(
     Returns:
         The new state and each term's history (length, B), NaN where steps were skipped.
     """
-    run = partial(_advance, length)
-    if mesh is not None:
-        parts = (P(), P(), P(STARTS), P(STARTS), P(), _STATE)
-        run = spread(run, mesh, parts, (_STATE, P(None, STARTS)))
+    parts = (P(), P(), P(STARTS), P(STARTS), P(), _STATE)
+    run = spread(partial(_advance, length), mesh, parts, (_STATE, P(None, STARTS)))
     return run(problem, context, starts, keys, total, state)
 
 
@@ -282,9 +285,7 @@ def _evaluate_end(
     mesh: Mesh | None = None,
 ) -> SearchState:
     """Evaluate the variables that a sampler's optimiser ended with."""
-    run = _evaluate_final
-    if mesh is not None:
-        run = spread(run, mesh, (P(), P(), P(STARTS), _STATE), _STATE)
+    run = spread(_evaluate_final, mesh, (P(), P(), P(STARTS), _STATE), _STATE)
     return run(problem, context, starts, state)
 
 

@@ -87,7 +87,7 @@ def ranger21(
     """Ranger21's ingredients: adaptive clipping, centralised gradients, RAdam, decay, lookahead.
 
     `clip` bounds a gradient's norm by its variable's; `period` and `share` are the lookahead's.
-    Its warm-up and warm-down are a rate, see `stages.WarmUpAndDown`.
+    Its warm-up and warm-down are a rate, see `schedules.WarmUpAndDown`.
     Source: Wright & Demeure, "Ranger21: a synergistic deep learning optimizer", 2021.
     """
     return optax.chain(

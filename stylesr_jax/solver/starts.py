@@ -14,7 +14,7 @@ from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods.base import Method, Stage
 from stylesr_jax.methods.levers import injected_noise, layer_range, noisy_target
 from stylesr_jax.methods.terms import l1_sum
-from stylesr_jax.methods.view import Context, Start
+from stylesr_jax.methods.view import Beginning, Context, Start
 from stylesr_jax.runtime.program_cache import kept_jit
 from stylesr_jax.search.engine import STARTS, spread
 
@@ -105,9 +105,9 @@ def begin_stage(
     number: UInt[Array, ""],
 ) -> tuple[Any, Key[Array, " B"]]:
     """A batch's variables for a stage, leading axis B, and the keys of its search."""
-    start = jax.vmap(stage.start, in_axes=(0, 0, None, 0, 0))
+    start = jax.vmap(stage.start, in_axes=(Beginning(0, 0, None, 0, 0),))  # type: ignore
     own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
-    return start(keys, indices, context, starts, previous), own
+    return start(Beginning(keys, indices, context, starts, previous)), own
 
 
 def nearest(
@@ -121,9 +121,8 @@ def nearest(
     mesh: Mesh | None = None,
 ) -> Key[Array, " B"]:
     """Of `tries` keys derived from each start's own, that whose start is nearest to the input."""
-    run = partial(_by_distance, tries)
-    if mesh is not None:
-        run = spread(run, mesh, (P(), P(STARTS), P(STARTS), P(), P(STARTS)), P(STARTS))
+    parts = (P(), P(STARTS), P(STARTS), P(), P(STARTS))
+    run = spread(partial(_by_distance, tries), mesh, parts, P(STARTS))
     return run(stage, keys, indices, context, starts)
 
 
@@ -134,7 +133,7 @@ def _by_distance(
         tried = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(tries))
 
         def distance(one: Array) -> Array:
-            variables = stage.start(one, index, context, start, None)
+            variables = stage.start(Beginning(one, index, context, start, None))
             return l1_sum(stage.view(context, start, variables))
 
         at_once = None if stage.stop is None else TRIES_AT_ONCE  # full images take memory

@@ -12,6 +12,7 @@ from gradio.themes import Base, Default
 
 from stylesr_jax.errors import UserError, in_a_line
 from stylesr_jax.images.files import read_bytes, read_mask, to_uint8
+from stylesr_jax.methods import METHODS, method_named
 from stylesr_jax.web import photos, results
 from stylesr_jax.web.request import (
     LEVERS,
@@ -19,10 +20,8 @@ from stylesr_jax.web.request import (
     NOISE,
     Request,
     levers_of,
-    method_names,
     presets_of,
     scribble,
-    summary_of,
 )
 from stylesr_jax.web.searches import Models, Update, updates
 from stylesr_jax.web.sessions import Found, Session, Sessions
@@ -88,6 +87,12 @@ def _errors_said(handler: Callable[..., Values]) -> Callable[..., Values]:
     return run
 
 
+def picture(label: str, name: str, *, format: str, **options: Any) -> gr.Image:
+    """A picture that is shown alone; `name` is the id of its element."""
+    options = {"buttons": [], **options}
+    return gr.Image(label=label, elem_id=name, format=format, interactive=False, **options)
+
+
 class Page:
     """The components of a page as attributes; methods are what events do, for whichever session."""
 
@@ -115,13 +120,7 @@ class Page:
                     label="Drop a photo here", file_types=["image"], elem_id="file", height=140
                 )
                 self.shipped = gr.Button("Take the shipped portrait", elem_id="shipped")
-                self.shown = gr.Image(
-                    label="Faces found: click one",
-                    interactive=False,
-                    format="png",
-                    buttons=[],
-                    elem_id="shown",
-                )
+                self.shown = picture("Faces found: click one", "shown", format="png")
                 self.faces = gr.Radio([], label="What is super-resolved", elem_id="faces")
             with gr.Column(min_width=300):
                 gr.Markdown("## 2. Low-resolution observation\n" + SCRIBBLE)
@@ -152,10 +151,10 @@ class Page:
 
     def _settings_part(self) -> None:
         gr.Markdown("## 3. Search")
-        name = method_names()[0]
+        name = next(iter(METHODS))  # the default
         with gr.Row():
             self.method = gr.Dropdown(
-                method_names(), value=name, label="Method", info=summary_of(name), min_width=240
+                list(METHODS), value=name, label="Method", info=METHODS[name].summary, min_width=240
             )
             self.preset = gr.Dropdown(
                 presets_of(name), value=presets_of(name)[0], label="Preset", min_width=140
@@ -183,14 +182,7 @@ class Page:
         self.status = gr.HTML(said(self._invitation), elem_id="status", elem_classes="status")
         with gr.Row():
             with gr.Column(min_width=280):
-                self.preview = gr.Image(
-                    label="Best so far",
-                    interactive=False,
-                    format="jpeg",
-                    buttons=[],
-                    height=320,
-                    elem_id="preview",
-                )
+                self.preview = picture("Best so far", "preview", format="jpeg", height=320)
             with gr.Column(min_width=280):
                 self.curve = gr.HTML(elem_id="curve")
 
@@ -217,24 +209,13 @@ class Page:
                 elem_id="slider",
             )
             with gr.Column(min_width=300):
-                options: dict[str, Any] = {"interactive": False, "format": "png", "buttons": []}
                 with gr.Row():
-                    self.low = gr.Image(
-                        label="Downscales to", min_width=130, elem_id="low", **options
-                    )
-                    self.residual = gr.Image(
-                        label=f"{results.GAIN:.0f} x residual",
-                        min_width=130,
-                        elem_id="residual",
-                        **options,
-                    )
-                self.uncertainty = gr.Image(
-                    label="Where the solutions differ (white: most)",
-                    image_mode="L",
-                    height=320,
-                    elem_id="uncertainty",
-                    **options,
-                )
+                    self.low = picture("Downscales to", "low", format="png", min_width=130)
+                    label = f"{results.GAIN:.0f} x residual"
+                    self.residual = picture(label, "residual", format="png", min_width=130)
+                label = "Where the solutions differ (white: most)"
+                options: dict[str, Any] = {"image_mode": "L", "height": 320}
+                self.uncertainty = picture(label, "uncertainty", format="png", **options)
         with gr.Row():
             self.png = gr.DownloadButton("Download PNG", interactive=False, elem_id="png")
             self.npz = gr.DownloadButton("Download latents (npz)", interactive=False, elem_id="npz")
@@ -242,14 +223,8 @@ class Page:
                 "Search on from this solution", interactive=False, elem_id="go_on"
             )
             self.paste = gr.Button("Paste back into the photo", interactive=False, elem_id="paste")
-        self.pasted = gr.Image(
-            label="The photo, enlarged",
-            interactive=False,
-            format="jpeg",
-            buttons=["fullscreen"],
-            visible=False,
-            elem_id="pasted",
-        )
+        options = {"buttons": ["fullscreen"], "visible": False}
+        self.pasted = picture("The photo, enlarged", "pasted", format="jpeg", **options)
         self.pasted_file = gr.DownloadButton(
             "Download the enlarged photo (PNG)", visible=False, elem_id="pasted_file"
         )
@@ -370,7 +345,7 @@ class Page:
         """Its presets, and the settings of the first."""
         presets = presets_of(method)
         return {
-            self.method: gr.update(info=summary_of(method)),
+            self.method: gr.update(info=method_named(method).summary),
             self.preset: gr.update(choices=presets, value=presets[0]),
             **self.choose_preset(method, presets[0]),
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stylesr_jax.errors import UserError
-from stylesr_jax.methods import METHODS, method_named
+from stylesr_jax.methods import method_named
 from stylesr_jax.methods.base import Method
 
 MAX_SOLUTIONS = 8
@@ -41,16 +41,6 @@ class Request:
     seed: int = 0
     noise: str = str(NOISE)
     mask: np.ndarray | None = None
-
-
-def method_names() -> list[str]:
-    """The methods, the default first."""
-    return list(METHODS)
-
-
-def summary_of(name: str) -> str:
-    """A method in a line."""
-    return method_named(name).summary
 
 
 def presets_of(name: str) -> list[str]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from html import escape
 from math import isfinite, log10
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -126,13 +125,7 @@ def write_latents(
 ) -> Path:
     """The solutions.npz of a result, as `upsample --from` and `--start` read it."""
     path = folder / "solutions.npz"
-    save_solutions(path, result, _config(result, request, models, photo))
-    return path
-
-
-def _config(result: Result, request: Request, models: Models, photo: Photo) -> dict[str, Any]:
-    """What redrawing needs to know, beside the latents."""
-    return {
+    config = {
         "generator": models.name,
         "generator_file": str(models.weights_file),
         "weights_sha256": models.identity["weights_sha256"],
@@ -144,3 +137,5 @@ def _config(result: Result, request: Request, models: Models, photo: Photo) -> d
         "input": photo.name,
         "versions": versions(),
     }
+    save_solutions(path, result, config)
+    return path

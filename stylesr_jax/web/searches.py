@@ -14,7 +14,6 @@ import numpy as np
 from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.loading import notes_of
-from stylesr_jax.methods.base import Method
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.runs.plan import load_parts
@@ -130,8 +129,31 @@ def updates(
     check_bounds(request)
     method = method_of(request)
     listener = _Listener(stop, queue.SimpleQueue(), pause)
-    args = (listener, models, method, observation, request, name, start)
-    work = threading.Thread(target=_search, args=args, daemon=True)
+
+    def search() -> None:
+        """In the thread: solve, and put the result or the error where it is heard."""
+        try:
+            results = solve(
+                [observation],
+                [key_of(request.seed, name)],
+                generator=models.generator,
+                prior=models.prior if method.needs_prior else None,
+                perceptual=models.perceptual if method.needs_perceptual else None,
+                method=method,
+                solutions=request.solutions,
+                noise_mask=request.mask,
+                start=start,
+                on_progress=listener.on_progress,
+                on_preview=listener.on_preview,
+            )
+            if not results:
+                raise UserError("the search was stopped before there was anything to show")
+            listener.heard.put(Update(result=results[0]))
+            listener.heard.put(None)
+        except BaseException as error:  # it is raised again where the updates are read
+            listener.heard.put(error)
+
+    work = threading.Thread(target=search, daemon=True)
     work.start()
     try:
         while (message := listener.heard.get()) is not None:
@@ -141,35 +163,3 @@ def updates(
     finally:  # the reader may have gone
         stop.set()
         work.join()
-
-
-def _search(
-    listener: _Listener,
-    models: Models,
-    method: Method,
-    observation: Observation,
-    request: Request,
-    name: str,
-    start: np.ndarray | None,
-) -> None:
-    """In the thread: solve, and put the result or the error where it is heard."""
-    try:
-        results = solve(
-            [observation],
-            [key_of(request.seed, name)],
-            generator=models.generator,
-            prior=models.prior if method.needs_prior else None,
-            perceptual=models.perceptual if method.needs_perceptual else None,
-            method=method,
-            solutions=request.solutions,
-            noise_mask=request.mask,
-            start=start,
-            on_progress=listener.on_progress,
-            on_preview=listener.on_preview,
-        )
-        if not results:
-            raise UserError("the search was stopped before there was anything to show")
-        listener.heard.put(Update(result=results[0]))
-        listener.heard.put(None)
-    except BaseException as error:  # it is raised again where the updates are read
-        listener.heard.put(error)

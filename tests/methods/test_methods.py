@@ -13,7 +13,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import Generator, measure_statistics
 from stylesr_jax.methods import METHODS, base, levers, method_named
 from stylesr_jax.methods.base import stages_of
-from stylesr_jax.methods.view import Context, Start
+from stylesr_jax.methods.view import Beginning, Context, Start
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.priors.autoregressive import FlowConfig, init_flow
 from stylesr_jax.priors.flow import Prior
@@ -393,7 +393,7 @@ def test_ilo_stages_begin_with_the_image_of_the_last_one(small):
         variables, pairs = None, []
         for k, stage in enumerate(parts):
             before = variables
-            variables = stage.start(key, jnp.asarray(0), own, start, variables)
+            variables = stage.start(Beginning(key, jnp.asarray(0), own, start, variables))
             if k:
                 pairs.append([(parts[k - 1], before), (stage, variables)])
             # What the search does to them, before the next stage begins:
@@ -548,13 +548,14 @@ def test_the_activation_begins_as_the_styles_make_it_and_stays_in_its_ball(small
     *_, styles, last = method.make_stages()
     context = Context(small, prior, Bicubic(size=8), None)
     start = Start(jnp.asarray(TARGET), jnp.ones((8, 8, 1)), jnp.array(0))
-    begun = styles.start(jax.random.key(0), jnp.array(1), context, start, None)
-    variables = last.start(jax.random.key(0), jnp.array(1), context, start, begun)
+    given = Beginning(jax.random.key(0), jnp.array(1), context, start, None)
+    begun = styles.start(given)
+    variables = last.start(given._replace(previous=begun))
     of_styles = styles.view(context, start, begun).image
     np.testing.assert_allclose(last.view(context, start, variables).image, of_styles, atol=1e-5)
     centre = variables["activation"]
     far = variables | {"activation": jax.tree.map(lambda x: x + jnp.sign(x), centre)}
-    inside = last.project(context, start, jax.random.key(0), far, variables)["activation"]
+    inside = last.project(far, variables)["activation"]
     moved = l1_norm(jax.tree.map(jnp.subtract, inside, centre))
     np.testing.assert_allclose(moved, 0.01 * l1_norm(centre), rtol=1e-3)
 

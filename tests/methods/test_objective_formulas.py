@@ -213,7 +213,7 @@ def _layer_variables(seed, activation=True):
 
 @jax.jit
 def _project(stage, variables, anchor):
-    return stage.project(None, None, jax.random.key(0), variables, anchor)
+    return stage.project(variables, anchor)
 
 
 def _layer(**radii):

@@ -11,7 +11,7 @@ from stylesr_jax.methods import METHODS
 from stylesr_jax.methods.base import stages_of
 from stylesr_jax.methods.ilo import LayerStage
 from stylesr_jax.methods.terms import geodesic_cross
-from stylesr_jax.methods.view import Context, Start
+from stylesr_jax.methods.view import Beginning, Context, Start
 from stylesr_jax.search.optimisers import ADAM
 from stylesr_jax.search.schedules import schedule
 
@@ -158,8 +158,8 @@ def _context(resolution):
 
 def _searched_noise(stage, resolution):
     """The shapes of the noise maps that a stage begins with."""
-    start = stage.start(jax.random.key(0), 0, _context(resolution), START, None)
-    return start["noise"]
+    given = Beginning(jax.random.key(0), jnp.array(0), _context(resolution), START, None)
+    return stage.start(given)["noise"]
 
 
 START = Start(None, None, None)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.methods.base import render
 from stylesr_jax.methods.robust import FilterStage, MeanStyleStage, Robust
-from stylesr_jax.methods.view import Context, Latents, Start
+from stylesr_jax.methods.view import Beginning, Context, Latents, Start
 
 BEGIN = (jax.random.key(0), jnp.asarray(0))
 START = Start(jnp.zeros((4, 4, 3)), jnp.ones((4, 4, 1)), jnp.asarray(0))
@@ -22,7 +22,8 @@ def _styles(generator: Generator):
 def _filters(generator):
     context, stage = Context(generator, None, None, None), FilterStage(method=Robust())
     styles = _styles(generator)
-    return context, stage, styles, stage.start(*BEGIN, context, START, {"latent": styles})
+    begun = stage.start(Beginning(*BEGIN, context, START, {"latent": styles}))
+    return context, stage, styles, begun
 
 
 @pytest.mark.parametrize("which", ["tiny", "mobile"])

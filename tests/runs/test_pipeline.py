@@ -46,11 +46,11 @@ def test_work_is_written_meanwhile_in_order_and_waits_when_too_much_is_left():
         written.append((i, threading.current_thread() is threading.main_thread()))
 
     with Pipeline(behind=2) as pipeline:
-        pipeline.write(write, 0)
-        pipeline.write(write, 1)
+        pipeline.write(write, [(0,)])
+        pipeline.write(write, [(1,)])
         assert not written  # and yet we are here
         threading.Timer(0.05, gate.set).start()
-        pipeline.write(write, 2)
+        pipeline.write(write, [(2,)])
         assert written[0] == (0, False)  # the third had to wait for the first
     assert written == [(0, False), (1, False), (2, False)]
 
@@ -63,7 +63,7 @@ def test_a_group_is_one_piece_of_work_and_as_many_are_read_ahead():
         written.append(i)
 
     with Pipeline(ahead=2, behind=1) as pipeline:
-        pipeline.write_group(write, [(i,) for i in range(5)])
+        pipeline.write(write, [(i,) for i in range(5)])
         assert not written and pipeline.ahead == 5  # five waited for, and yet we are here
         gate.set()
     assert written == [0, 1, 2, 3, 4]
@@ -72,14 +72,14 @@ def test_a_group_is_one_piece_of_work_and_as_many_are_read_ahead():
 def test_what_is_finished_is_written_when_the_search_is_broken_off():
     written = []
     with pytest.raises(KeyboardInterrupt), Pipeline() as pipeline:
-        pipeline.write(lambda: (time.sleep(0.05), written.append(1)))
+        pipeline.write(lambda: (time.sleep(0.05), written.append(1)), [()])
         raise KeyboardInterrupt
     assert written == [1]
 
 
 def test_an_error_of_the_writer_is_not_lost():
     with pytest.raises(ZeroDivisionError), Pipeline() as pipeline:
-        pipeline.write(lambda: 1 // 0)
+        pipeline.write(lambda: 1 // 0, [()])
 
 
 def test_groups_are_of_one_kind_and_full_but_for_the_last():

@@ -132,7 +132,7 @@ def test_a_start_that_fails_at_once_has_infinite_loss():
 
 
 class InBall(Quadratic):
-    def project(self, context, start, key, variables, anchor):
+    def project(self, variables, anchor):
         offset = variables["x"] - anchor["x"]
         norm = jnp.linalg.norm(offset)
         return {"x": anchor["x"] + offset * jnp.minimum(1.0, 0.5 / jnp.maximum(norm, 1e-9))}
@@ -149,19 +149,20 @@ class Walking(Quadratic):
     samples = True
 
     def optimiser(self):
-        return optax.trace(decay=0.0)
+        def update(updates, state, params=None, *, key, **_):
+            place = {"x": jax.random.key_data(key).astype(jnp.float32) / 2.0**32}
+            return jax.tree.map(jnp.subtract, place, params), updates
+
+        return optax.GradientTransformationExtraArgs(lambda params: params, update)
 
     def learning_rate(self, progress):
-        return jnp.zeros_like(progress)
-
-    def project(self, context, start, key, variables, anchor):
-        return {"x": jax.random.key_data(key).astype(jnp.float32) / 2.0**32}
+        return jnp.ones_like(progress)
 
     def final_variables(self, optimiser_state):
-        return optimiser_state.trace
+        return optimiser_state
 
 
-def test_keys_reach_the_projection_and_differ_by_start_and_step():
+def test_keys_reach_the_optimiser_and_differ_by_start_and_step():
     # The gradient that the optimiser keeps is 2 (x - target) of the last x.
     draws = [np.asarray(_run(Walking(), steps=steps).variables["x"]) / 2 for steps in (5, 6)]
     assert np.unique(np.round(draws, 4)).size == 8

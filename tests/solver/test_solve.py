@@ -12,7 +12,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.images.files import read_image
 from stylesr_jax.loading import load_generator
 from stylesr_jax.methods import method_named
-from stylesr_jax.methods.view import Context, Start
+from stylesr_jax.methods.view import Beginning, Context, Start
 from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.runs.folder import read_solutions, save_solutions
 from stylesr_jax.solver import solve as solver
@@ -294,7 +294,7 @@ def test_first_stages_begin_at_given_styles(tiny, tiny_prior, target, name):
     context = Context(tiny, tiny_prior, Bicubic(size=8), None)
     start = Start(jnp.asarray(target), jnp.ones((8, 8, 1)), jnp.array(0), styles=ws)
     stage = next(method.make_stages())
-    begun = stage.start(KEY, jnp.array(1), context, start, None)
+    begun = stage.start(Beginning(KEY, jnp.array(1), context, start, None))
     atol = 0.3 if name == "brgm" else 1e-4  # BRGM adds a little noise
     np.testing.assert_allclose(stage.decode(context, begun).ws, ws, atol=atol)
 

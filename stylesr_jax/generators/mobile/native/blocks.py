@@ -48,11 +48,6 @@ def _style(styles: Params) -> Array:
     return styles["up"] * jnp.tile(styles["conv1"], 4)
 
 
-def _each(x: Array) -> Array:
-    """Weights that every example shares, with a leading dimension as the kernels want."""
-    return x[None]
-
-
 def _pixels(bands: Array) -> Array:
     """Haar bands (K, 12) as two rows of two RGB pixels, each row with two zeros: (K, 16)."""
     rows = haar_synthesis(bands[:, None]).reshape(-1, 2, 6)
@@ -147,16 +142,16 @@ def _forward(
             kept_if(for_gradient and headed),
         ),
         vmap_method="expand_dims",
-    )(
+    )(  # weights that all examples share have a leading dimension of 1
         x,
         _style(styles),
-        _each(first.depthwise),
-        _each(first.pointwise),
-        _each(first.bias),
+        first.depthwise[None],
+        first.pointwise[None],
+        first.bias[None],
         first.noise_strength * noise1,
         styles["conv2"][:, None, None] * second.depthwise,
-        _each(second.pointwise),
-        _each(second.bias),
+        second.pointwise[None],
+        second.bias[None],
         second.noise_strength * noise2,
         _image_style(styles)[..., None] * head,
         head_bias,
@@ -210,13 +205,13 @@ def _backward(
     )(
         kept.x,
         _style(styles),
-        _each(first.depthwise[::-1, ::-1]),
-        _each(first.pointwise),
+        first.depthwise[None, ::-1, ::-1],
+        first.pointwise[None],
         styles["conv2"],
-        _each(second.depthwise[::-1, ::-1]),
-        _each(second.pointwise),
+        second.depthwise[None, ::-1, ::-1],
+        second.pointwise[None],
         image,
-        _each(_head(weights)[0]),
+        _head(weights)[0][None],
         kept.out,
         kept.layer1,
         kept.layer2,
