@@ -1,5 +1,7 @@
 """Blur: Gaussian, and of a straight motion."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +107,7 @@ class MotionBlur(Degradation):
         ]
         padded = x[index[0]][:, index[1]]
         # As long as the padded image, circular convolution leaves the inside exact.
-        shape = [next_fast_len(n, real=True) for n in padded.shape[:2]]
+        shape: Any = [next_fast_len(n, real=True) for n in padded.shape[:2]]
         spectrum = jnp.fft.rfftn(padded, shape, axes=(0, 1))
         response = jnp.fft.rfftn(kernel, shape)
         blurred = jnp.fft.irfftn(spectrum * response[..., None], shape, axes=(0, 1))
