@@ -15,12 +15,13 @@ from stylesr_jax.errors import UserError, printable
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.mobile.heads import with_known_heads
 from stylesr_jax.generators.registry import config_from_dict
+from stylesr_jax.priors.estimate import with_known_estimate
 from stylesr_jax.runtime import files, weights
 from stylesr_jax.runtime.weights import DEFAULT
 
 
 def generator_from_file(path: str | os.PathLike[str]) -> Generator:
-    """Load a converted generator, with the image heads that were fitted for it.
+    """Load a converted generator, with the heads and the estimate that were fitted for it.
 
     Raises:
         UserError: the file is missing, damaged or no generator.
@@ -38,7 +39,7 @@ def generator_from_file(path: str | os.PathLike[str]) -> Generator:
         label=None,
         config=config.on_this_machine(),
     )
-    return with_known_heads(generator)
+    return with_known_estimate(with_known_heads(generator))
 
 
 def notes_of(path: str | os.PathLike[str]) -> tuple[str, ...]:

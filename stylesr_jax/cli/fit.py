@@ -1,4 +1,4 @@
-"""What `fit_prior` and `fit_heads` do: fit what guides the search on a generator."""
+"""What `fit_prior`, `fit_heads` and `fit_estimate` do: fit what guides a generator's search."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ from stylesr_jax.errors import UserError
 from stylesr_jax.generators.mobile.heads import heads_folder, save_heads, synthesis_sha256
 from stylesr_jax.generators.mobile.network import MobileConfig
 from stylesr_jax.loading import generator_from_file, generator_path
-from stylesr_jax.priors import flow
+from stylesr_jax.priors import estimate, flow
 from stylesr_jax.priors.autoregressive import FlowConfig
 from stylesr_jax.priors.fit import Progress, fit
 from stylesr_jax.priors.fit_heads import (
@@ -186,4 +186,35 @@ def fit_heads(options: argparse.Namespace) -> Path:
     }
     save_heads(out, generator, heads, header)
     keep.unlink(missing_ok=True)
+    return out
+
+
+def fit_estimate(options: argparse.Namespace) -> Path:
+    """Fit the estimate of a generator and write it; returns its file.
+
+    Raises:
+        UserError: the generator is conditional, or a file cannot be read or written.
+    """
+    configure()
+    weights_file = generator_path(options.generator)
+    generator = generator_from_file(weights_file)
+    if generator.label_dim:
+        raise UserError(f"{generator.name} is conditional; only others have an estimate")
+    say_notes(weights_file, Console(quiet=options.quiet))
+    digest = estimate.generator_sha256(generator)[:12]
+    out = options.out or estimate.estimates_folder() / f"{digest}.safetensors"
+    keep = out.with_name(out.name + ".sums")
+    params, figures = estimate.fit_estimate(
+        jax.random.key(options.seed),
+        generator,
+        draws=options.draws,
+        keep=keep,
+        say=(lambda text: None) if options.quiet else partial(print, file=sys.stderr, flush=True),
+    )
+    facts = {"draws": options.draws, "ridge": estimate.RIDGE}
+    header = {"fit": facts, "seed": options.seed, "figures": figures, **describe_machine()}
+    estimate.save_estimate(out, generator, params, header)
+    keep.unlink(missing_ok=True)
+    if not options.quiet:
+        print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return out

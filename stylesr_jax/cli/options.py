@@ -434,6 +434,20 @@ def fit_heads_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def fit_estimate_parser() -> argparse.ArgumentParser:
+    """Of `python -m stylesr_jax.fit_estimate`."""
+    parser = _fit_parser(
+        "fit_estimate",
+        "Fit the linear estimate of a generator's style from a low-resolution image, on the "
+        "generator's own draws. Searches then begin nearer to their input. A run that was killed "
+        "goes on by the same command.",
+    )
+    add = parser.add_argument
+    add("--draws", type=at_least(1, int), default=20000, metavar="N", help="to learn from")
+    add("--seed", type=int, default=0, help="of all draws")
+    return parser
+
+
 def fit_prior_parser() -> argparse.ArgumentParser:
     """Of `python -m stylesr_jax.fit_prior`."""
     parser = _fit_parser(

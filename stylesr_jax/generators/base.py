@@ -107,7 +107,8 @@ class Generator:
             noise maps have unit variance, each layer's strength is part of "synthesis". With
             image heads fitted later (see `heads.py`) also "heads".
         statistics: "w_mean" (w_dim,), the mean of w = M(z), and "pulse_mean", "pulse_std"
-            (w_dim,), those of leaky_relu(w, 5).
+            (w_dim,), those of leaky_relu(w, 5); "estimate", if one was fitted (see
+            `priors.estimate`).
         label: (label_dim,) one-hot class of a conditional generator, else None.
         config: the architecture.
     """

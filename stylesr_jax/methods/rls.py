@@ -36,6 +36,7 @@ from stylesr_jax.methods.terms import (
     whitened_spread,
 )
 from stylesr_jax.methods.view import Beginning, Context, Latents, View
+from stylesr_jax.priors.estimate import estimated_style
 from stylesr_jax.search.engine import Variables
 from stylesr_jax.search.optimisers import ADAM, NORMALISED
 from stylesr_jax.search.projections import l1_norm, near
@@ -70,6 +71,7 @@ PAPER: Mapping[str, Value] = {
     "noise": "stored",
     "spread": 1.0,
     "spread_first": 0.0,
+    "estimate": 0.0,
     "fidelity": 0.0,
 }
 
@@ -101,7 +103,8 @@ class StyleSearch(Search):
     lambda_n: float = 0.02  # of the mean square of whitened styles
     lambda_s: float = 0.05  # of that of their differences from their mean
     tries: int = static(32)  # starts drawn for a solution; the nearest to the input is searched
-    spread: float = 0.5  # how far from the mean style solutions begin: 1 is a drawn style
+    estimate: float = 0.5  # how far from the mean style to that which the input suggests
+    spread: float = 0.5  # and how far from there to a drawn style solutions begin
     spread_first: float = 0.0  # the same for an image's first solution
     noise: Literal["own", "stored"] = static("own")  # of further solutions: their own maps, or not
 
@@ -177,7 +180,7 @@ class RLS(StyleSearch):
     step_fields = (*StyleSearch.step_fields, "activation_steps")
     presets: ClassVar = {
         "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 5, "activation_steps": 10},
-        "best": {"steps": 20, "activation_steps": 120, "activation_rate": 0.05},
+        "best": {"steps": 20, "activation_steps": 200, "activation_rate": 0.05},
         "diverse": {"spread": 1.0},  # starts further from the mean
         "paper": STYLES_ALONE,
         # The ablations of the published method.
@@ -188,7 +191,7 @@ class RLS(StyleSearch):
     }
 
     steps: int = 5
-    activation_steps: int = 40  # with the activation that enters a block too
+    activation_steps: int = 80  # with the activation that enters a block too
     activation_rate: float = 0.1
     activation_block: int = static(0)  # which; 0: where features have half the input's size
     activation_radius: float = 0.1  # of the l1 ball for it, in l1 norms of its centre
@@ -248,15 +251,18 @@ class StyleStage(Stage):
     def first_style(self, given: Beginning) -> Float[Array, " w_dim"]:
         """w that the first stage begins from: (w_dim,).
 
-        The mean w for an image's first solution and, `spread` of the way from there, a mapped
-        latent of its own for every other one, in whitened coordinates.
+        An image's first solution begins between the mean w and the estimate of w from the input,
+        if the generator has one, and every other one `spread` of the way from there to a mapped
+        latent of its own, in whitened coordinates.
         """
         generator, method, prior = given.context.generator, self.method, given.context.prior
-        mean = generator.statistics["w_mean"]
+        mean, estimate = generator.statistics["w_mean"], generator.statistics.get("estimate")
+        if estimate is not None:
+            suggested = estimated_style(estimate, given.start.target, given.start.mask)
+            mean = between(prior, mean, suggested, method.estimate)
         drawn = generator.map_latents(jax.random.normal(given.key, (1, generator.z_dim)))[0]
         share = jnp.where(given.index == 0, method.spread_first, method.spread)
-        blend = prior.whiten(mean) + share * (prior.whiten(drawn) - prior.whiten(mean))
-        return jnp.where(share == 0.0, mean, jnp.where(share == 1.0, drawn, prior.unwhiten(blend)))
+        return between(prior, mean, drawn, share)
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles (num_ws, w_dim)."""
@@ -298,3 +304,11 @@ class ActivationStage(Stage):
         centre = anchor["activation"]
         radius = self.method.activation_radius * l1_norm(centre)
         return {**variables, "activation": near(variables["activation"], centre, radius)}
+
+
+def between(
+    prior: Any, a: Float[Array, " w_dim"], b: Float[Array, " w_dim"], share: Any
+) -> Float[Array, " w_dim"]:
+    """w that lies `share` of the way from a to b in whitened coordinates, exact at its ends."""
+    blend = prior.whiten(a) + share * (prior.whiten(b) - prior.whiten(a))
+    return jnp.where(share == 0.0, a, jnp.where(share == 1.0, b, prior.unwhiten(blend)))

@@ -8,6 +8,7 @@ import pytest
 
 from stylesr_jax.cli.options import (
     evaluate_parser,
+    fit_estimate_parser,
     fit_heads_parser,
     fit_prior_parser,
     upsample_parser,
@@ -23,7 +24,7 @@ def _commands() -> list[str]:
 
 
 def test_the_commands_are_found():
-    names = ("upsample", "evaluate", "fit_prior", "fit_heads")
+    names = ("upsample", "evaluate", "fit_prior", "fit_heads", "fit_estimate")
     assert {f"stylesr_jax.{name}" for name in names} <= set(_commands())
 
 
@@ -70,7 +71,8 @@ def _of_places(parser):
 
 
 @pytest.mark.parametrize(
-    "parser", [upsample_parser, evaluate_parser, fit_heads_parser, fit_prior_parser]
+    "parser",
+    [upsample_parser, evaluate_parser, fit_heads_parser, fit_prior_parser, fit_estimate_parser],
 )
 def test_a_tilde_in_any_path_is_the_home_folder(parser, monkeypatch):
     monkeypatch.setenv("HOME", "/home/of/someone")

@@ -1,0 +1,193 @@
+"""The style that a low-resolution image suggests: a linear estimate, from which searches begin.
+
+It is the best linear estimate of leaky_relu(w, 5), undone as in PULSE, from the image at 32 px,
+by ridge regression on the generator's own draws (Hoerl & Kennard, "Ridge Regression", 1970):
+the normal equations are summed over the draws, and solved once. `python -m
+stylesr_jax.fit_estimate` fits it.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Key
+
+from stylesr_jax.degradations import resize
+from stylesr_jax.errors import UserError
+from stylesr_jax.generators.base import PULSE_SLOPE, Generator
+from stylesr_jax.generators.layers import leaky_relu
+from stylesr_jax.priors.whitening import draw_w
+from stylesr_jax.runtime import files, weights
+from stylesr_jax.runtime.pytrees import tree_sha256
+
+EMBEDDED = ("estimate-mobile-ffhq-1024.safetensors",)
+SIZE = 32  # px of the images that it reads
+RIDGE = 0.05  # variance of what else is in an image, on [-1, 1]: photographs are not draws
+BATCH = 32  # draws in one compiled call
+KEEP_EVERY = 2000  # draws between two saves
+HELD_OUT = 512  # draws for the figures
+SMALL = 4096  # numbers in the largest arrays by which a generator is recognised
+Say = Callable[[str], None]
+Params = Mapping[str, Array]  # "image" (SIZE, SIZE, 3), "matrix" (SIZE * SIZE * 3, dim), "mean"
+
+
+def estimated_style(
+    params: Params, target: Float[Array, "s s c"], mask: Float[Array, "s s 1"]
+) -> Float[Array, " w_dim"]:
+    """w (w_dim,) that an image (s, s, c) in [-1, 1] suggests; nothing where `mask` is 0."""
+    size = (SIZE, SIZE)
+    surprise = (resize(target, size) - params["image"]) * jnp.clip(resize(mask, size), 0.0, 1.0)
+    linear = params["mean"] + surprise.reshape(-1) @ params["matrix"]
+    return leaky_relu(linear, 1.0 / PULSE_SLOPE)
+
+
+# --- The fit --------------------------------------------------------------------------------
+
+
+def fit_estimate(
+    key: Key[Array, ""],
+    generator: Generator,
+    *,
+    draws: int,
+    keep: Path,
+    say: Say,
+) -> tuple[dict[str, Float[np.ndarray, "..."]], dict[str, float]]:
+    """Fit the estimate on a generator's draws.
+
+    Sums are kept in the file `keep`, from where a killed run goes on.
+
+    Returns:
+        What `estimated_style` reads, and figures: of held-out draws the mean squared error of
+        leaky_relu(w, 5), and that of its mean as a guess.
+
+    Raises:
+        UserError: `keep` holds the sums of another fit, or cannot be written.
+    """
+    facts = {"generator": generator_sha256(generator), "key": str(jax.random.key_data(key))}
+    sums = _kept_sums(keep, facts, generator.w_dim)
+    for number in range(int(sums["draws"]) // BATCH, -(-draws // BATCH)):
+        images, linear = _draws(jax.random.fold_in(key, number), generator)
+        one = np.concatenate([images, np.ones((BATCH, 1))], axis=1)  # and the constant
+        sums["products"] += one.T @ one
+        sums["answers"] += one.T @ np.asarray(linear, np.float64)
+        sums["draws"] += BATCH
+        if sums["draws"] % KEEP_EVERY < BATCH or sums["draws"] >= draws:
+            weights.save(keep, sums, {"kind": "estimate-sums", "facts": facts})
+            say(f"draw {int(sums['draws'])}/{draws}")
+    params = _solved(sums)
+    return params, _figures(jax.random.fold_in(key, 2**31), generator, params)
+
+
+def _kept_sums(keep: Path, facts: Mapping[str, Any], dim: int) -> dict[str, np.ndarray]:
+    """The sums that an earlier run has kept, or zeros."""
+    if keep.is_file():
+        tensors, header = weights.load(keep)
+        if header.get("facts") != facts:
+            raise UserError(f"{keep} holds the sums of another fit; delete it")
+        return tensors
+    count = SIZE * SIZE * 3 + 1
+    return {
+        "products": np.zeros((count, count)),
+        "answers": np.zeros((count, dim)),
+        "draws": np.zeros((), np.int64),
+    }
+
+
+@jax.jit
+def _draws(key: Array, generator: Generator) -> tuple[Array, Array]:
+    """Images (BATCH, SIZE * SIZE * 3) and leaky_relu(w, 5) (BATCH, dim) of fresh latents."""
+    w = draw_w(key, generator, BATCH)
+    images = jax.lax.map(lambda one: _image(generator, one), w, batch_size=_at_once(generator))
+    return images.reshape(BATCH, -1), leaky_relu(w, PULSE_SLOPE)
+
+
+def _image(generator: Generator, w: Array) -> Array:
+    """The image of one w (w_dim,), shrunk to SIZE, by its small images if it makes them."""
+    ws = jnp.broadcast_to(w, (1, generator.num_ws, generator.w_dim))
+    small = [size for size in generator.config.image_resolutions if size >= 2 * SIZE]
+    image = generator.synthesise(ws, stop=min(small, default=None))[0]
+    return resize(image, (SIZE, SIZE))
+
+
+def _at_once(generator: Generator) -> int:
+    """Draws that are rendered together: one, where they are large."""
+    small = min(generator.config.image_resolutions, default=generator.resolution)
+    return 8 if small <= 4 * SIZE else 1
+
+
+def _solved(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The estimate, from the sums of its normal equations."""
+    count = int(sums["draws"])
+    products, answers = sums["products"] / count, sums["answers"] / count
+    image, mean = products[-1, :-1], answers[-1]
+    covariance = products[:-1, :-1] - np.outer(image, image)
+    covariance[np.diag_indices_from(covariance)] += RIDGE
+    matrix = np.linalg.solve(covariance, answers[:-1] - np.outer(image, mean))
+    parts = {"image": image.reshape(SIZE, SIZE, 3), "matrix": matrix, "mean": mean}
+    return {name: np.asarray(part, np.float32) for name, part in parts.items()}
+
+
+def _figures(key: Array, generator: Generator, params: Mapping[str, np.ndarray]) -> dict:
+    """Errors of held-out draws."""
+    errors, guesses = [], []
+    for number in range(HELD_OUT // BATCH):
+        images, linear = _draws(jax.random.fold_in(key, number), generator)
+        found = params["mean"] + (images - params["image"].reshape(-1)) @ params["matrix"]
+        errors.append(np.mean(np.square(found - linear)))
+        guesses.append(np.mean(np.square(params["mean"] - linear)))
+    return {"error": float(np.mean(errors)), "mean_error": float(np.mean(guesses))}
+
+
+# --- Files ----------------------------------------------------------------------------------
+
+
+def generator_sha256(generator: Generator) -> str:
+    """A hash of the networks' small arrays: which generator it is."""
+    networks = {name: generator.params[name] for name in ("mapping", "synthesis")}
+    return tree_sha256(jax.tree.map(lambda leaf: leaf if leaf.size <= SMALL else None, networks))
+
+
+def estimates_folder() -> Path:
+    """Where estimates that the user fitted are kept."""
+    return files.cache_dir() / "estimates"
+
+
+def save_estimate(
+    path: str | os.PathLike[str],
+    generator: Generator,
+    params: Mapping[str, np.ndarray],
+    header: Mapping[str, Any],
+) -> None:
+    """Write an estimate in half precision, with the generator that it was fitted for."""
+    facts = {
+        **header,
+        "kind": "estimate",
+        "generator": generator.name,
+        "generator_sha256": generator_sha256(generator),
+    }
+    half = {name: np.asarray(part, np.float16) for name, part in params.items()}
+    weights.save(path, half, facts)
+
+
+def with_known_estimate(generator: Generator) -> Generator:
+    """The generator with the estimate that was fitted for it, embedded or by the user, if any.
+
+    It is then `statistics["estimate"]`.
+    """
+    for path in _fitted_for(generator_sha256(generator)):
+        tensors, _ = weights.load(path)
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float32), tensors)
+        statistics = {**generator.statistics, "estimate": jax.device_put(wide)}
+        return generator.replace(statistics=statistics)  # type: ignore[attr-defined]
+    return generator
+
+
+def _fitted_for(digest: str) -> Iterator[Path]:
+    for path in weights.known_files(EMBEDDED, estimates_folder()):
+        if weights.read_header(path).get("generator_sha256") == digest:
+            yield path
