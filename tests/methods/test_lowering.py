@@ -10,7 +10,7 @@ import pytest
 from stylesr_jax.degradations import Bicubic
 from stylesr_jax.methods import METHODS
 from stylesr_jax.methods.base import stages_of
-from stylesr_jax.methods.view import Context, Start
+from stylesr_jax.methods.view import Beginning, Context, Start
 from stylesr_jax.metrics.lpips import load_features
 from stylesr_jax.priors.flow import load_prior
 from stylesr_jax.search.engine import advance, begin
@@ -41,8 +41,8 @@ def export_stages(name: str, generator, prior, *, size: int, count: int = 2):
 
         def first(stage, context, raw_keys, starts, previous):
             keys = jax.random.wrap_key_data(raw_keys)
-            start = jax.vmap(stage.start, in_axes=(0, 0, None, 0, 0))
-            return start(keys, jnp.arange(count), context, starts, previous)
+            start = jax.vmap(stage.start, in_axes=(Beginning(0, 0, None, 0, 0),))
+            return start(Beginning(keys, jnp.arange(count), context, starts, previous))
 
         def run(stage, context, starts, raw_keys, total, state):
             keys = jax.random.wrap_key_data(raw_keys)
