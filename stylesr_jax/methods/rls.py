@@ -179,7 +179,13 @@ class RLS(StyleSearch):
     source = "Gheisari & Genovesio, NeurIPS 2022 workshop (RLS)"
     step_fields = (*StyleSearch.step_fields, "activation_steps")
     presets: ClassVar = {
-        "fast": {"style_steps": 100, "coarse_steps": 100, "steps": 5, "activation_steps": 10},
+        "fast": {
+            "style_steps": 100,
+            "coarse_steps": 100,
+            "steps": 5,
+            "activation_steps": 10,
+            "activation_rate": 0.1,
+        },
         "best": {"steps": 20, "activation_steps": 200, "activation_rate": 0.05},
         "diverse": {"spread": 1.0},  # starts further from the mean
         "paper": STYLES_ALONE,
@@ -191,8 +197,8 @@ class RLS(StyleSearch):
     }
 
     steps: int = 5
-    activation_steps: int = 80  # with the activation that enters a block too
-    activation_rate: float = 0.1
+    activation_steps: int = 60  # with the activation that enters a block too
+    activation_rate: float = 0.07
     activation_block: int = static(0)  # which; 0: where features have half the input's size
     activation_radius: float = 0.1  # of the l1 ball for it, in l1 norms of its centre
 
