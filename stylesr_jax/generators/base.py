@@ -114,7 +114,7 @@ class Generator:
     """
 
     params: dict[str, Any]
-    statistics: dict[str, Array]
+    statistics: dict[str, Any]
     label: Array | None
     config: Config = struct.field(pytree_node=False)
 

@@ -7,7 +7,7 @@ stylesr_jax.fit_estimate` fits it.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from stylesr_jax.generators.base import PULSE_SLOPE, Generator
 from stylesr_jax.generators.layers import leaky_relu
 from stylesr_jax.priors.whitening import draw_w
 from stylesr_jax.runtime import files, weights
-from stylesr_jax.runtime.pytrees import tree_sha256
+from stylesr_jax.runtime.pytrees import network_sha256
 
 EMBEDDED = ("estimate-mobile-ffhq-1024.safetensors",)
 SIZE = 32  # px of the images that it reads
@@ -31,7 +31,6 @@ RIDGE = 0.05  # variance of what else is in an image, on [-1, 1]: photographs ar
 BATCH = 32  # draws in one compiled call
 KEEP_EVERY = 2000  # draws between two saves
 HELD_OUT = 512  # draws for the figures
-SMALL = 4096  # numbers in the largest arrays by which a generator is recognised
 Say = Callable[[str], None]
 Params = Mapping[str, Array]  # "image" (SIZE, SIZE, 3), "matrix" (SIZE * SIZE * 3, dim), "mean"
 
@@ -147,9 +146,8 @@ def _figures(key: Array, generator: Generator, params: Mapping[str, np.ndarray])
 
 
 def generator_sha256(generator: Generator) -> str:
-    """A hash of the networks' small arrays: which generator it is."""
-    networks = {name: generator.params[name] for name in ("mapping", "synthesis")}
-    return tree_sha256(jax.tree.map(lambda leaf: leaf if leaf.size <= SMALL else None, networks))
+    """Which generator it is, by both of its networks."""
+    return network_sha256({name: generator.params[name] for name in ("mapping", "synthesis")})
 
 
 def estimates_folder() -> Path:
@@ -179,15 +177,9 @@ def with_known_estimate(generator: Generator) -> Generator:
 
     It is then `statistics["estimate"]`.
     """
-    for path in _fitted_for(generator_sha256(generator)):
-        tensors, _ = weights.load(path)
-        wide = jax.tree.map(lambda x: np.asarray(x, np.float32), tensors)
-        statistics = {**generator.statistics, "estimate": jax.device_put(wide)}
-        return generator.replace(statistics=statistics)  # type: ignore[attr-defined]
-    return generator
-
-
-def _fitted_for(digest: str) -> Iterator[Path]:
-    for path in weights.known_files(EMBEDDED, estimates_folder()):
-        if weights.read_header(path).get("generator_sha256") == digest:
-            yield path
+    fact = {"generator_sha256": generator_sha256(generator)}
+    params = weights.load_fitted(fact, EMBEDDED, estimates_folder())
+    if params is None:
+        return generator
+    statistics = {**generator.statistics, "estimate": jax.device_put(params)}
+    return generator.replace(statistics=statistics)  # type: ignore[attr-defined]

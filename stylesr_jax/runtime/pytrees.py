@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 _CLASS = "pytree_class"
+SMALL = 4096  # numbers in the largest arrays by which a network is recognised
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(struct.field,))
@@ -32,6 +33,11 @@ class PyTreeNode(struct.PyTreeNode):
 def own_fields(node: Any) -> tuple[Field[Any], ...]:
     """The fields of a dataclass that were declared for it."""
     return tuple(field for field in fields(node) if field.name != _CLASS)
+
+
+def network_sha256(params: Any) -> str:
+    """The hash of a network's small arrays (biases, strengths): which network it is."""
+    return tree_sha256(jax.tree.map(lambda leaf: leaf if leaf.size <= SMALL else None, params))
 
 
 def tree_sha256(tree: Any) -> str:

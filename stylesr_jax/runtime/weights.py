@@ -143,3 +143,24 @@ def known_files(embedded: Iterable[str], folder: Path) -> Iterator[Path]:
         except UserError:
             continue  # a checkout in which it has not been made yet
     yield from sorted(folder.glob("*.safetensors"))
+
+
+def load_fitted(
+    fact: Mapping[str, str], embedded: Iterable[str], folder: Path
+) -> dict[str, Any] | None:
+    """What the first of `known_files` holds whose header has a fact, in float32; None: none has.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    for path in known_files(embedded, folder):
+        if fact.items() <= read_header(path).items():
+            return _single(load(path)[0])
+    return None
+
+
+def _single(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _single(value) if isinstance(value, Mapping) else np.asarray(value, np.float32)
+        for name, value in tree.items()
+    }

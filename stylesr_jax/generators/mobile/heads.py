@@ -17,16 +17,14 @@ import numpy as np
 from stylesr_jax.generators.base import Generator
 from stylesr_jax.generators.mobile.network import MobileConfig
 from stylesr_jax.runtime import files, weights
-from stylesr_jax.runtime.pytrees import tree_sha256
+from stylesr_jax.runtime.pytrees import network_sha256
 
 EMBEDDED = ("heads-mobile-ffhq-1024.safetensors",)
-SMALL = 4096  # numbers in the largest arrays by which a network is recognised
 
 
 def synthesis_sha256(generator: Generator) -> str:
-    """A hash of the synthesis network's small arrays (biases, strengths): which network it is."""
-    synthesis = generator.params["synthesis"]
-    return tree_sha256(jax.tree.map(lambda leaf: leaf if leaf.size <= SMALL else None, synthesis))
+    """Which synthesis network it is, whatever its mapping network."""
+    return network_sha256(generator.params["synthesis"])
 
 
 def with_heads(generator: Generator, heads: Mapping[int, Any]) -> Generator:
@@ -70,10 +68,8 @@ def with_known_heads(generator: Generator) -> Generator:
     """The generator with the heads that were fitted for it, embedded or by the user, if any."""
     if not isinstance(generator.config, MobileConfig):
         return generator
-    digest = synthesis_sha256(generator)
-    for path in weights.known_files(EMBEDDED, heads_folder()):
-        if weights.read_header(path).get("synthesis_sha256") == digest:
-            tensors, _ = weights.load(path)
-            wide = jax.tree.map(lambda x: np.asarray(x, np.float32), tensors)
-            return with_heads(generator, {int(size): params for size, params in wide.items()})
-    return generator
+    fact = {"synthesis_sha256": synthesis_sha256(generator)}
+    heads = weights.load_fitted(fact, EMBEDDED, heads_folder())
+    if heads is None:
+        return generator
+    return with_heads(generator, {int(size): params for size, params in heads.items()})
