@@ -186,7 +186,7 @@ class RLS(StyleSearch):
             "activation_steps": 10,
             "activation_rate": 0.1,
         },
-        "best": {"steps": 20, "activation_steps": 200, "activation_rate": 0.05},
+        "best": {"steps": 20, "activation_steps": 100, "activation_rate": 0.05},
         "diverse": {"spread": 1.0},  # starts further from the mean
         "paper": STYLES_ALONE,
         # The ablations of the published method.
