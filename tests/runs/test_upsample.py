@@ -133,9 +133,9 @@ def test_batches_are_filled_across_images_and_compiled_once_for_each_size(
     out = tmp_path / "out"
     options = ("--quiet", *PLAIN)
     assert run(photos, "--out", out, "--batch", 3, *options) == 2
-    # Noise, starts, searches and corrections of 8 and 12 px, and the picture; the last groups are
-    # filled up.
-    assert len(programs._ready) == 11
+    # Noise, starts, searches' states and steps, and corrections of 8 and 12 px, and the picture;
+    # the last groups are filled up.
+    assert len(programs._ready) == 13
     assert groups == [([8, 8, 8], 3), ([12], 3), ([8], 3)]
     summary = json.loads((out / "summary.json").read_text())["inputs"]
     states = {entry["folder"]: entry["status"] for entry in summary}

@@ -524,9 +524,10 @@ def test_a_search_from_kept_programs_is_the_same(folder, tiny_files, monkeypatch
 
     first = run()
     # The first solution's noise and the second's, the choice of starts; of the phase with small
-    # images, that with full ones and the activation's the beginning, after another one or not, and
-    # the search (first chunk and later ones alike); the picture, its correction, and it corrected.
-    assert len(_programs(folder)) == 13
+    # images, that with full ones and the activation's the beginning, after another one or not, the
+    # first state and the search (first chunk and later ones alike); the picture, its correction,
+    # and it corrected.
+    assert len(_programs(folder)) == 16
 
     def export(*args, **options):
         raise AssertionError("the program was not found")
