@@ -18,7 +18,6 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from stylesr_jax.degradations import resize
-from stylesr_jax.errors import UserError
 from stylesr_jax.generators.base import PULSE_SLOPE, Generator
 from stylesr_jax.generators.layers import leaky_relu
 from stylesr_jax.priors.whitening import draw_w
@@ -84,11 +83,9 @@ def fit_estimate(
 
 def _kept_sums(keep: Path, facts: Mapping[str, Any], dim: int) -> dict[str, np.ndarray]:
     """The sums that an earlier run has kept, or zeros."""
-    if keep.is_file():
-        tensors, header = weights.load(keep)
-        if header.get("facts") != facts:
-            raise UserError(f"{keep} holds the sums of another fit; delete it")
-        return tensors
+    kept = weights.load_kept(keep, facts, "the sums")
+    if kept is not None:
+        return kept
     count = SIZE * SIZE * 3 + 1
     return {
         "products": np.zeros((count, count)),
@@ -99,24 +96,21 @@ def _kept_sums(keep: Path, facts: Mapping[str, Any], dim: int) -> dict[str, np.n
 
 @jax.jit
 def _draws(key: Array, generator: Generator) -> tuple[Array, Array]:
-    """Images (BATCH, SIZE * SIZE * 3) and leaky_relu(w, 5) (BATCH, dim) of fresh latents."""
+    """Images (BATCH, SIZE * SIZE * 3) and leaky_relu(w, 5) (BATCH, dim) of fresh latents.
+
+    They are shrunk to SIZE, from the generator's small images if it makes them.
+    """
+    sizes = generator.config.image_resolutions
+    stop = min((size for size in sizes if size >= 2 * SIZE), default=generator.resolution)
+
+    def image(w: Array) -> Array:
+        ws = jnp.broadcast_to(w, (1, generator.num_ws, generator.w_dim))
+        return resize(generator.synthesise(ws, stop=stop)[0], (SIZE, SIZE))
+
     w = draw_w(key, generator, BATCH)
-    images = jax.lax.map(lambda one: _image(generator, one), w, batch_size=_at_once(generator))
+    at_once = 8 if stop <= 4 * SIZE else 1  # full images take memory
+    images = jax.lax.map(image, w, batch_size=at_once)
     return images.reshape(BATCH, -1), leaky_relu(w, PULSE_SLOPE)
-
-
-def _image(generator: Generator, w: Array) -> Array:
-    """The image of one w (w_dim,), shrunk to SIZE, by its small images if it makes them."""
-    ws = jnp.broadcast_to(w, (1, generator.num_ws, generator.w_dim))
-    small = [size for size in generator.config.image_resolutions if size >= 2 * SIZE]
-    image = generator.synthesise(ws, stop=min(small, default=None))[0]
-    return resize(image, (SIZE, SIZE))
-
-
-def _at_once(generator: Generator) -> int:
-    """Draws that are rendered together: one, where they are large."""
-    small = min(generator.config.image_resolutions, default=generator.resolution)
-    return 8 if small <= 4 * SIZE else 1
 
 
 def _solved(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -70,12 +70,8 @@ def render_pictures(
 
 def _kept_pictures(keep: Path, facts: dict[str, Any]) -> list[np.ndarray]:
     """The pictures that an earlier run has kept; none if there is no such file."""
-    if not keep.is_file():
-        return []
-    tensors, header = weights.load(keep)
-    if header.get("facts") != facts:
-        raise UserError(f"{keep} holds pictures of another fit; delete it")
-    return list(tensors["pictures"])
+    kept = weights.load_kept(keep, facts, "pictures")
+    return [] if kept is None else list(kept["pictures"])
 
 
 @partial(jax.jit, static_argnames="size")

@@ -117,6 +117,20 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise _damaged(path, str(error)) from error
 
 
+def load_kept(path: Path, facts: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    """What a run that was killed has kept, by its header for these facts; None: there is no file.
+
+    Raises:
+        UserError: the file is damaged, or holds `what` of another fit.
+    """
+    if not path.is_file():
+        return None
+    tensors, header = load(path)
+    if header.get("facts") != facts:
+        raise UserError(f"{path} holds {what} of another fit; delete it")
+    return tensors
+
+
 def find_weights(name: str) -> Path:
     """The path of an embedded weight file, in a checkout or in an installed wheel.
 
