@@ -392,10 +392,11 @@ def test_programs_that_are_let_go_give_their_mappings_back(folder, monkeypatch):
         return used()
 
     before = let_go()
-    for power in range(2, 22):
+    for power in range(2, 62):
         _call(power)
     taken = used() - before
-    assert taken >= 40 and let_go() - before < taken / 4
+    assert taken >= 30  # the system joins some of neighbouring programs
+    assert let_go() - before < taken / 4
 
 
 @pytest.fixture
