@@ -234,7 +234,11 @@ def merge(candidates: Candidates, threshold: float = 0.3) -> Candidates:
 # drawn wider open, and six points made crops 2.4% too large.
 _EYES = ((33, 133), (362, 263))
 _NOSE, _MOUTH = 1, (61, 291)
+_MIRRORED = [1, 0, 2, 4, 3]  # the five points' order in a mirror image
 MARGIN = 1.5  # sides of the landmark network's crop over those of the face in it
+# The points of a face are the mean over crops of these margins and their mirror images: the crops'
+# median error on 764 faces of composites is 1.42% so, and 1.54% with the first crop alone.
+MARGINS = (MARGIN, 1.38, 1.28)
 # Least probability of a face after each pass; each crops as the points of the last one say.
 PRESENCE = (0.05, 0.5, 0.8)
 DISAGREEMENT = 0.5  # most that the networks' points may differ, over the way from eyes to mouth
@@ -255,12 +259,12 @@ def _angle(eyes: np.ndarray) -> float:
     return float(np.arctan2(across[1], across[0]))
 
 
-def _around(points: np.ndarray, eyes: np.ndarray) -> Transform:
+def _around(points: np.ndarray, eyes: np.ndarray, margin: float = MARGIN) -> Transform:
     """The upright square around points (N, 2), with a margin."""
     upright = Transform(np.zeros(2), 1.0, _angle(eyes))
     turned = points @ upright.axes.T
     low, high = turned.min(0), turned.max(0)
-    side = MARGIN * float((high - low).max())
+    side = margin * float((high - low).max())
     return Transform((low + high) / 2 @ upright.axes, side, upright.rotation)
 
 
@@ -288,20 +292,38 @@ def upright_crop(levels: list[np.ndarray], region: Transform, side: int) -> np.n
     return np.asarray(crop, np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def _meshes(levels: list[np.ndarray], regions: list[Transform]) -> tuple[np.ndarray, np.ndarray]:
-    """The points (N, 468, 2) in the photo's pixels, and the presences (N,), of faces in regions."""
+def _meshes(
+    levels: list[np.ndarray], regions: list[Transform], *, mirrored: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The points (N, 468, 2) in the photo's pixels, and the presences (N,), of faces in regions.
+
+    mirrored: the network sees the regions' mirror images, and a face's left points are its right.
+    """
     params = landmark_network()
     meshes, presences = np.zeros((len(regions), POINTS, 2)), np.zeros(len(regions))
     for start in range(0, len(regions), BATCH):
         batch = regions[start : start + BATCH]
         crops = np.zeros((BATCH, SIDE, SIDE, 3), np.float32)
         for i, region in enumerate(batch):
-            crops[i] = upright_crop(levels, region, SIDE)
-        points, presence = map(np.asarray, landmarks(params, jnp.asarray(crops)))
+            crop = upright_crop(levels, region, SIDE)
+            crops[i] = crop[:, ::-1] if mirrored else crop
+        points, presence = map(np.array, landmarks(params, jnp.asarray(crops)))
+        if mirrored:
+            points[..., 0] = SIDE - points[..., 0]
         presences[start : start + len(batch)] = presence[: len(batch)]
         for i, region in enumerate(batch):
             meshes[start + i] = region.to_photo(points[i] / SIDE)
     return meshes, presences
+
+
+def _refined(levels: list[np.ndarray], meshes: np.ndarray) -> np.ndarray:
+    """(N, 5, 2): the five points of faces (N, 468, 2), the mean over several crops of each."""
+    views = []
+    for margin in MARGINS:
+        regions = [_around(mesh, five_points(mesh)[:2], margin) for mesh in meshes]
+        views.append(five_points(_meshes(levels, regions)[0]))
+        views.append(five_points(_meshes(levels, regions, mirrored=True)[0])[:, _MIRRORED])
+    return np.mean(views, axis=0)
 
 
 def _agree(candidates: Candidates, points: np.ndarray) -> np.ndarray:
@@ -385,8 +407,9 @@ def find_faces(image: np.ndarray) -> list[Face]:
         meshes, presences, candidates = meshes[kept], presences[kept], candidates.take(kept)
         regions = [_around(mesh, five_points(mesh)[:2]) for mesh in meshes]
     kept = _agree(candidates, five_points(meshes))
+    meshes, scores = meshes[kept], (presences * candidates.scores)[kept]
     faces = [
-        Face(five_points(mesh), np.concatenate([mesh.min(0), mesh.max(0)]), float(score))
-        for mesh, score in zip(meshes[kept], (presences * candidates.scores)[kept], strict=True)
+        Face(points, np.concatenate([mesh.min(0), mesh.max(0)]), float(score))
+        for points, mesh, score in zip(_refined(levels, meshes), meshes, scores, strict=True)
     ]
     return sorted(_right_way_up(levels, _distinct(faces)), key=lambda face: -face.size)

@@ -76,6 +76,13 @@ def test_the_portrait_is_found_once_wherever_it_is(
     assert off(face, at(portrait_face, transform, 384)) < (0.06 if side > 50 else 0.12)
 
 
+def test_a_mirror_images_points_are_those_of_the_photo(portrait, portrait_face):
+    (face,) = find_faces(floats(portrait)[:, ::-1])
+    mirrored = face.points[[1, 0, 2, 4, 3]] * [-1.0, 1.0] + [portrait.width, 0.0]
+    apart = np.abs(mirrored - portrait_face.points).max()
+    assert apart < 0.004 * face.size  # those of a single crop are off by 0.014
+
+
 def test_several_faces_come_largest_first(portrait, portrait_face, mobile):
     key = jax.random.key(3)
     w = mobile.map_latents(jax.random.normal(key, (1, mobile.z_dim)))
