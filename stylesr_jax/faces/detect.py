@@ -318,12 +318,13 @@ def _meshes(
 
 def _refined(levels: list[np.ndarray], meshes: np.ndarray) -> np.ndarray:
     """(N, 5, 2): the five points of faces (N, 468, 2), the mean over several crops of each."""
-    views = []
-    for margin in MARGINS:
-        regions = [_around(mesh, five_points(mesh)[:2], margin) for mesh in meshes]
-        views.append(five_points(_meshes(levels, regions)[0]))
-        views.append(five_points(_meshes(levels, regions, mirrored=True)[0])[:, _MIRRORED])
-    return np.mean(views, axis=0)
+    regions = [
+        _around(mesh, five_points(mesh)[:2], margin) for margin in MARGINS for mesh in meshes
+    ]
+    plain = five_points(_meshes(levels, regions)[0])
+    mirrored = five_points(_meshes(levels, regions, mirrored=True)[0])[:, _MIRRORED]
+    views = np.stack([plain, mirrored]).reshape(2 * len(MARGINS), len(meshes), 5, 2)
+    return views.mean(axis=0)
 
 
 def _agree(candidates: Candidates, points: np.ndarray) -> np.ndarray:
