@@ -8,9 +8,10 @@ and --limit images, the others --methods and --few images. Without --images all 
 portrait.
 
 A method is scored with its corrected solutions and, under "NAME, uncorrected", with what the
-generator drew, from the same search; baselines have their published settings. LPIPS and PSNR are
-at 256 px, NIQE at 512 px. OUT has tables, numbers and the command; no picture. A run that was
-stopped goes on by the same command.
+generator drew, from the same search, which is how the baselines were published; NAME@paper has the
+published steps and rates too. LPIPS and PSNR are at 256 px, NIQE at 512 px. Fewer images than
+there are are spread over their order. OUT has tables, numbers and the command; no picture. A run
+that was stopped goes on by the same command.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from stylesr_jax.solver.observation import on_crop
 from stylesr_jax.solver.rendering import degrade, residuals
 from stylesr_jax.solver.result import Result, Solution
 
-COMPARED = "bicubic,rls,pulse@paper,brgm@paper"
+COMPARED = "bicubic,rls,robust,pulse,brgm"
 FULL = "32"  # the case of every method and every image
 DAMAGE = {"jpeg75": "jpeg(75)", "jpeg50": "jpeg(50)", "noise": "noise(0.05)"}
 CASES = ("32", "portrait", "16", "64", "128", *DAMAGE)
@@ -140,7 +141,7 @@ def case_of(
     Raises:
         UserError: there is no such case.
     """
-    some = tuple(images[: args.few])
+    some = evenly(images, args.few)
     if name == "portrait":
         return Case("the portrait, 32 px", 32, None, (PORTRAIT,), tuple(methods))
     if name in DAMAGE:
@@ -149,7 +150,13 @@ def case_of(
         raise UserError(f"--cases {name}: a size from 4 to 256 px, portrait, {', '.join(DAMAGE)}")
     if name != FULL:
         return Case(f"{name} px", int(name), None, some, tuple(methods))
-    return Case(f"{name} px", int(name), None, tuple(images[: args.limit]), every(methods, args))
+    return Case(f"{name} px", int(name), None, evenly(images, args.limit), every(methods, args))
+
+
+def evenly(images: Sequence[Path], count: int) -> tuple[Path, ...]:
+    """So many of the images, spread over their order, as folders often sort by source."""
+    kept = min(count, len(images))
+    return tuple(images[i * len(images) // kept] for i in range(kept))
 
 
 def every(methods: Sequence[Variant], args: argparse.Namespace) -> tuple[Variant, ...]:

@@ -252,6 +252,8 @@ def test_cases_are_sizes_damage_and_the_portrait():
         (32, "jpeg(50)", 8),
         (32, "noise(0.05)", 8),
     ]
+    assert [path.stem for path in cases[2].images] == ["0", "2", "5", "7", "10", "12", "15", "17"]
+    assert quality.evenly(images[:3], 8) == tuple(images[:3])
     assert {one.method.name for one in cases[0].variants} == set(METHODS)
     assert all(case.variants == methods for case in cases[1:])
     for name in ("2", "512", "jpeg10"):
