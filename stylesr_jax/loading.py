@@ -49,8 +49,8 @@ def notes_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
         UserError: the file is missing, damaged or of another format.
     """
     notes = weights.read_header(path).get("notes")
-    found = notes if isinstance(notes, list) else []
-    return tuple(printable(note) for note in dict.fromkeys(filter(_is_text, found)))
+    texts = notes if isinstance(notes, list) else []
+    return tuple(printable(note) for note in dict.fromkeys(filter(_is_text, texts)))
 
 
 def _is_text(note: object) -> bool:

@@ -79,9 +79,9 @@ def images_named(
     skipped: list[str] = []
     for text in texts:
         try:
-            found = find_pictures([os.path.expanduser(text)], recursive=recursive)
-            paths += found.paths
-            skipped += found.skipped
+            pictures = find_pictures([os.path.expanduser(text)], recursive=recursive)
+            paths += pictures.paths
+            skipped += pictures.skipped
         except UserError as error:
             errors.append((text, error))
     for line in skipped:

@@ -76,10 +76,16 @@ class Console:
     def progress(self, label: str, done: int, total: int, terms: Mapping[str, float]) -> None:
         """How far a search is: a bar, or an event with the seconds left at the pace so far."""
         if self.as_json:
-            left = self._pace.seconds_left(label, done, total)
+            seconds_left = self._pace.seconds_left(label, done, total)
             values = {name: round(value, 6) for name, value in terms.items()}
             self.say(
-                "step", "", label=label, step=done, steps=total, terms=values, seconds_left=left
+                "step",
+                "",
+                label=label,
+                step=done,
+                steps=total,
+                terms=values,
+                seconds_left=seconds_left,
             )
         elif not self.quiet:
             with self._lock:

@@ -53,15 +53,15 @@ def evaluate(
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate as the options say; the exit code."""
-    found, mistaken = images_named(args.images, console)
-    plan = _plan(args, found[: args.limit])
+    paths, mistaken = images_named(args.images, console)
+    plan = _plan(args, paths[: args.limit])
     say_notes(plan.weights_file, console)
     images = len(plan.part(plan.images))
     device = "a Ray cluster" if args.cluster else describe_machine()["device"]
     console.line(
         f"{device}; {plan.generator.name}; {images} image(s), "
         f"{plan.solutions} solution(s) each; generator evaluations for a solution: "
-        + ", ".join(f"{one.label} {one.evaluations}" for one in plan.variants)
+        + ", ".join(f"{v.label} {v.evaluations}" for v in plan.variants)
     )
     if plan.shard is not None:
         failed = _evaluate_part(plan, console)
@@ -93,7 +93,9 @@ def _evaluate_all(plan: EvaluationPlan, console: Console, do: Do) -> Sequence[tu
     """Evaluate and print the table; (image, label, message) of what failed."""
     summary = evaluate(plan, say=console.line, do=do)
     console.line("\n" + (plan.out / "table.md").read_text(encoding="utf-8"))
-    return [(one["image"], one["method"], one["message"]) for one in summary["failed"]]
+    return [
+        (failure["image"], failure["method"], failure["message"]) for failure in summary["failed"]
+    ]
 
 
 def _evaluate_part(plan: EvaluationPlan, console: Console) -> Sequence[tuple[str, str, str]]:
@@ -120,12 +122,12 @@ def _variants(args: argparse.Namespace) -> tuple[Variant, ...]:
     variants = []
     for text in args.methods.split(","):
         plain = variant(text, preset=args.preset, evaluations=budget)
-        own = changes.get(plain.method.name)
-        if own:
-            plain = variant(text, preset=args.preset, changes=own, evaluations=budget)
+        settings = changes.get(plain.method.name)
+        if settings:
+            plain = variant(text, preset=args.preset, changes=settings, evaluations=budget)
         plain = _with_share(plain, text, args.fidelity.share)
         variants.append(plain)
-    unused = set(changes) - {one.method.name for one in variants}
+    unused = set(changes) - {v.method.name for v in variants}
     if unused:
         raise UserError(f"--set {sorted(unused)[0]}.…: that method is not among --methods")
     _check_preset(args.preset, variants)
@@ -141,7 +143,7 @@ def _with_share(plain: Variant, text: str, share: float | None) -> Variant:
 
 def _check_preset(preset: str, variants: Sequence[Variant]) -> None:
     """Raise UserError unless a preset for all methods is one that some method has."""
-    names = {"balanced", *(name for one in variants for name in one.method.presets)}
+    names = {"balanced", *(name for v in variants for name in v.method.presets)}
     if preset not in names:
         raise UserError(
             f"--preset {preset}: no method among --methods has it; they have "

@@ -46,8 +46,8 @@ def _parse_arguments(stage: type[Degradation], texts: Sequence[str]) -> dict[str
         factor = not equals and "factor" in by_name and key[:1] in "xX" and key[1:].isdigit()
         if equals:
             if key not in by_name:
-                known = ", ".join(by_name) or "none"
-                raise UserError(f"{name} has no argument {key!r} (it has: {known})")
+                choices = ", ".join(by_name) or "none"
+                raise UserError(f"{name} has no argument {key!r} (it has: {choices})")
             argument = by_name[key]
         elif factor:
             argument, value = by_name["factor"], key[1:]

@@ -63,8 +63,8 @@ def resize_matrix(
         centres = (np.arange(n_out)[:, None] + 0.5) * scale
         weights = _KERNELS[kernel]((np.arange(n_in)[None, :] + 0.5 - centres) / width)
     else:
-        known = ", ".join([*_KERNELS, "area"])
-        raise UserError(f"unknown resize kernel {kernel!r}: use one of {known}")
+        choices = ", ".join([*_KERNELS, "area"])
+        raise UserError(f"unknown resize kernel {kernel!r}: use one of {choices}")
     matrix = weights / weights.sum(axis=1, keepdims=True)
     matrix.setflags(write=False)
     return matrix

@@ -133,10 +133,10 @@ def scales(height: int, width: int) -> list[float]:
     longer = max(height, width)
     finest = min(FINEST, (MAX_SCANNED / (height * width)) ** 0.5)
     finest = max(finest, TILE / longer)
-    found = [finest]
-    while found[-1] * longer > COARSEST_SIDE:
-        found.append(found[-1] / 2)
-    return found
+    factors = [finest]
+    while factors[-1] * longer > COARSEST_SIDE:
+        factors.append(factors[-1] / 2)
+    return factors
 
 
 def _starts(length: int) -> list[int]:
@@ -174,8 +174,8 @@ def _on_scale(params: Params, picture: Image.Image) -> Iterator[Candidates]:
             owned = (left <= centre[:, 0]) & (centre[:, 0] < right)
             owned &= (top <= centre[:, 1]) & (centre[:, 1] < bottom)
             boxes = np.concatenate([centre - half, centre + half], axis=1)
-            found = Candidates(boxes, values[:, 2:], scores)
-            yield found.take(owned & (scores >= CANDIDATE_SCORE) & (half > 0.0).all(1))
+            candidates = Candidates(boxes, values[:, 2:], scores)
+            yield candidates.take(owned & (scores >= CANDIDATE_SCORE) & (half > 0.0).all(1))
 
 
 def find_candidates(levels: list[np.ndarray]) -> Candidates:
@@ -188,9 +188,9 @@ def find_candidates(levels: list[np.ndarray]) -> Candidates:
         source = next((v for v in reversed(levels) if v.shape[1] >= size[0]), levels[0])
         ratio = np.array([width / size[0], height / size[1]], np.float32)
         resized = Image.fromarray(source).resize(size, Image.Resampling.BICUBIC)
-        for found in _on_scale(params, resized):
-            boxes = found.boxes * np.tile(ratio, 2)
-            parts.append(Candidates(boxes, found.points * ratio, found.scores))
+        for candidates in _on_scale(params, resized):
+            boxes = candidates.boxes * np.tile(ratio, 2)
+            parts.append(Candidates(boxes, candidates.points * ratio, candidates.scores))
     return Candidates(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 

@@ -269,10 +269,10 @@ def _loaded_as(data: bytes, raw_mode: str) -> np.ndarray:
 def _levels_of_deep(
     image: Image.Image, data: bytes, samples: np.ndarray, profile: bytes | None, name: str
 ) -> tuple[np.ndarray, list[str]]:
-    found = ranges.find_range(samples, ranges.stated_range(image, data), name)
+    value_range = ranges.find_range(samples, ranges.stated_range(image, data), name)
     values = samples.astype(np.float32)
-    values -= found.black
-    values /= found.white - found.black
+    values -= value_range.black
+    values /= value_range.white - value_range.black
     np.clip(values, 0.0, 1.0, out=values)
     if ranges.white_is_zero(image):
         np.subtract(1.0, values, out=values)
@@ -286,7 +286,7 @@ def _levels_of_deep(
     if opacity.size:
         colours = 1.0 + opacity * (colours - 1.0)
     levels = np.broadcast_to(colours * np.float32(255.0), (*colours.shape[:2], 3))
-    return levels, [text for text in (found.note, note) if text]
+    return levels, [text for text in (value_range.note, note) if text]
 
 
 def _jpeg_tables(image: Image.Image, orientation: int) -> JpegTables | None:

@@ -168,9 +168,9 @@ def find_pictures(inputs: Sequence[str], *, recursive: bool = False) -> Found:
     Raises:
         UserError: a pattern or folder holds no image that can be read, or cannot be read itself.
     """
-    found = [_pictures_of(text, recursive=recursive) for text in inputs]
-    paths = dict.fromkeys(path for one in found for path in one.paths)
-    skipped = dict.fromkeys(line for one in found for line in one.skipped)
+    listings = [_pictures_of(text, recursive=recursive) for text in inputs]
+    paths = dict.fromkeys(path for listing in listings for path in listing.paths)
+    skipped = dict.fromkeys(line for listing in listings for line in listing.skipped)
     return Found(list(paths), list(skipped))
 
 
@@ -226,7 +226,7 @@ def _chosen(files: Iterable[Path], text: str, *, suffixes: set[str] | None) -> F
             skipped[kind].append(path)
         elif suffixes is None:
             paths.append(path)
-    lines = [_skipped(kind, some) for kind, some in skipped.items()]
+    lines = [_skipped(kind, members) for kind, members in skipped.items()]
     if not paths:
         where = "no file matches this pattern"
         if suffixes is not None:

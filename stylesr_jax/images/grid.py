@@ -53,14 +53,14 @@ def draw_grid(rows: list[list[tuple[str, np.ndarray, bool] | None]]) -> np.ndarr
 
 def result_grid(result: Any, original: np.ndarray | None = None) -> np.ndarray:
     """Input, solutions, their re-downscaled images and the differences: (H, W, 3) uint8."""
-    seen, known = result.observation.image, result.observation.crop(result.observation.mask)
+    seen, observed = result.observation.image, result.observation.crop(result.observation.mask)
     height, width = seen.shape[:2]
     enlarged = np.asarray(jax.image.resize(jnp.asarray(seen), (height * 8, width * 8, 3), "cubic"))
     top: list[Any] = [(f"input {width}x{height}", seen, False)]
     middle: list[Any] = [("bicubic", enlarged, True)]
     bottom: list[Any] = [None if original is None else ("original", original, True)]
     for i, solution in enumerate(result.solutions):
-        difference = np.clip(GAIN * known * (solution.low - seen), -1.0, 1.0)
+        difference = np.clip(GAIN * observed * (solution.low - seen), -1.0, 1.0)
         top.append((f"solution {i}", solution.image, True))
         middle.append((f"downscaled, {solution.residual_psnr:.1f} dB", solution.low, False))
         bottom.append((f"{GAIN:.0f} x difference, grey = none", difference, False))

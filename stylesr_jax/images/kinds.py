@@ -104,5 +104,5 @@ def refuse_unreadable(data: bytes, name: str) -> None:
 def readable_suffixes() -> set[str]:
     """The endings, in lower case, of files that are taken from a folder."""
     pillow = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    known = pillow | {".mpo"} | _KINDS.keys()
-    return {e for e in known - _NO_PICTURES if unreadable_by_name(e) is None}
+    suffixes = pillow | {".mpo"} | _KINDS.keys()
+    return {e for e in suffixes - _NO_PICTURES if unreadable_by_name(e) is None}

@@ -44,8 +44,8 @@ def shrink(levels: np.ndarray, block: int) -> np.ndarray:
 def _exact_block(levels: np.ndarray) -> int:
     """The largest block of exactly equal pixels."""
     height, width = levels.shape[:2]
-    some = levels[:: max(height // 8, 1)]  # enough to let most pictures go
-    if math.gcd(*_columns_that_begin(some)) == 1:
+    sampled = levels[:: max(height // 8, 1)]  # enough to let most pictures go
+    if math.gcd(*_columns_that_begin(sampled)) == 1:
         return 1
     begins = _columns_that_begin(levels) + _columns_that_begin(levels.swapaxes(0, 1))
     block = math.gcd(*begins)

@@ -70,8 +70,8 @@ class Method(PyTreeNode):
             UserError: there is no such preset or setting, or a value has the wrong type.
         """
         if preset != "balanced" and preset not in cls.presets:
-            known = ", ".join(["balanced", *cls.presets])
-            raise UserError(f"{cls.name} has no preset {preset!r}; choose one of {known}")
+            choices = ", ".join(["balanced", *cls.presets])
+            raise UserError(f"{cls.name} has no preset {preset!r}; choose one of {choices}")
         return cls(**cls.presets.get(preset, {})).changed(changes or {})
 
     def changed(self, changes: Mapping[str, Value]) -> "Self":
@@ -84,8 +84,8 @@ class Method(PyTreeNode):
         converted = {}
         for name, value in changes.items():
             if name not in self.settings:
-                known = ", ".join(sorted(self.settings)) or "none"
-                raise UserError(f"{self.name} has no setting {name!r}; it has {known}")
+                choices = ", ".join(sorted(self.settings)) or "none"
+                raise UserError(f"{self.name} has no setting {name!r}; it has {choices}")
             converted[name] = _converted(f"{self.name}.{name}", value, kinds[name])
         return self.replace(**converted)
 

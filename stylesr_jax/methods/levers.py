@@ -53,14 +53,14 @@ def layer_range(text: str, n_layers: int) -> tuple[int, ...]:
 def noise_strengths(generator: Generator) -> list[Float[Array, ""]]:
     """What each noisy layer multiplies its map by, from the input on; scalars."""
     leaves = jax.tree_util.tree_flatten_with_path(generator.params["synthesis"])[0]
-    found = []
+    strengths = []
     for path, value in leaves:
         names = [str(getattr(part, "key", part)) for part in path]
         if names[-1] == "noise_strength":
             # "input" has no number and comes first; "b16" comes after "b8".
             order = [[int(n) for n in re.findall(r"\d+", name)] for name in names]
-            found.append((order, value))
-    return [value for _, value in sorted(found, key=lambda pair: pair[0])]
+            strengths.append((order, value))
+    return [value for _, value in sorted(strengths, key=lambda pair: pair[0])]
 
 
 def injected_noise(

@@ -245,11 +245,11 @@ class StyleStage(Stage):
 
     def start(self, given: Beginning) -> Variables:
         """A style, or those that the stage before ended with."""
-        context, own = given.context, given.start.styles
+        context, given_style = given.context, given.start.styles
         if given.previous is not None:
             point = given.previous["latent"]
         else:
-            style = self.first_style(given) if own is None else own
+            style = self.first_style(given) if given_style is None else given_style
             point = context.prior.whiten(style) if self.whitened else style
         rows = context.generator.num_ws if self.space == "w+" else 1
         return {"latent": jnp.broadcast_to(point, (rows, point.shape[-1]))}

@@ -127,9 +127,12 @@ def _with_filters(
         return {**params, key: _with_filters(params[key], layer, tuple(rest), filters)}
     affine = params[layer.modulation]
     scales = filters @ affine["weight"] + affine["bias"]
-    one = {"weight": jnp.zeros_like(affine["weight"]), "bias": jnp.ones_like(affine["bias"])}
+    unmodulated = {
+        "weight": jnp.zeros_like(affine["weight"]),
+        "bias": jnp.ones_like(affine["bias"]),
+    }
     return {
         **params,
         layer.weight: params[layer.weight] * scales.T,
-        layer.modulation: one,
+        layer.modulation: unmodulated,
     }

@@ -184,8 +184,10 @@ def _pristine() -> dict[str, np.ndarray]:
 @lru_cache(maxsize=1)
 def _gamma_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each shape: the ratio that moment matching inverts, and two ratios of gamma functions."""
-    one, two, three = (np.array([math.gamma(k / shape) for shape in _SHAPES]) for k in (1, 2, 3))
-    return two**2 / (one * three), np.sqrt(one / three), two / one
+    gamma_1, gamma_2, gamma_3 = (
+        np.array([math.gamma(k / shape) for shape in _SHAPES]) for k in (1, 2, 3)
+    )
+    return gamma_2**2 / (gamma_1 * gamma_3), np.sqrt(gamma_1 / gamma_3), gamma_2 / gamma_1
 
 
 def _asymmetric_gaussian(values: np.ndarray) -> tuple[float, float, float, float]:

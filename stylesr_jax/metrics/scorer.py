@@ -106,12 +106,12 @@ class Scorer:
             self._original = (original, small, self._embedded(small))
         _, b, reference = self._original
         a = at_shape(image, b.shape[:2])  # of non-square pictures a pixel less may be known
-        found = self._embedded(a)
+        embedded = self._embedded(a)
         return {
             "psnr": float(metrics.psnr(a, b, data_range=2.0)),
             "ssim": float(metrics.ssim(a, b, data_range=2.0)),
-            "lpips_vgg": float(self._distance(found["vgg16"], reference["vgg16"])),
-            "lpips_alex": float(self._distance(found["alexnet"], reference["alexnet"])),
+            "lpips_vgg": float(self._distance(embedded["vgg16"], reference["vgg16"])),
+            "lpips_alex": float(self._distance(embedded["alexnet"], reference["alexnet"])),
         }
 
     def niqe(self, image: Any) -> float | None:
@@ -124,16 +124,16 @@ class Scorer:
     def features(self, image: Any) -> dict[str, Float[np.ndarray, " _"]]:
         """The vectors whose distributions are compared, by the distance's name."""
         small = at_size(image, self.sizes.frechet)
-        found = {"frechet_vgg16": self._pooled(small, self._networks["vgg16"])}
+        vectors = {"frechet_vgg16": self._pooled(small, self._networks["vgg16"])}
         if self._inception is not None:
-            found["fid"] = self._inception_features(image, self._inception)
-        return {name: np.asarray(vector) for name, vector in found.items()}
+            vectors["fid"] = self._inception_features(image, self._inception)
+        return {name: np.asarray(vector) for name, vector in vectors.items()}
 
     def diversity(self, images: Sequence[Any]) -> dict[str, float]:
         """Mean pairwise LPIPS-VGG and mean absolute difference of several solutions."""
         small = [at_size(image, self.sizes.score) for image in images]
-        found = metrics.diversity(small, net="vgg16", params=self._networks["vgg16"])
-        return {"diversity_lpips": found.lpips, "diversity_l1": found.pixels}
+        differences = metrics.diversity(small, net="vgg16", params=self._networks["vgg16"])
+        return {"diversity_lpips": differences.lpips, "diversity_l1": differences.pixels}
 
 
 def mean_scores(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -141,7 +141,7 @@ def mean_scores(row: Mapping[str, Any]) -> dict[str, float | None]:
     solutions = row["solutions"]
     means: dict[str, float | None] = {}
     for name in MEASURES:
-        values = [one.get(name, row.get(name)) for one in solutions]
-        known = [value for value in values if value is not None]
-        means[name] = sum(known) / len(known) if len(known) == len(values) else None
+        values = [solution.get(name, row.get(name)) for solution in solutions]
+        scored = [value for value in values if value is not None]
+        means[name] = sum(scored) / len(scored) if len(scored) == len(values) else None
     return means

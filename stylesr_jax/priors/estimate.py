@@ -70,9 +70,9 @@ def fit_estimate(
     sums = _kept_sums(keep, facts, generator.w_dim)
     for number in range(int(sums["draws"]) // BATCH, -(-draws // BATCH)):
         images, linear = _draws(jax.random.fold_in(key, number), generator)
-        one = np.concatenate([images, np.ones((BATCH, 1))], axis=1)  # and the constant
-        sums["products"] += one.T @ one
-        sums["answers"] += one.T @ np.asarray(linear, np.float64)
+        design = np.concatenate([images, np.ones((BATCH, 1))], axis=1)  # and the constant
+        sums["products"] += design.T @ design
+        sums["answers"] += design.T @ np.asarray(linear, np.float64)
         sums["draws"] += BATCH
         if sums["draws"] % KEEP_EVERY < BATCH or sums["draws"] >= draws:
             weights.save(keep, sums, {"kind": "estimate-sums", "facts": facts})
@@ -130,8 +130,8 @@ def _figures(key: Array, generator: Generator, params: Mapping[str, np.ndarray])
     errors, guesses = [], []
     for number in range(HELD_OUT // BATCH):
         images, linear = _draws(jax.random.fold_in(key, number), generator)
-        found = params["mean"] + (images - params["image"].reshape(-1)) @ params["matrix"]
-        errors.append(np.mean(np.square(found - linear)))
+        predicted = params["mean"] + (images - params["image"].reshape(-1)) @ params["matrix"]
+        errors.append(np.mean(np.square(predicted - linear)))
         guesses.append(np.mean(np.square(params["mean"] - linear)))
     return {"error": float(np.mean(errors)), "mean_error": float(np.mean(guesses))}
 

@@ -148,10 +148,10 @@ def fit(
             done = step >= fit_config.steps
             if report is not None and (done or before // report_every < step // report_every):
                 spent = time.monotonic() - begin
-                left = spent / (step - first) * max(fit_config.steps - step, 0)
+                seconds_left = spent / (step - first) * max(fit_config.steps - step, 0)
                 test = float(held_out_loss(state.average, held_out))
                 mean_loss = sum(losses) / len(losses)
-                report(Progress(step, fit_config.steps, mean_loss, test, left))
+                report(Progress(step, fit_config.steps, mean_loss, test, seconds_left))
                 losses = []
             due = before // checkpoint_every < step // checkpoint_every
             if checkpoint is not None and (due or done):

@@ -259,11 +259,11 @@ def with_radial(
         return _bijectors().log_mean_square(prior.gaussianize_and_log_prob_whitened(u)[0])
 
     keys = jax.random.split(key, -(-draws // batch))
-    found = jnp.concatenate([logs(k, blocks, generator) for k in keys])
+    log_squares = jnp.concatenate([logs(k, blocks, generator) for k in keys])
     mean = jax.scipy.special.digamma(dim / 2.0) - jnp.log(dim / 2.0)
     deviation = jnp.sqrt(jax.scipy.special.polygamma(1, dim / 2.0))
-    exponent = deviation / jnp.std(found)
-    radial = {"log_gain": (mean - exponent * jnp.mean(found)) / 2.0, "exponent": exponent}
+    exponent = deviation / jnp.std(log_squares)
+    radial = {"log_gain": (mean - exponent * jnp.mean(log_squares)) / 2.0, "exponent": exponent}
     config = dataclasses.replace(prior.config, radial=True)
     return Prior(prior.whitening, {**blocks.flow, "radial": radial}, config)
 

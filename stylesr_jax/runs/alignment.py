@@ -76,20 +76,20 @@ class Alignment:
         """
         marked = self.marked_in(path)
         if marked is not None:
-            found = [_by_hand(points, i, image.shape) for i, points in enumerate(marked)]
-            return sorted(found, key=lambda face: -face.size)
+            faces = [_by_hand(points, i, image.shape) for i, points in enumerate(marked)]
+            return sorted(faces, key=lambda face: -face.size)
         small = self.mode == "auto" and max(image.shape[:2]) <= LOOKED_AT
         if self.mode == "off" or small:
             return None
-        found = [face for face in find_faces(image) if face.size >= SMALLEST]
-        if self.mode == "auto" and taken_as_it_is(image, found):
+        faces = [face for face in find_faces(image) if face.size >= SMALLEST]
+        if self.mode == "auto" and taken_as_it_is(image, faces):
             return None
-        if not found:
+        if not faces:
             raise UserError(
                 "no face was found in it; turn it upright, mark the faces with --align FILE.json, "
                 "or take it as it is with --align off"
             )
-        return found
+        return faces
 
 
 def _by_hand(points: Points, number: int, shape: tuple[int, ...]) -> Face:
@@ -136,17 +136,17 @@ def note_of_frame(image: np.ndarray) -> list[str]:
         return [f"{width}x{height} px {UNFRAMED}"]
     if max(height, width) <= LOOKED_AT:
         return []
-    found: list[Face] = []
+    faces: list[Face] = []
     if max(height, width) > LARGEST:  # a framed picture is quickly seen to be one
         small = reduced(image)
-        found = find_faces(small)
-        if is_framed(small, found):
+        faces = find_faces(small)
+        if is_framed(small, faces):
             return []
     if height * width <= MAX_PIXELS:  # small faces are looked for
-        found = find_faces(image)
-        if taken_as_it_is(image, found):
+        faces = find_faces(image)
+        if taken_as_it_is(image, faces):
             return []
-    if not found:
+    if not faces:
         return ["no face that fills it, as the generator's do, was found in it"]
     return [f"the largest face in it {UNFRAMED}"]
 

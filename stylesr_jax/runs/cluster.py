@@ -108,13 +108,13 @@ class Report:
 
     Attributes:
         said: (name of the job's callable, arguments, named arguments) of what it told the user.
-        found: of each input, see `Job.collect`.
+        collected: of each input, see `Job.collect`.
         retried: inputs that were in work when a worker died, and how often.
         error: why the worker cannot work at all.
     """
 
     said: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-    found: dict[Path, Any] = field(default_factory=dict)
+    collected: dict[Path, Any] = field(default_factory=dict)
     retried: dict[Path, int] = field(default_factory=dict)
     error: str | None = None
 
@@ -185,7 +185,7 @@ class PieceWorker:
             else:
                 self._leave_out(path)
         paths = [self.ordered[number] for number in numbers]
-        report.found = {path: self.worker.job.collect(path) for path in paths}
+        report.collected = {path: self.worker.job.collect(path) for path in paths}
         return report
 
     def _work(self, numbers: Sequence[int]) -> None:
@@ -240,7 +240,7 @@ def work(
         done = 0
         for report in _reports(make_job, ordered, spans, allotment):
             _receive(job, report)
-            done += len(report.found)
+            done += len(report.collected)
             if on_progress is not None:
                 on_progress(done, len(paths))
 
@@ -253,8 +253,8 @@ def _receive(job: Job[Any], report: Report) -> None:
             job.note(f"{printable(path.name)}: its worker died; tried again ({times} of {KILLS})")
     for name, arguments, named in report.said:
         getattr(job, name)(*arguments, **named)
-    for path, found in report.found.items():
-        job.receive(path, found)
+    for path, collected in report.collected.items():
+        job.receive(path, collected)
 
 
 def _reports(
@@ -270,7 +270,7 @@ def _reports(
     affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     here = affinity(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
-    own = {
+    arguments = {
         "make_job": make_job,
         "ordered": ordered,
         "size": max(end - begin for begin, end in spans),
@@ -278,10 +278,10 @@ def _reports(
         "folder": os.getcwd(),
     }
     items = [{"begin": begin, "end": end} for begin, end in spans]
-    found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    pieces = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         PieceWorker,
         batch_size=None,
-        fn_constructor_kwargs=own,
+        fn_constructor_kwargs=arguments,
         compute=ray.data.ActorPoolStrategy(
             size=min(allotment.workers, len(spans)), max_tasks_in_flight_per_actor=1
         ),
@@ -289,7 +289,7 @@ def _reports(
         num_gpus=allotment.gpus,
     )
     try:
-        for row in found.iter_rows():
+        for row in pieces.iter_rows():
             yield pickle.loads(row[COLUMN])
     except ray.exceptions.RayError as error:
         raise UserError(f"the Ray cluster gave up: {in_a_line(error)}") from error

@@ -229,7 +229,7 @@ def damaged(path: Path) -> UserError:
 def _is_whole(row: Row, solutions: int) -> bool:
     """Whether a row has scores of so many solutions, numbers or unknown; others may edit files."""
     try:
-        scores = [one.get(name) for one in (row, *row["solutions"]) for name in MEASURES]
+        scores = [part.get(name) for part in (row, *row["solutions"]) for name in MEASURES]
         return len(row["solutions"]) == solutions and all(map(_is_score, scores))
     except (AttributeError, LookupError, TypeError):
         return False
@@ -357,11 +357,13 @@ class EvaluationJob(Job[EvaluationPlan]):
         self.say(text)
 
     def collect(self, path: Path) -> tuple[dict[str, Row], list[tuple[str, str, str]]]:
-        failed = [one for one in self.failed if one[0] == path.name]
+        failed = [failure for failure in self.failed if failure[0] == path.name]
         return self.rows.get(path.name, {}), failed
 
-    def receive(self, path: Path, found: tuple[dict[str, Row], list[tuple[str, str, str]]]) -> None:
-        rows, failed = found
+    def receive(
+        self, path: Path, collected: tuple[dict[str, Row], list[tuple[str, str, str]]]
+    ) -> None:
+        rows, failed = collected
         if rows:
             self.rows[path.name] = rows
         self.failed += failed
@@ -446,9 +448,9 @@ class EvaluationJob(Job[EvaluationPlan]):
             if seconds is not None:
                 self.worked += 1
                 self.spent += seconds
-            left = self.total - self.done
-            if self.worked and left:
-                text += f"; about {self.spent / self.worked * left / 60:.1f} min left"
+            remaining = self.total - self.done
+            if self.worked and remaining:
+                text += f"; about {self.spent / self.worked * remaining / 60:.1f} min left"
             self.say(f"[{self.done}/{self.total}] {printable(image)} {label}: {text}")
 
 

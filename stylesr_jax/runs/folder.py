@@ -65,22 +65,24 @@ def save_solutions(path: str | os.PathLike[str], result: Result, config: Mapping
     Raises:
         UserError: the folder cannot be written.
     """
-    latents = [one.latents for one in result.solutions if one.latents is not None]
+    latents = [solution.latents for solution in result.solutions if solution.latents is not None]
     none = np.zeros((len(result.solutions), 0, 0), np.float32)
     of_result = {"box": result.observation.box, "block": result.solutions[0].block}
     arrays: dict[str, np.ndarray] = {
-        "ws": np.stack([one.ws for one in latents]) if latents else none,
+        "ws": np.stack([latent.ws for latent in latents]) if latents else none,
         "target": result.observation.target,
         "mask": result.observation.mask,
         "config": np.asarray(json.dumps({**config, **of_result})),
     }
-    corrections = [one.correction for one in result.solutions if one.correction is not None]
+    corrections = [
+        solution.correction for solution in result.solutions if solution.correction is not None
+    ]
     if corrections:
         arrays["corrections"] = np.stack(corrections)
     parts = {
-        "noise": [one.noise for one in latents],
-        "activation": [one.activation for one in latents],
-        "synthesis": [one.synthesis for one in latents],
+        "noise": [latent.noise for latent in latents],
+        "activation": [latent.activation for latent in latents],
+        "synthesis": [latent.synthesis for latent in latents],
     }
     for name, trees in parts.items():
         if not trees or trees[0] is None:
@@ -213,7 +215,7 @@ def _entering(generator: Generator, block: int) -> Any:
         raise ValueError(f"{generator.name} has no block {block}")
     ws = jnp.zeros((1, generator.num_ws, generator.w_dim))
     batched = jax.eval_shape(lambda ws: generator.features(ws, block=block), ws)
-    return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape[1:], one.dtype), batched)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batched)
 
 
 def _check_shapes(what: str, stacks: Sequence[np.ndarray], like: Any) -> None:

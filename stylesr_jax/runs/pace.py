@@ -20,9 +20,9 @@ GUESSED_START = 12.0  # seconds until the first step, programs being compiled
 
 def kind_of(plan: Plan) -> str:
     """A hash of what decides how long a solution of a plan's first method takes here."""
-    one, device = plan.variants[0], jax.local_devices()[0]
+    variant, device = plan.variants[0], jax.local_devices()[0]
     machine = [device.platform, device.device_kind, os.cpu_count(), plan.devices, plan.batch]
-    facts = [plan.identity.get("weights_sha256"), one.method.name, one.settings, machine]
+    facts = [plan.identity.get("weights_sha256"), variant.method.name, variant.settings, machine]
     return content_key(facts)[:16]
 
 
@@ -40,9 +40,9 @@ def _read() -> dict[str, float]:
 
 def remember(plan: Plan, seconds: float) -> None:
     """Note what a solution of a plan took; a cache that cannot be written remembers nothing."""
-    known, kind = _read(), kind_of(plan)
-    mean = (known.pop(kind, seconds) + seconds) / 2.0  # the first one's includes compiling
-    kept = dict([*known.items(), (kind, round(mean, 3))][-MOST:])
+    remembered, kind = _read(), kind_of(plan)
+    mean = (remembered.pop(kind, seconds) + seconds) / 2.0  # the first one's includes compiling
+    kept = dict([*remembered.items(), (kind, round(mean, 3))][-MOST:])
     try:
         write_json(_file(), kept)
     except UserError:
@@ -60,9 +60,9 @@ def expected_seconds(plan: Plan, solutions: int) -> float | None:
     Returns:
         None where nothing is known.
     """
-    known = seconds_of_a_solution(plan)
-    if known is not None:
-        return known * solutions
+    seconds = seconds_of_a_solution(plan)
+    if seconds is not None:
+        return seconds * solutions
     if jax.local_devices()[0].platform != "cpu" or plan.generator.name != DEFAULT:
         return None
     step = GUESSED_STEP / (os.cpu_count() or 1)

@@ -147,8 +147,8 @@ class PhotosJob(Job[PhotosPlan]):
     def facts(self, source: Source) -> dict[str, Any]:
         """What decides a photo's result, as its report has it."""
         align = self.plan.alignment.identity(source.path)
-        own = {"input_sha256": source.sha256, "align": align, "face": source.face}
-        return {**own, **self.plan.facts}
+        of_source = {"input_sha256": source.sha256, "align": align, "face": source.face}
+        return {**of_source, **self.plan.facts}
 
     def name(self, source: Source) -> str:
         """The name of a photo's result, which is decided once."""
@@ -201,7 +201,7 @@ class PhotosJob(Job[PhotosPlan]):
             return False
         if "faces" in report:
             return self._has_all(source, report)
-        named = [str(one["file"]) for one in report["solutions"]]
+        named = [str(solution["file"]) for solution in report["solutions"]]
         return len(named) == self.plan.solutions
 
     def _has_all(self, source: Source, report: Mapping[str, Any]) -> bool:
@@ -243,7 +243,7 @@ class PhotosJob(Job[PhotosPlan]):
             else:
                 photo = self._photo(picture, faces)
                 chosen = enumerate(photo.faces)
-                subjects = [face_of(self.plan, source, picture, *one) for one in chosen]
+                subjects = [face_of(self.plan, source, picture, *numbered) for numbered in chosen]
                 self._begin(source, photo)
         except UserError as error:
             raise UserError(f"{source.shown}: {error}") from error
@@ -279,15 +279,18 @@ class PhotosJob(Job[PhotosPlan]):
     def _begin(self, source: Source, photo: Photo) -> None:
         """Say what faces there are, and note them beside their results."""
         faces = [source.of_face(k) for k in range(len(photo.faces))]
-        left = [face for face in faces if not self.is_done(face, self.plan.variant)]
-        for stale in (*self._place(source).pictures(), *(self._place(one).report for one in left)):
+        unfinished = [face for face in faces if not self.is_done(face, self.plan.variant)]
+        for stale in (
+            *self._place(source).pictures(),
+            *(self._place(face).report for face in unfinished),
+        ):
             stale.unlink(missing_ok=True)
         self._photos[source.path] = photo
         self._write_photo(source, photo, "unfinished", None)
         sizes = [entry["observation_size"] for entry in photo.entries]
-        solutions = len(left) * self.plan.solutions
+        solutions = len(unfinished) * self.plan.solutions
         seconds = pace.expected_seconds(self.plan, solutions)
-        time = "" if seconds is None or not left else f", about {duration(seconds)}"
+        time = "" if seconds is None or not unfinished else f", about {duration(seconds)}"
         of = "" if len(faces) == photo.found else f" of {photo.found}"
         self.say(
             "faces",
@@ -340,7 +343,7 @@ class PhotosJob(Job[PhotosPlan]):
         """The solutions of a face that is finished."""
         place = self._place(source)
         report = _read_report(place) or {"solutions": []}
-        return [place.file(one["file"]) for one in report["solutions"]]
+        return [place.file(solution["file"]) for solution in report["solutions"]]
 
     def _say_pasted(self, source: Source, pasted: Mapping[str, Any]) -> None:
         folder, agreement = self._place(source).folder, pasted["downscaled_psnr"]
@@ -436,10 +439,10 @@ class PhotosJob(Job[PhotosPlan]):
     def collect(self, path: Path) -> dict[str, Any]:
         return self._entry(path)
 
-    def receive(self, path: Path, found: dict[str, Any]) -> None:
-        self._entries[path] = found
-        if found["status"] == "failed":
-            self.failed[path] = found["message"]
+    def receive(self, path: Path, collected: dict[str, Any]) -> None:
+        self._entries[path] = collected
+        if collected["status"] == "failed":
+            self.failed[path] = collected["message"]
 
     def _name_of(self, path: Path) -> str:
         """The name of a photo's result, or the likely one of a photo that was never read."""
@@ -465,7 +468,7 @@ class PhotosJob(Job[PhotosPlan]):
                 entry["faces"] = len(report["faces"])
             else:
                 entry["seconds"] = report["seconds"]
-                entry["residual_l1"] = [one["residual_l1"] for one in report["solutions"]]
+                entry["residual_l1"] = [solution["residual_l1"] for solution in report["solutions"]]
         except (LookupError, TypeError):  # another run into the same folder is at it
             entry["status"] = "unfinished"
         return entry
@@ -494,7 +497,9 @@ def _status(result: Result) -> str:
 
 def report_of(plan: PhotosPlan, subject: Subject, result: Result) -> dict[str, Any]:
     """What a report says beside what decides the result."""
-    solutions = [_solution_entry(i, one, plan.format) for i, one in enumerate(result.solutions)]
+    solutions = [
+        _solution_entry(i, solution, plan.format) for i, solution in enumerate(result.solutions)
+    ]
     if subject.original is not None:
         for entry, against in zip(solutions, _scores(result, subject.original), strict=True):
             entry[f"against_original_at_{COMPARED}px"] = against
@@ -548,8 +553,8 @@ def _solution_entry(number: int, solution: Solution, format: str) -> dict[str, A
 def _scores(result: Result, reference: np.ndarray) -> list[dict[str, float]]:
     """PSNR, SSIM and LPIPS of each solution to the small original."""
     network = load_features("vgg16")
-    found = [_score(solution.image, reference, network) for solution in result.solutions]
-    return [{name: float(value) for name, value in one._asdict().items()} for one in found]
+    scored = [_score(solution.image, reference, network) for solution in result.solutions]
+    return [{name: float(value) for name, value in score._asdict().items()} for score in scored]
 
 
 def device_line() -> str:

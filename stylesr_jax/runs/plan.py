@@ -91,15 +91,15 @@ def variant(
     head, *pairs = text.strip().split(":")
     label, equals, name = head.rpartition("=")
     name, at, own_preset = name.partition("@")
-    own: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for pair in pairs:
         setting, sign, value = pair.partition("=")
         if not sign:
             raise UserError(f"--methods {text}: write NAME:SETTING=VALUE, e.g. rls:lambda_w=0.1")
-        own[setting.strip()] = value.strip()
+        given[setting.strip()] = value.strip()
     kind = method_named(name.strip())
     chosen = own_preset if at else preset if preset in kind.presets else "balanced"
-    method = kind.resolve(chosen, {**own, **(changes or {})})
+    method = kind.resolve(chosen, {**given, **(changes or {})})
     if evaluations is not None:
         method = method.with_budget(evaluations)
     return Variant(label if equals else text.strip(), method, chosen)
@@ -197,9 +197,9 @@ def load_parts(
     if label is not None:
         identity["class"] = label
     parts: dict[str, Any] = {"generator": loaded, "weights_file": path, "identity": identity}
-    if any(one.method.needs_prior for one in variants):
+    if any(v.method.needs_prior for v in variants):
         parts["prior"] = load_prior(loaded, path=prior)
         identity["prior_sha256"] = flow_sha256(parts["prior"])
-    if any(one.method.needs_perceptual for one in variants):
+    if any(v.method.needs_perceptual for v in variants):
         parts["perceptual"] = load_features("vgg16")
     return parts

@@ -128,8 +128,8 @@ def _subject(
     original: np.ndarray | None,
     notes: Iterable[str],
 ) -> Subject:
-    own = (source.path, source.sha256, observation, assumed, original, tuple(notes))
-    return Subject(*own, face=source.face)
+    fields = (source.path, source.sha256, observation, assumed, original, tuple(notes))
+    return Subject(*fields, face=source.face)
 
 
 def compared_size(height: int, width: int) -> tuple[int, int]:

@@ -42,7 +42,7 @@ Rows = Mapping[str, Mapping[str, Row]]  # by image and label
 
 def summarise(plan: EvaluationPlan, outcome: Outcome) -> dict[str, Any]:
     """Means and deviations over the images that every variant finished, and what they mean."""
-    labels = [one.label for one in plan.variants]
+    labels = [v.label for v in plan.variants]
     complete = [name for name, row in outcome.rows.items() if all(k in row for k in labels)]
     table: dict[str, Any] = {}
     for label in [*labels, ORIGINAL]:
@@ -74,18 +74,18 @@ def _by_image(plan: EvaluationPlan, rows: Rows, names: Sequence[str]) -> dict[st
     for variant in plan.variants:
         means = {name: mean_scores(rows[name][variant.label])["lpips_vgg"] for name in names}
         scores[variant.label] = {name: value for name, value in means.items() if value is not None}
-    floor = next((one.label for one in plan.variants if one.method.name == "bicubic"), None)
-    found: dict[str, Any] = {}
-    for label, own in scores.items():
-        if not own:
+    floor = next((v.label for v in plan.variants if v.method.name == "bicubic"), None)
+    by_label: dict[str, Any] = {}
+    for label, of_images in scores.items():
+        if not of_images:
             continue
-        worst = max(own, key=lambda name: own[name])
-        found[label] = {"worst": {"image": worst, "lpips_vgg": own[worst]}}
+        worst = max(of_images, key=lambda name: of_images[name])
+        by_label[label] = {"worst": {"image": worst, "lpips_vgg": of_images[worst]}}
         if floor is not None and label != floor:
-            both = [name for name in own if name in scores[floor]]
-            beaten = sum(own[name] < scores[floor][name] for name in both)
-            found[label]["beats_bicubic"] = {"images": beaten, "n": len(both)}
-    return found
+            both = [name for name in of_images if name in scores[floor]]
+            beaten = sum(of_images[name] < scores[floor][name] for name in both)
+            by_label[label]["beats_bicubic"] = {"images": beaten, "n": len(both)}
+    return by_label
 
 
 def reference_features(plan: EvaluationPlan) -> dict[str, np.ndarray]:
@@ -133,14 +133,18 @@ def _frechet(
     for name in names:
         path = features_path(plan, label, name)
         features_of = read_features(path)
-        for kind, found in parts.items():
+        for kind, vectors in parts.items():
             if kind not in features_of or features_of[kind].shape[1] != reference[kind].shape[1]:
                 raise damaged(path)
-            found.append(features_of[kind])
-    features = {kind: np.concatenate(found) for kind, found in parts.items()}
+            vectors.append(features_of[kind])
+    features = {kind: np.concatenate(vectors) for kind, vectors in parts.items()}
     return {
-        kind: {"mean": float(frechet_distance(own, reference[kind])), "std": 0.0, "n": len(own)}
-        for kind, own in features.items()
+        kind: {
+            "mean": float(frechet_distance(vectors, reference[kind])),
+            "std": 0.0,
+            "n": len(vectors),
+        }
+        for kind, vectors in features.items()
     }
 
 
@@ -159,13 +163,13 @@ def about(plan: EvaluationPlan, images: int) -> dict[str, Any]:
         "seed": plan.seed,
         "sizes": dataclasses.asdict(plan.sizes),
         "variants": {
-            one.label: {
-                "method": one.method.name,
-                "preset": one.preset,
-                "evaluations": one.evaluations,
-                "settings": one.settings,
+            variant.label: {
+                "method": variant.method.name,
+                "preset": variant.preset,
+                "evaluations": variant.evaluations,
+                "settings": variant.settings,
             }
-            for one in plan.variants
+            for variant in plan.variants
         },
     }
 
@@ -237,8 +241,8 @@ def _worst(by_image: Mapping[str, Any], label: str) -> str:
 
 
 def _beaten(by_image: Mapping[str, Any], label: str) -> str:
-    found = by_image.get(label, {}).get("beats_bicubic")
-    return f"{found['images']} of {found['n']}" if found else ""
+    beaten = by_image.get(label, {}).get("beats_bicubic")
+    return f"{beaten['images']} of {beaten['n']}" if beaten else ""
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:
@@ -284,9 +288,9 @@ def _write_csv(path: Path, rows: Rows) -> None:
         writer.writerow(["image", "method", "solution", *names, *extra, "steps", "status"])
         for image, by_label in rows.items():
             for label, row in by_label.items():
-                for i, one in enumerate(row["solutions"]):
-                    values = [one.get(n) for n in names] + [row.get(n) for n in extra]
-                    values += [one.get("steps"), one.get("status", row["status"])]
+                for i, solution in enumerate(row["solutions"]):
+                    values = [solution.get(n) for n in names] + [row.get(n) for n in extra]
+                    values += [solution.get("steps"), solution.get("status", row["status"])]
                     writer.writerow([image, label, i, *("" if v is None else v for v in values)])
 
 
@@ -295,8 +299,8 @@ def _write_csv(path: Path, rows: Rows) -> None:
 
 def _example(plan: EvaluationPlan, outcome: Outcome, path: Path) -> Example:
     """The pictures of an image; read again if an earlier run did all of its work."""
-    found = outcome.examples.get(path.name)
-    return example_of(prepare(plan, path)) if found is None else found
+    example = outcome.examples.get(path.name)
+    return example_of(prepare(plan, path)) if example is None else example
 
 
 def _draw_examples(plan: EvaluationPlan, outcome: Outcome) -> None:

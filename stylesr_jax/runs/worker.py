@@ -145,7 +145,7 @@ class Job(ABC, Generic[P]):
         """What is known of an image, for the same job in another process; pickled."""
 
     @abstractmethod
-    def receive(self, path: Path, found: Any) -> None:
+    def receive(self, path: Path, collected: Any) -> None:
         """Take over what the same job in another process has collected."""
 
 
@@ -221,7 +221,9 @@ class Worker:
     def _images_together(self, subject: Subject) -> int:
         if self.plan.own_truths:
             return 1
-        starts = (self._batch(subject, one) * self.plan.devices for one in self.plan.variants)
+        starts = (
+            self._batch(subject, variant) * self.plan.devices for variant in self.plan.variants
+        )
         return max(images_together(n, self.plan.solutions) for n in starts)
 
     def _batch(self, subject: Subject, variant: Variant) -> int:
@@ -244,13 +246,13 @@ class Worker:
     def _left(self, subjects: Sequence[Subject], variant: Variant) -> list[Subject]:
         """Those of a group that are to be searched for by a variant; the others are skipped."""
         sound = (s for s in subjects if (s.path, s.face, variant.label) not in self._failed)
-        left = []
+        unfinished = []
         for subject in sound:
             if self.job.is_done(subject, variant):
                 self.job.skip(subject, variant)
             else:
-                left.append(subject)
-        return left
+                unfinished.append(subject)
+        return unfinished
 
     # --- searching
 
@@ -269,8 +271,8 @@ class Worker:
                 self._fail(subjects[0].path, variant, error, subjects[0].face)
             return
         self._batches[variant.label, subjects[0].canvas] = batch
-        found = zip(subjects, results, strict=False)  # Ctrl-C leaves out the last ones
-        pipeline.write(self._write, [(subject, variant, result) for subject, result in found])
+        pairs = zip(subjects, results, strict=False)  # Ctrl-C leaves out the last ones
+        pipeline.write(self._write, [(subject, variant, result) for subject, result in pairs])
         if len(results) < len(subjects) or any(result.interrupted for result in results):
             raise KeyboardInterrupt
 

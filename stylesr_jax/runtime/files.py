@@ -158,8 +158,8 @@ def begin_sha256(path: str | os.PathLike[str]) -> None:
 
 def _version(path: str | os.PathLike[str]) -> tuple[Any, ...]:
     """What changes with a file."""
-    found = os.stat(path)
-    return (os.fspath(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    status = os.stat(path)
+    return (os.fspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:

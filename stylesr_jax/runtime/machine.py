@@ -27,8 +27,8 @@ def describe_machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the results."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("stylesr-jax", "jax", "jaxlib", "flax", "optax", "distrax", "numpy", "pillow"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed

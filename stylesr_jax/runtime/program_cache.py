@@ -71,9 +71,9 @@ def drop_programs_if_full() -> None:
     A search of one size of image takes nearly 3,000 mappings, and the compiler crashes when there
     are none left, as after a folder of two dozen sizes. What is needed again comes from the cache.
     """
-    found = mappings()
-    if found is not None and found[0] > found[1] // 2:
-        _log.debug("%d of %d memory mappings are used; compiled programs are dropped", *found)
+    counts = mappings()
+    if counts is not None and counts[0] > counts[1] // 2:
+        _log.debug("%d of %d memory mappings are used; compiled programs are dropped", *counts)
         _ready.clear()
         jax.clear_caches()
 

@@ -38,8 +38,10 @@ def modules_for(arguments: Any) -> list[str]:
     """The modules of the dependencies that a program with these arguments may call."""
     return [
         module
-        for module, one in _registered.items()
-        if any(map(one.applies_to, jax.tree.leaves(arguments, is_leaf=one.applies_to)))
+        for module, dependency in _registered.items()
+        if any(
+            map(dependency.applies_to, jax.tree.leaves(arguments, is_leaf=dependency.applies_to))
+        )
     ]
 
 
@@ -48,8 +50,8 @@ def modules_in(exported: jax.export.Exported) -> list[str]:
     code = exported.mlir_module_serialized
     return [
         module
-        for module, one in _registered.items()
-        if any(target.encode() in code for target in one.targets)
+        for module, dependency in _registered.items()
+        if any(target.encode() in code for target in dependency.targets)
     ]
 
 
@@ -74,5 +76,5 @@ def assume_ready(modules: Iterable[str]) -> Iterator[None]:
 
 def safety_checks() -> list[jax.export.DisabledSafetyCheck]:
     """For `jax.export`: interfaces of these calls change with the package's source files alone."""
-    targets = [target for one in _registered.values() for target in one.targets]
+    targets = [target for dependency in _registered.values() for target in dependency.targets]
     return [jax.export.DisabledSafetyCheck.custom_call(target) for target in targets]

@@ -40,11 +40,11 @@ def path_of(value: Any) -> str:
     """
     function = getattr(value, "__wrapped__", value) if hasattr(value, "lower") else value
     path = f"{function.__module__}:{getattr(function, '__qualname__', '')}"
-    found = lookup(path)
-    while found is not function:
-        if not hasattr(found, "__wrapped__"):
+    target = lookup(path)
+    while target is not function:
+        if not hasattr(target, "__wrapped__"):
             raise NoNameError(f"{path} is something else")
-        found = found.__wrapped__
+        target = target.__wrapped__
     return path
 
 

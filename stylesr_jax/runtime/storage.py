@@ -97,8 +97,8 @@ class Url(PosixPath):
         depth = None if recursive else 1
         names = self._ask(lambda system, name: system.find(name, maxdepth=depth))
         depth = len(self.parts)
-        found = [self._named(name) for name in names]
-        shown = [u for u in found if not any(part.startswith(".") for part in u.parts[depth:])]
+        urls = [self._named(name) for name in names]
+        shown = [u for u in urls if not any(part.startswith(".") for part in u.parts[depth:])]
         return sorted(shown, key=lambda url: (url.parent.parts, url.name))
 
     def matches(self) -> "list[Url]":

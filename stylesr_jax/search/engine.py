@@ -263,14 +263,14 @@ def _advance(
     total: Array,
     state: SearchState,
 ) -> tuple[SearchState, Terms]:
-    one = partial(step, problem, context, starts, keys, total)
-    _, shapes = jax.eval_shape(one, state)
+    step_once = partial(step, problem, context, starts, keys, total)
+    _, shapes = jax.eval_shape(step_once, state)
 
     def skip(state: SearchState) -> tuple[SearchState, Terms]:
         return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
     def body(state: SearchState, _: None) -> tuple[SearchState, Terms]:
-        return jax.lax.cond(state.step < total, one, skip, state)
+        return jax.lax.cond(state.step < total, step_once, skip, state)
 
     return jax.lax.scan(body, state, None, length=length)
 

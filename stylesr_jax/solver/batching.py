@@ -82,10 +82,10 @@ def fitting(most: int, free: int, bytes_of: Callable[[int], int]) -> int:
     """
     if most == 1:
         return 1
-    one, two = bytes_of(1), bytes_of(2)
-    if two > free:
+    bytes_of_one, bytes_of_two = bytes_of(1), bytes_of(2)
+    if bytes_of_two > free:
         return 1
-    size = min(most, 2 + int((free - two) / max(two - one, 1)))
+    size = min(most, 2 + int((free - bytes_of_two) / max(bytes_of_two - bytes_of_one, 1)))
     while size > 2 and bytes_of(size) > free:
         size = max(size * 3 // 4, 2)
     return size

@@ -72,12 +72,12 @@ def correction(
     residual = jax.lax.stop_gradient(target - degradation(image))
     powers = powers_of(residual, explained, noise)
     scale = powers.scale
-    known = jax.lax.rsqrt(1.0 + noise.variance / (scale * powers.explained))
+    trust = jax.lax.rsqrt(1.0 + noise.variance / (scale * powers.explained))
     gains = scale * (powers.explained * smooth_gains(*target.shape[:2]) + FLOOR) + powers.noise
 
     def about_inverse(c: Array) -> Array:
         """The preconditioner: the image is one block, and what is unknown is left alone."""
-        return known * scaled_blocks(known * c, 1.0 / gains)
+        return trust * scaled_blocks(trust * c, 1.0 / gains)
 
     def once(c: Array, _: None) -> tuple[Array, None]:
         residual = target - degradation(corrected(image, scale * spread(c))) - sigma(c)
@@ -137,10 +137,10 @@ def powers_of(
         noise: Sigma; what it says is unknown does not count.
     """
     seen = jnp.asarray(noise.variance < 0.5 * UNKNOWN, residual.dtype)
-    known = jnp.broadcast_to(seen, residual.shape)
-    probe = jax.random.rademacher(jax.random.key(0), residual.shape, residual.dtype) * known
-    count = jnp.maximum(jnp.sum(known), 1)
-    power = jnp.sum(jnp.square(residual) * known) / count
+    observed = jnp.broadcast_to(seen, residual.shape)
+    probe = jax.random.rademacher(jax.random.key(0), residual.shape, residual.dtype) * observed
+    count = jnp.maximum(jnp.sum(observed), 1)
+    power = jnp.sum(jnp.square(residual) * observed) / count
     noise_power = jnp.sum(probe * noise(probe)) / count
     beside_noise = jnp.maximum(power - noise_power, LEAST * power)
     trace = jnp.maximum(jnp.sum(probe * explained(probe)) / count, 1e-4)

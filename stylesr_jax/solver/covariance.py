@@ -150,17 +150,17 @@ def outliers(pixels: Float[np.ndarray, "h w 3"]) -> np.ndarray:
     """Which pixels are of salt and pepper: (h, w, 1)."""
     extreme = np.all(pixels >= 1.0, axis=-1) | np.all(pixels <= -1.0, axis=-1)
     differs = np.abs(pixels - median_filter(pixels, (3, 3, 1), mode="reflect")).max(axis=-1)
-    found = (extreme & (differs > OUTLIER))[..., None]
-    return found if found.mean() > OUTLIERS else np.zeros_like(found)
+    outlying = (extreme & (differs > OUTLIER))[..., None]
+    return outlying if outlying.mean() > OUTLIERS else np.zeros_like(outlying)
 
 
 def of_pixels(pixels: Float[np.ndarray, "h w 3"], tables: JpegTables | None = None) -> Covariance:
     """Sigma of an observation in [-1, 1]; `tables` if a JPEG holds these pixels as they are."""
-    found = outliers(pixels)
-    kept = np.where(found, median_filter(pixels, (3, 3, 1), mode="reflect"), pixels)
+    outlying = outliers(pixels)
+    kept = np.where(outlying, median_filter(pixels, (3, 3, 1), mode="reflect"), pixels)
     noise = Covariance() if tables is None else of_jpeg(tables)
     noise = noise.replace(variance=noise_std(kept) ** 2)
-    return noise.unknown_where(1.0 - found.astype(np.float32)) if found.any() else noise
+    return noise.unknown_where(1.0 - outlying.astype(np.float32)) if outlying.any() else noise
 
 
 def of_picture(picture: Picture, pixels: np.ndarray) -> Covariance:

@@ -206,10 +206,10 @@ class _Search(NamedTuple):
 
 def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
     """Batch after batch, until all starts are searched or Ctrl-C."""
-    found: dict[int, list[Solution]] = {i: [] for i in range(len(search.observations))}
-    seconds = dict.fromkeys(found, 0.0)
+    by_image: dict[int, list[Solution]] = {i: [] for i in range(len(search.observations))}
+    seconds = dict.fromkeys(by_image, 0.0)
     cut = set[int]()  # images that Ctrl-C took steps or starts from
-    jobs = [_Job(i, s) for i in found for s in range(solutions)]
+    jobs = [_Job(i, s) for i in by_image for s in range(solutions)]
     for first in range(0, len(jobs), at_once):
         wanted = jobs[first : first + at_once]
         batch = wanted + [wanted[-1]] * (at_once - len(wanted))  # one size is compiled once
@@ -219,7 +219,7 @@ def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
         except KeyboardInterrupt:  # while compiling or drawing: earlier solutions are kept
             solved, interrupted = [], True
         for job, solution in zip(wanted, solved, strict=False):
-            found[job.image].append(solution)
+            by_image[job.image].append(solution)
             seconds[job.image] += (time.monotonic() - began) / len(wanted)
         if interrupted:
             cut = {job.image for job in jobs[first:]}
@@ -227,14 +227,14 @@ def _solve_all(search: _Search, solutions: int, at_once: int) -> list[Result]:
     return [
         Result(
             observation=search.observations[i],
-            solutions=_in_order(search.method, found[i]),
+            solutions=_in_order(search.method, by_image[i]),
             method=search.method.name,
             settings=search.method.settings,
             seconds=seconds[i],
             interrupted=i in cut,
         )
-        for i in found
-        if found[i]
+        for i in by_image
+        if by_image[i]
     ]
 
 
@@ -396,8 +396,8 @@ def _generated(
 ) -> tuple[Latents, np.ndarray]:
     """Latents of start `b` of a batch, noise included, and what is drawn from them: (H, W, 3)."""
     generator, observation = search.context.generator, search.observations[job.image]
-    start, own = jax.tree.map(lambda x: x[b], (starts, variables))
-    latents = _latents(stage, search.context, start, own)
+    start, searched = jax.tree.map(lambda x: x[b], (starts, variables))
+    latents = _latents(stage, search.context, start, searched)
     if latents.noise is None:
         latents = latents._replace(noise=generator.stored_noise)
     return latents, observation.crop(redraw(generator, latents, block=stage.block))
@@ -415,7 +415,7 @@ def _direct(
     image = observation.crop(redraw_direct(method, observation, generator.resolution))
     low = degrade(on_crop(degradation, observation), image)
     residual_l1, residual_psnr = residuals(low, observation.image)
-    one = Solution(
+    solution = Solution(
         image=image,
         generated=image,
         correction=None,
@@ -431,7 +431,7 @@ def _direct(
         generated_psnr=residual_psnr,
     )
     seconds = time.monotonic() - began
-    return Result(observation, (one,) * solutions, method.name, {}, seconds, False)
+    return Result(observation, (solution,) * solutions, method.name, {}, seconds, False)
 
 
 def _join(histories: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -69,7 +69,7 @@ def draw_starts(
         The starts, a key for each of them and one for each search.
     """
 
-    def one(
+    def draw_start(
         key: Array, index: Array, target: Array, mask: Array, group: Array, noise_mask: Array
     ) -> tuple[Start, Array, Array]:
         start_key, search_key = jax.random.split(jax.random.fold_in(key, index))
@@ -91,7 +91,7 @@ def draw_starts(
             injected = tuple(change if injected is None else map(jnp.add, injected, change))
         return Start(target, mask, group, injected, styles), start_key, search_key
 
-    return jax.vmap(one)(keys, indices, targets, masks, groups, noise_masks)
+    return jax.vmap(draw_start)(keys, indices, targets, masks, groups, noise_masks)
 
 
 def begin_stage(
@@ -106,8 +106,8 @@ def begin_stage(
 ) -> tuple[Any, Key[Array, " B"]]:
     """A batch's variables for a stage, leading axis B, and the keys of its search."""
     start = jax.vmap(stage.start, in_axes=(Beginning(0, 0, None, 0, 0),))  # type: ignore
-    own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
-    return start(Beginning(keys, indices, context, starts, previous)), own
+    stage_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(search_keys, number)
+    return start(Beginning(keys, indices, context, starts, previous)), stage_keys
 
 
 def nearest(
@@ -132,8 +132,8 @@ def _by_distance(
     def nearest_of(key: Array, index: Array, start: Start) -> Array:
         tried = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(tries))
 
-        def distance(one: Array) -> Array:
-            variables = stage.start(Beginning(one, index, context, start, None))
+        def distance(candidate: Array) -> Array:
+            variables = stage.start(Beginning(candidate, index, context, start, None))
             return l1_sum(stage.view(context, start, variables))
 
         at_once = None if stage.stop is None else TRIES_AT_ONCE  # full images take memory

@@ -251,12 +251,12 @@ class Page:
         pasted = [self.pasted, self.pasted_file]
         looked_at = [self.about, self.slider, self.low, self.residual, self.png, self.go_on]
         looked_at += [self.status, *pasted]
-        found = [self.run, self.stop, self.preview, self.curve, self.gallery, self.uncertainty]
-        found += [self.npz, self.paste, *looked_at]
-        one: dict[str, Any] = {"concurrency_id": "search", "concurrency_limit": 1, **QUIET}
-        one["show_progress_on"] = self.status  # where a place in the queue is shown
-        self.run.click(self.search, asked, found, **one)
-        self.go_on.click(self.search_on, asked, found, **one)
+        shown = [self.run, self.stop, self.preview, self.curve, self.gallery, self.uncertainty]
+        shown += [self.npz, self.paste, *looked_at]
+        options: dict[str, Any] = {"concurrency_id": "search", "concurrency_limit": 1, **QUIET}
+        options["show_progress_on"] = self.status  # where a place in the queue is shown
+        self.run.click(self.search, asked, shown, **options)
+        self.go_on.click(self.search_on, asked, shown, **options)
         self.stop.click(self.halt, None, [self.stop, self.status], concurrency_limit=None, **QUIET)
         self.gallery.select(self.look_at, None, looked_at, **QUIET)
         self.paste.click(self.paste_back, None, [self.status, *pasted], **QUIET)
@@ -446,9 +446,9 @@ class Page:
 
     def _found(self, session: Session) -> Values:
         """What the part for solutions shows of a new result."""
-        found, session.number = session.finding, 0
-        result, request = found.result, found.request
-        latents = results.write_latents(session.folder, result, request, self.models, found.photo)
+        finding, session.number = session.finding, 0
+        result, request = finding.result, finding.request
+        latents = results.write_latents(session.folder, result, request, self.models, finding.photo)
         text = f"{len(result.solutions)} solution(s) in {result.seconds:.0f} s"
         if result.interrupted:
             text += ", stopped early"
@@ -460,7 +460,7 @@ class Page:
                 value=map_of_deviations, visible=map_of_deviations is not None
             ),
             self.npz: gr.update(value=str(latents), interactive=True),
-            self.paste: gr.update(interactive=found.photo.transform(found.choice) is not None),
+            self.paste: gr.update(interactive=finding.photo.transform(finding.choice) is not None),
             self.preview: to_uint8(result.solutions[0].image),
             **self._looked_at(session),
         }
@@ -494,9 +494,9 @@ class Page:
     def paste_back(self, request: gr.Request) -> Values:
         """The photo enlarged, with the solution in its face's place."""
         session = self._session(request)
-        found = session.finding
-        solution = found.result.solutions[session.number].image
-        pasted = results.pasted_back(found.photo, found.choice, solution)
+        finding = session.finding
+        solution = finding.result.solutions[session.number].image
+        pasted = results.pasted_back(finding.photo, finding.choice, solution)
         file = results.write_picture(session.folder, f"photo_{session.number}", pasted)
         return {
             self.status: said(f"The photo is enlarged to {pasted.shape[1]}x{pasted.shape[0]} px"),

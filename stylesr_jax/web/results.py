@@ -31,8 +31,8 @@ WIDTH, HEIGHT = 480, 160  # of the loss curve's drawing
 def gallery(result: Result) -> list[tuple[np.ndarray, str]]:
     """Each solution, uint8, and its caption."""
     return [
-        (to_uint8(one.image), f"solution {i}: {one.residual_psnr:.1f} dB")
-        for i, one in enumerate(result.solutions)
+        (to_uint8(solution.image), f"solution {i}: {solution.residual_psnr:.1f} dB")
+        for i, solution in enumerate(result.solutions)
     ]
 
 
@@ -64,14 +64,14 @@ def uncertainty(result: Result) -> np.ndarray | None:
 
 def description(result: Result, number: int) -> str:
     """A solution in a line."""
-    one = result.solutions[number]
+    solution = result.solutions[number]
     parts = [
         f"Solution {number}",
-        f"downscaled it matches the observation to {one.residual_psnr:.1f} dB "
-        f"(mean difference {one.residual_l1 * 127.5:.2f} of 255)",
-        f"before the correction {one.generated_psnr:.1f} dB",
+        f"downscaled it matches the observation to {solution.residual_psnr:.1f} dB "
+        f"(mean difference {solution.residual_l1 * 127.5:.2f} of 255)",
+        f"before the correction {solution.generated_psnr:.1f} dB",
     ]
-    return "; ".join(parts if one.status == "ok" else [*parts, one.status])
+    return "; ".join(parts if solution.status == "ok" else [*parts, solution.status])
 
 
 def loss_curve(losses: Sequence[float], step: int, steps: int) -> str:

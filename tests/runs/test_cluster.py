@@ -120,7 +120,7 @@ def test_a_worker_reports_what_it_says_and_finds(worker):
     one = make()
     report = pickle.loads(one({"begin": [1], "end": [3]})[cluster.COLUMN][0])
     assert _events(report) == [("say", "result")] * 2
-    assert {path.name: found["status"] for path, found in report.found.items()} == {
+    assert {path.name: collected["status"] for path, collected in report.collected.items()} == {
         "face1.png": "ok",
         "face2.png": "ok",
     }
@@ -150,8 +150,8 @@ def test_an_input_is_left_out_after_the_third_death(worker):
     report = make().do(0, 2)
     assert _events(report)[0] == ("say", "result")
     assert "face1.png: its worker died 3 times; left out" in _events(report)[1][1]
-    assert report.found[photos[1]]["status"] == "failed"
-    assert report.found[photos[0]]["status"] == "ok"
+    assert report.collected[photos[1]]["status"] == "failed"
+    assert report.collected[photos[0]]["status"] == "ok"
 
 
 def test_a_worker_that_cannot_begin_says_why(worker, tmp_path, monkeypatch):

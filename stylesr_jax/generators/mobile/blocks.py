@@ -76,13 +76,13 @@ def _block(
     x (N, H, W, C), styles (N, ...), noise (1 or N, 2H, 2W) -> (N, 2H, 2W, features) or the image.
     """
 
-    def one(x: Array, styles: Params, noise1: Array, noise2: Array) -> Array:
+    def one_image(x: Array, styles: Params, noise1: Array, noise2: Array) -> Array:
         whole = {"x": x, "noise1": noise1, "noise2": noise2}
         return map_strips(block_rows, whole, {"styles": styles, "weights": weights}, strips=strips)
 
     shared = [len(m) == 1 for m in (noise1, noise2)]
     noise1, noise2 = (m[0] if s else m for s, m in zip(shared, (noise1, noise2), strict=True))
-    return jax.vmap(one, in_axes=(0, 0, *(None if s else 0 for s in shared)))(
+    return jax.vmap(one_image, in_axes=(0, 0, *(None if s else 0 for s in shared)))(
         x, styles, noise1, noise2
     )
 

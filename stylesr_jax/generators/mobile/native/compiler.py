@@ -134,8 +134,8 @@ def _processor() -> list[str]:
     """What tells processors with different instructions apart."""
     try:
         with open("/proc/cpuinfo") as file:
-            known = ("model name", "flags", "Features")
-            rows = {row for row in file if row.startswith(known)}
+            identifying = ("model name", "flags", "Features")
+            rows = {row for row in file if row.startswith(identifying)}
     except OSError:
         rows = set()
     return [platform.machine(), platform.processor(), *sorted(rows)]
