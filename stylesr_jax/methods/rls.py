@@ -45,6 +45,7 @@ from stylesr_jax.search.schedules import schedule
 Space = Literal["w+", "w"]
 
 LARGEST_ACTIVATION = 32  # px; larger ones fit inputs of 128 px too closely
+SMALLEST_BALL = 32  # px of inputs; for larger ones, which say more, the ball grows as their side
 
 # Section 4: Adam, 500 steps at 0.5 in w, from the mean; L1 as a sum makes the weights of one
 # order. Several solutions start from mapped latents. The published flow was fitted without noise,
@@ -200,7 +201,7 @@ class RLS(StyleSearch):
     activation_steps: int = 60  # with the activation that enters a block too
     activation_rate: float = 0.07
     activation_block: int = static(0)  # which; 0: where features have half the input's size
-    activation_radius: float = 0.1  # of the l1 ball for it, in l1 norms of its centre
+    activation_radius: float = 0.1  # of the l1 ball for it at 32 px, in l1 norms of its centre
 
     @property
     def full_steps(self) -> int:
@@ -208,13 +209,14 @@ class RLS(StyleSearch):
         return self.steps + self.activation_steps
 
     def fitted(self, generator: Generator, side: int) -> "RLS":
-        """With a block that the generator has."""
+        """With a block that the generator has, and a ball for an input of `side` px."""
         sizes = generator.config.block_resolutions
         half = sum(size <= min(side // 2, LARGEST_ACTIVATION) for size in sizes)
         fitted = super().fitted(generator, side)
         return fitted.replace(
             activation_block=min(self.activation_block or max(half, 1), len(sizes) - 1),
             activation_steps=self.activation_steps if len(sizes) > 1 else 0,
+            activation_radius=self.activation_radius * max(side / SMALLEST_BALL, 1.0),
         )
 
     def make_stages(self) -> Iterator[Stage]:

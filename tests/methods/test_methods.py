@@ -543,6 +543,11 @@ def test_the_activation_has_half_the_inputs_size_and_at_most_32_px(side, size):
     assert sizes[last.block - 1] == size  # of what enters the block
 
 
+@pytest.mark.parametrize(("side", "radius"), [(8, 0.1), (32, 0.1), (64, 0.2), (128, 0.4)])
+def test_the_activations_ball_grows_with_the_input(small, side, radius):
+    assert METHODS["rls"]().fitted(small, side).activation_radius == pytest.approx(radius)
+
+
 def test_the_activation_begins_as_the_styles_make_it_and_stays_in_its_ball(small, prior):
     method = METHODS["rls"](activation_radius=0.01).fitted(small, 8)
     *_, styles, last = method.make_stages()
