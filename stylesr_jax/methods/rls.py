@@ -45,7 +45,7 @@ from stylesr_jax.search.schedules import schedule
 Space = Literal["w+", "w"]
 
 LARGEST_ACTIVATION = 32  # px; larger ones fit inputs of 128 px too closely
-SMALLEST_BALL = 32  # px of inputs; for larger ones, which say more, the ball grows as their side
+UNIT_SIDE = 32  # px of inputs; the activation's ball of larger ones, which say more, is larger
 
 # Section 4: Adam, 500 steps at 0.5 in w, from the mean; L1 as a sum makes the weights of one
 # order. Several solutions start from mapped latents. The published flow was fitted without noise,
@@ -216,7 +216,7 @@ class RLS(StyleSearch):
         return fitted.replace(
             activation_block=min(self.activation_block or max(half, 1), len(sizes) - 1),
             activation_steps=self.activation_steps if len(sizes) > 1 else 0,
-            activation_radius=self.activation_radius * max(side / SMALLEST_BALL, 1.0),
+            activation_radius=self.activation_radius * max(side / UNIT_SIDE, 1.0),
         )
 
     def make_stages(self) -> Iterator[Stage]:

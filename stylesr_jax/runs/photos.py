@@ -242,8 +242,10 @@ class PhotosJob(Job[PhotosPlan]):
                 subjects = [whole(self.plan, source, picture, self._doubts(picture))]
             else:
                 photo = self._photo(picture, faces)
-                chosen = enumerate(photo.faces)
-                subjects = [face_of(self.plan, source, picture, *numbered) for numbered in chosen]
+                subjects = [
+                    face_of(self.plan, source, picture, number, face)
+                    for number, face in enumerate(photo.faces)
+                ]
                 self._begin(source, photo)
         except UserError as error:
             raise UserError(f"{source.shown}: {error}") from error
