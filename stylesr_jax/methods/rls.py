@@ -181,11 +181,11 @@ class RLS(StyleSearch):
     step_fields = (*StyleSearch.step_fields, "activation_steps")
     presets: ClassVar = {
         "fast": {
-            "style_steps": 100,
-            "coarse_steps": 100,
-            "steps": 5,
+            "style_steps": 15,
+            "coarse_steps": 80,
+            "steps": 0,
             "activation_steps": 10,
-            "activation_rate": 0.1,
+            "activation_rate": 0.12,
         },
         "best": {"steps": 20, "activation_steps": 100, "activation_rate": 0.05},
         "diverse": {"spread": 1.0},  # starts further from the mean
@@ -213,16 +213,19 @@ class RLS(StyleSearch):
         sizes = generator.config.block_resolutions
         half = sum(size <= min(side // 2, LARGEST_ACTIVATION) for size in sizes)
         fitted = super().fitted(generator, side)
+        if len(sizes) == 1:  # no activation enters a block: styles get its steps
+            return fitted.replace(steps=self.full_steps, activation_steps=0)
         return fitted.replace(
             activation_block=min(self.activation_block or max(half, 1), len(sizes) - 1),
-            activation_steps=self.activation_steps if len(sizes) > 1 else 0,
             activation_radius=self.activation_radius * max(side / UNIT_SIDE, 1.0),
         )
 
     def make_stages(self) -> Iterator[Stage]:
         """Styles, then the activation too."""
         *early, styles = super().make_stages()
-        yield from (*early, styles)
+        yield from early
+        if self.steps or not self.activation_steps:
+            yield styles
         if self.activation_steps:
             yield ActivationStage(
                 method=self,
@@ -287,18 +290,19 @@ class ActivationStage(Stage):
     section 3), in units of its own deviation, so that one rate is right for it and for styles.
 
     Attributes:
-        styles: the stage before.
+        styles: the stage that would search styles alone.
     """
 
     styles: Any = None
 
     def start(self, given: Beginning) -> Variables:
         """The styles that were found, and what they make there."""
-        latents = self.styles.latents(given.context, given.start, given.previous)
+        styles = self.styles.start(given)
+        latents = self.styles.latents(given.context, given.start, styles)
         activation = activation_entering(given.context.generator, latents, block=self.block)
         scale = jax.tree.map(lambda x: jnp.maximum(jnp.std(x), 1e-6), activation)
         scaled = jax.tree.map(jnp.divide, activation, scale)
-        return {"styles": given.previous, "activation": scaled, "scale": scale}
+        return {"styles": styles, "activation": scaled, "scale": scale}
 
     def decode(self, context: Context, variables: Variables) -> Latents:
         """Styles and the activation."""

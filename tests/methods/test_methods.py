@@ -582,3 +582,20 @@ def test_an_activation_comes_nearer_to_the_input_than_styles_alone(small, prior)
     assert styles.block == 0 and styles.latents.activation is None
     assert with_activation.latents.activation is not None
     assert with_activation.terms["l1"] < 0.9 * styles.terms["l1"]
+
+
+def test_the_activation_may_follow_on_styles_of_small_images(small, prior):
+    method = METHODS["rls"](style_steps=2, coarse_steps=2, steps=0, activation_steps=4)
+    assert [stage.coarse for stage in method.make_stages()] == [True, True, False]
+    result = _upsample(small, "rls", prior, steps=8, settings=method.settings)
+    for solution in result.solutions:
+        assert solution.is_sound and solution.latents.activation is not None
+        assert len(solution.history["l1"]) == 8
+
+
+def test_styles_get_the_steps_where_no_activation_enters_a_block():
+    config = SimpleNamespace(block_resolutions=(4,), image_resolutions=(4,))
+    generator = SimpleNamespace(config=config, resolution=4)
+    method = METHODS["rls"](steps=0, activation_steps=7).fitted(generator, 4)
+    assert [int(stage.steps) for stage in method.make_stages()] == [7, 7]
+    assert method.settings["activation_steps"] == 0
